@@ -1,0 +1,131 @@
+"""The options of the generator: decides names, units, defaults and what is refused, without building anything.
+
+The defaults are those with the lowest reconstruction error after a fixed number of steps; README.md has the table.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
+
+from hyperconv.blocks import Block, GridShape
+from hyperconv.checks import check_kernel_fits, check_kernel_size, check_size
+from hyperconv.errors import HyperConvError
+
+__all__ = ["Centering", "Expander", "GeneratorConfig", "Pooling"]
+
+Centering = Literal["running", "none"]
+Expander = Literal["basis", "broadcast"]
+Pooling = Literal["mean", "attention"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """What a HyperConvGenerator is made of; immutable, comparable, and plain JSON through to_dict / from_dict.
+
+    Raises:
+        HyperConvError: a value out of range, named with the field.
+
+    >>> config = GeneratorConfig(grid=(16, 32))
+    >>> config.max_seq_len
+    512
+    >>> GeneratorConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    condition_dim: int = 384
+    """Length D of one prompt embedding (384 for all-MiniLM-L6-v2)."""
+    hidden_dim: int = 384
+    """Width of the condition features and of the tokens inside the HyperConv blocks."""
+    grid: tuple[int, int] = (16, 32)
+    """(L, H): number of transformer layers, tokens per layer; the output has L·H tokens."""
+    output_dim: int = 384
+    """W: values per generated token."""
+    num_hyperconv_blocks: int = 3
+    """HyperConv blocks between the sequence expander and the output projection; 0 leaves the expander alone."""
+    block: Block = "sequential"
+    """Which block: "sequential" or "dual"."""
+    kernel_size: int = 3
+    """Odd kernel length of the H and L convolutions, in positions along each axis they slide over."""
+    kernel_size_w: int = 1
+    """Odd kernel length of the W convolutions, in layers and in tokens; they hold nearly all weights of a block."""
+    expander: Expander = "basis"
+    """"basis": each token position has num_basis learned patterns that the condition mixes; "broadcast": every position
+    starts from the same condition and only the position embeddings tell tokens apart."""
+    num_basis: int = 16
+    """Learned patterns per token position (expander "basis")."""
+    expander_skip: bool = True
+    """Add the mixed patterns to the output directly, past the blocks (expander "basis")."""
+    position_embedding: bool = True
+    """Give every token a learned embedding of its layer and one of its place within the layer."""
+    film: bool = True
+    """Let the condition scale and shift the normalised input of every block."""
+    pooling: Pooling = "mean"
+    """How the prompts of a task become one condition: "mean" or "attention" (one learned query)."""
+    centering: Centering = "running"
+    """"running": subtract the mean of all prompt embeddings seen in training and divide by their spread; "none"."""
+    output_scale: float = 0.1
+    """Factor, learned from this start, on the output projection; small starts near the mean adapter."""
+    activation_checkpointing: bool = False
+    """While training keep only the inputs of the blocks and compute the rest twice: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        for name in ("condition_dim", "hidden_dim", "output_dim", "num_basis"):
+            check_size(name, getattr(self, name))
+        check_size("num_hyperconv_blocks", self.num_hyperconv_blocks, at_least=0)
+        if not isinstance(self.grid, tuple | list) or len(self.grid) != 2:
+            raise HyperConvError(f"grid is {self.grid!r}, expected two sizes (L layers, H tokens per layer).")
+        L, H = (check_size(f"{axis} of grid", size) for axis, size in zip("LH", self.grid, strict=True))
+        # JSON and YAML know lists only; the field stays a tuple so that configs stay hashable.
+        object.__setattr__(self, "grid", (L, H))
+        for name, kind in (("block", Block), ("expander", Expander), ("pooling", Pooling), ("centering", Centering)):
+            if getattr(self, name) not in get_args(kind):
+                allowed = " or ".join(map(repr, get_args(kind)))
+                raise HyperConvError(f"{name} is {getattr(self, name)!r}, expected {allowed}.")
+        check_kernel_size("kernel_size", self.kernel_size)
+        check_kernel_size("kernel_size_w", self.kernel_size_w)
+        if self.num_hyperconv_blocks:
+            check_kernel_fits("kernel_size", self.kernel_size, {"L": L, "H": H, "W": self.hidden_dim})
+            check_kernel_fits("kernel_size_w", self.kernel_size_w, {"L": L, "H": H})
+        if not isinstance(self.output_scale, int | float) or not 0 <= self.output_scale < float("inf"):
+            raise HyperConvError(f"output_scale is {self.output_scale!r}, expected a finite number of at least 0.")
+
+    @property
+    def max_seq_len(self) -> int:
+        """Number of generated tokens, L·H."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def hidden_shape(self) -> GridShape:
+        """(L, H, hidden_dim): the grid inside the blocks."""
+        return (*self.grid, self.hidden_dim)
+
+    def num_parameters(self) -> int:
+        """Learned numbers of the network, counted without building it."""
+        from hyperconv.counting import generator_parameters
+
+        return generator_parameters(self)
+
+    def flops(self, num_prompts: int = 8) -> int:
+        """Floating-point operations of one forward pass for one adapter, counted without building the network.
+
+        A multiplication and an addition count as two, as in `torch.utils.flop_counter.FlopCounterMode`, and only
+        matrix products and convolutions are counted, zero padding included.
+        """
+        from hyperconv.counting import generator_flops
+
+        return generator_flops(self, check_size("num_prompts", num_prompts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "grid": list(self.grid)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from `to_dict` or a loaded JSON file; raise HyperConvError for a key that is no field."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise HyperConvError(
+                f"config has unknown key(s) {', '.join(unknown)}, expected some of {', '.join(known)}."
+            )
+        return cls(**values)

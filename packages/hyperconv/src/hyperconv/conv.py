@@ -1,0 +1,102 @@
+"""One hyper-convolution: decides in which memory format each of the three axes is mixed.
+
+Legend: B batch, L layers, H tokens per layer, W values per token; k kernel size.
+A grid is stored [B, L, H, W]. Seen as [B, W, L, H] it is channels-last already, and seen as [B, L, H, W] it is
+contiguous with L as channels, so mixing W and mixing L copy nothing; mixing H needs [B, H, L, W], which is a copy.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hyperconv.checks import AXES, Axis, check_grid_input, check_kernel_fits, check_kernel_size, check_size
+from hyperconv.errors import HyperConvError
+
+__all__ = ["HyperConv"]
+
+
+class HyperConv(nn.Module):
+    """A 2-D convolution over a grid [B, L, H, W] that mixes one axis as channels and slides over the other two.
+
+    Conv_W slides over (L, H), Conv_H over (L, W), Conv_L over (H, W); stride 1, padding "same" with zeros.
+
+    Args:
+        axis: the axis that is mixed: "L", "H" or "W".
+        in_size: length of that axis in the input.
+        out_size: length of that axis in the output.
+        kernel_size: odd length of the kernel along both axes it slides over.
+        bias: add one learned number per entry of the output axis.
+        allow_oversized_kernel: accept inputs whose other axes are shorter than the kernel (some published decoders).
+        device, dtype: where and how the parameters are made.
+
+    Shapes: input [B, L, H, W], output the same with `axis` replaced by `out_size`; the dtype is kept.
+    Parameters: `weight` [out_size, in_size, k, k], its last two axes in the order L, H, W; `bias` [out_size].
+
+    Raises:
+        HyperConvError: an even kernel, a kernel longer than an axis, an input of another rank or size.
+
+    >>> conv_w = HyperConv("W", 8, 6, kernel_size=3)
+    >>> conv_w(torch.zeros(2, 5, 3, 8)).shape
+    torch.Size([2, 5, 3, 6])
+    """
+
+    def __init__(
+        self,
+        axis: Axis,
+        in_size: int,
+        out_size: int,
+        kernel_size: int,
+        *,
+        bias: bool = False,
+        allow_oversized_kernel: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if axis not in AXES:
+            raise HyperConvError(f"axis is {axis!r}, expected one of 'L', 'H', 'W'.")
+        self.axis: Axis = axis
+        self.in_size = check_size("in_size", in_size)
+        self.out_size = check_size("out_size", out_size)
+        self.kernel_size = check_kernel_size("kernel_size", kernel_size)
+        self.allow_oversized_kernel = allow_oversized_kernel
+        shape = (self.out_size, self.in_size, self.kernel_size, self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(self.out_size, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew as `torch.nn.Conv2d` does: uniform in ±1/sqrt(in_size · k²)."""
+        bound = 1.0 / math.sqrt(self.in_size * self.kernel_size**2)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """Say the axis and the sizes in `print(module)`."""
+        return f"axis={self.axis!r}, {self.in_size} -> {self.out_size}, kernel_size={self.kernel_size}"
+
+    def forward(self, x_BLHW: Tensor) -> Tensor:
+        """Mix the axis; see the class for shapes and errors."""
+        self._check_input(x_BLHW)
+        padding = self.kernel_size // 2
+        if self.axis == "W":
+            if self.kernel_size == 1:
+                return nn.functional.linear(x_BLHW, self.weight[:, :, 0, 0], self.bias)
+            return nn.functional.conv2d(x_BLHW.permute(0, 3, 1, 2), self.weight, self.bias, padding=padding).permute(
+                0, 2, 3, 1
+            )
+        if self.axis == "H":
+            return nn.functional.conv2d(x_BLHW.transpose(1, 2), self.weight, self.bias, padding=padding).transpose(1, 2)
+        return nn.functional.conv2d(x_BLHW, self.weight, self.bias, padding=padding)
+
+    def check_sizes(self, sizes: Mapping[Axis, int]) -> None:
+        """Raise HyperConvError where the kernel is longer than one of `sizes`, the axes it slides over."""
+        if not self.allow_oversized_kernel:
+            check_kernel_fits(f"kernel_size of Conv_{self.axis}", self.kernel_size, sizes)
+
+    def _check_input(self, x_BLHW: Tensor) -> None:
+        check_grid_input("x", x_BLHW, [self.in_size if axis == self.axis else None for axis in AXES])
+        self.check_sizes({axis: x_BLHW.shape[1 + i] for i, axis in enumerate(AXES) if axis != self.axis})

@@ -1,0 +1,99 @@
+"""From one condition vector to a grid of tokens: decides where the network keeps what differs from token to token.
+
+Legend: B batch, C hidden_dim, K num_basis, L layers, H tokens per layer, W output_dim.
+Convolutions share their weights over all positions, so they cannot hold one pattern per token and task;
+the basis has weights of its own for every token and holds K of them, which the condition mixes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hyperconv.config import GeneratorConfig
+
+__all__ = ["BasisExpander", "BroadcastExpander", "PositionEmbedding", "make_expander"]
+
+
+class PositionEmbedding(nn.Module):
+    """A learned vector per layer plus one per place within the layer, [L, H, C]."""
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        L, H = config.grid
+        self.layer = nn.Parameter(torch.empty(L, 1, config.hidden_dim, device=device, dtype=dtype))
+        self.slot = nn.Parameter(torch.empty(1, H, config.hidden_dim, device=device, dtype=dtype))
+        nn.init.normal_(self.layer, std=0.02)
+        nn.init.normal_(self.slot, std=0.02)
+
+    def forward(self) -> Tensor:
+        """The embeddings of the whole grid."""
+        return self.layer + self.slot
+
+
+class BasisExpander(nn.Module):
+    """`x[l, h, :] = sum_k f_k(c) · basis[k, l, h, :]` with features f of unit mean square."""
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        L, H = config.grid
+        self.skip = config.expander_skip
+        self.features = nn.Linear(config.hidden_dim, config.num_basis, device=device, dtype=dtype)
+        self.basis = nn.Parameter(torch.zeros(config.num_basis, L, H, config.output_dim, device=device, dtype=dtype))
+        self.lift = (
+            None
+            if config.output_dim == config.hidden_dim
+            else nn.Linear(config.output_dim, config.hidden_dim, device=device, dtype=dtype)
+        )
+        self.position = PositionEmbedding(config, device=device, dtype=dtype) if config.position_embedding else None
+
+    def forward(self, condition_BC: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, C] to the input of the blocks [B, L, H, C] and, with the skip, what reaches the output [B, L, H, W]."""
+        f_BK = self.features(condition_BC)
+        f_BK = nn.functional.layer_norm(f_BK, f_BK.shape[-1:])
+        mixed_BLHW = (f_BK @ self.basis.flatten(1)).view(-1, *self.basis.shape[1:])
+        x_BLHC = mixed_BLHW if self.lift is None else self.lift(mixed_BLHW)
+        if self.position is not None:
+            x_BLHC = x_BLHC + self.position()
+        return x_BLHC, mixed_BLHW if self.skip else None
+
+
+class BroadcastExpander(nn.Module):
+    """Every position starts from the same condition; only its position embedding sets a token apart."""
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.position = PositionEmbedding(config, device=device, dtype=dtype) if config.position_embedding else None
+
+    def forward(self, condition_BC: Tensor) -> tuple[Tensor, None]:
+        """[B, C] to the input of the blocks [B, L, H, C]; nothing goes past them."""
+        x_BLHC = condition_BC[:, None, None, :].expand(-1, *self.grid, -1)
+        return (x_BLHC if self.position is None else x_BLHC + self.position()), None
+
+
+def make_expander(
+    config: GeneratorConfig,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> BasisExpander | BroadcastExpander:
+    """Build the expander that `config.expander` names."""
+    kind = BasisExpander if config.expander == "basis" else BroadcastExpander
+    return kind(config, device=device, dtype=dtype)
