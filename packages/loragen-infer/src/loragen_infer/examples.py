@@ -1,0 +1,153 @@
+"""Prompt/response examples on disk, and how a causal language model sees them.
+
+Collecting (training on the responses) and evaluating (scoring them) share this module, so a score is of the very
+sequence that was trained.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loragen_infer.errors import LoragenInferError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Example", "TokenizedExample", "batches_by_length", "read_examples", "read_jsonl", "tokenize_example"]
+
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "text")
+RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One sample of a task."""
+
+    prompt: str
+    """What the language model is asked."""
+    response: str
+    """What it should answer; empty where a file has prompts only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedExample:
+    """An example as token ids; the first ``num_prompt_tokens`` of ``input_ids`` are the prompt."""
+
+    input_ids: list[int]
+    num_prompt_tokens: int
+
+    @property
+    def labels(self) -> list[int]:
+        """``input_ids`` with the prompt masked by -100, the index that PyTorch's cross-entropy ignores."""
+        return [-100] * self.num_prompt_tokens + self.input_ids[self.num_prompt_tokens :]
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file (or of one JSON list), in order.
+
+    Raises:
+        LoragenInferError: The file is missing, empty, not text, or a line is not a JSON object.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise LoragenInferError(f"{path} is not a file; give a .jsonl file.") from error
+    except UnicodeDecodeError as error:
+        raise LoragenInferError(f"{path} is not UTF-8 text (byte {error.start}); give a .jsonl file.") from error
+    if text.lstrip().startswith("["):
+        return _json_list(path, text)
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LoragenInferError(f"{path}, line {number} is not JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise LoragenInferError(f"{path}, line {number} is {type(row).__name__}, not a JSON object with fields.")
+        rows.append(row)
+    if not rows:
+        raise LoragenInferError(f"{path} is empty; it needs one JSON object a line.")
+    return rows
+
+
+def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LoragenInferError(f"{path} is not JSON: {error}.") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise LoragenInferError(f"{path} must be a list of at least one JSON object with fields.")
+    return list(rows)
+
+
+def read_examples(path: Path, *, need_response: bool = True) -> list[Example]:
+    """Return the samples of a JSON or JSONL file that has one of the usual column names.
+
+    The prompt is in ``prompt``, ``question``, ``instruction`` or ``text``; the response in ``response``,
+    ``answer``, ``output`` or ``completion``.
+
+    Raises:
+        LoragenInferError: As :func:`read_jsonl`; or a row lacks a column, or holds no text in it.
+    """
+    examples = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        prompt = _text(row, PROMPT_COLUMNS, path, number)
+        response = _text(row, RESPONSE_COLUMNS, path, number) if need_response else ""
+        examples.append(Example(prompt=prompt, response=response))
+    return examples
+
+
+def _text(row: dict[str, Any], columns: Sequence[str], path: Path, number: int) -> str:
+    column = next((name for name in columns if name in row), None)
+    if column is None:
+        raise LoragenInferError(
+            f"{path}, row {number} has the columns {', '.join(row) or '(none)'}, but none of {', '.join(columns)}."
+        )
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise LoragenInferError(f"{path}, row {number}: {column!r} is {value!r}, but must be text.")
+    return value
+
+
+def tokenize_example(
+    tokenizer: "PreTrainedTokenizerBase", example: Example, *, max_length: int | None = None
+) -> TokenizedExample:
+    """Return the token ids of prompt and response, the response closed by the end-of-sequence token.
+
+    The prompt goes through the tokenizer's chat template as one user turn; a tokenizer without a template gets the
+    prompt and a newline.
+
+    Raises:
+        LoragenInferError: The sequence is longer than ``max_length`` tokens.
+    """
+    if tokenizer.chat_template is not None:
+        turn = [{"role": "user", "content": example.prompt}]
+        prompt_text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+    else:
+        prompt_ids = tokenizer(example.prompt + "\n")["input_ids"]
+    response_ids = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id is not None:
+        response_ids = [*response_ids, tokenizer.eos_token_id]
+    input_ids = [*prompt_ids, *response_ids]
+    if max_length is not None and len(input_ids) > max_length:
+        raise LoragenInferError(
+            f"A sample has {len(input_ids)} tokens, over max_length={max_length}: {example.prompt[:60]!r}…; raise "
+            "max_length or drop the sample."
+        )
+    return TokenizedExample(input_ids=input_ids, num_prompt_tokens=len(prompt_ids))
+
+
+def batches_by_length(lengths: Iterable[int], batch_size: int) -> list[list[int]]:
+    """Return the indices of ``lengths`` in batches of like length, the longest first, so that little is padded.
+
+    Example:
+        >>> batches_by_length([5, 9, 1, 8], 2)
+        [[1, 3], [0, 2]]
+    """
+    order = sorted(range(len(sizes := list(lengths))), key=lambda index: -sizes[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

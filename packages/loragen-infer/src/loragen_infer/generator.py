@@ -1,0 +1,60 @@
+"""From prompts to an adapter: encoder, generator, statistics and layout in one object."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lora_tokenizer import LoraAdapter
+
+from loragen_infer.bundle import GeneratorBundle
+from loragen_infer.encoder import PromptEncoder
+
+__all__ = ["LoraGenerator"]
+
+
+class LoraGenerator:
+    """Writes LoRA adapters from prompts with a trained bundle.
+
+    Args:
+        bundle: The trained generator.
+        encoder: The prompt encoder that the bundle was trained with.
+        device: A torch device for the generator.
+
+    Example:
+        .. code-block:: python
+
+            generator = LoraGenerator.from_pretrained("experiments/zoo_20260101_120000")
+            adapter = generator.generate(["What is 17 + 25?", "What is 3 + 88?"])
+            write_adapter(adapter, "my-adapter")  # lora_tokenizer.write_adapter
+    """
+
+    def __init__(self, bundle: GeneratorBundle, encoder: PromptEncoder, *, device: str = "cpu") -> None:
+        self.bundle = bundle
+        self.encoder = encoder
+        self._device = torch.device(device)
+        bundle.generator.to(self._device)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str = "cpu") -> "LoraGenerator":
+        """Load a bundle (a file, a ``final_model`` or an experiment folder) and the encoder that it names.
+
+        Raises:
+            LoragenInferError: The bundle or its encoder is missing or unreadable.
+        """
+        bundle = GeneratorBundle.load(Path(path))
+        return cls(bundle, PromptEncoder(bundle.text_encoder_name, device=device), device=device)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[str]) -> LoraAdapter:
+        """Return the adapter for the one task that ``prompts``, unlabelled and in any order, describe.
+
+        Raises:
+            LoragenInferError: ``prompts`` is empty, or one of them has no text.
+        """
+        condition_BPD = self.encoder.encode(prompts).unsqueeze(0).to(self._device)
+        tokens_BNW = self.bundle.generator(condition_BPD)
+        return self.bundle.layout.decode(self.bundle.stats.denormalize(tokens_BNW[0].float().cpu()))
+
+    def mean_adapter(self) -> LoraAdapter:
+        """Return the mean of the training adapters: what generation deviates from, and a baseline to beat."""
+        return self.bundle.layout.decode(self.bundle.stats.mean)

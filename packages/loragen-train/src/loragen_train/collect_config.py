@@ -1,0 +1,128 @@
+"""The configuration of ``loragen-train collect``; imports nothing heavy, so that ``--help`` is fast."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loragen_train.errors import LoragenTrainError
+
+__all__ = ["CollectConfig", "CollectTask", "LoraSettings", "LoraTraining", "check_positive", "check_task_names"]
+
+
+def check_task_names(names: list[str]) -> None:
+    """Raise LoragenTrainError unless ``names`` are different and each is fit to be a file name."""
+    for name in names:
+        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
+            raise LoragenTrainError(
+                f"The task name {name!r} becomes a file name; use letters, digits, '_', '.' and '-' only."
+            )
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise LoragenTrainError(f"The task name {sorted(twice)[0]!r} is used twice; every task needs its own.")
+
+
+def check_positive(section: str, **values: float) -> None:
+    """Raise LoragenTrainError for a value that is not positive; ``section`` is the prefix of its key."""
+    for name, value in values.items():
+        if not value > 0:
+            raise LoragenTrainError(f"{section}{name} is {value}, but must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectTask:
+    """One task of the zoo: where its samples come from, and whether an adapter is trained on it."""
+
+    name: str
+    """Name of the task; its adapters and samples are filed under it."""
+    source: str
+    """A JSON/JSONL file with prompts and responses, or ``reasoning-gym:NAME``."""
+    num_train: int = 320
+    """Number of samples to train on."""
+    num_test: int = 32
+    """Number of further samples kept for evaluation, never trained on."""
+    held_out: bool = False
+    """True: train no adapter, only write the samples, so that an unseen task can be evaluated."""
+
+    def __post_init__(self) -> None:
+        check_task_names([self.name])
+        check_positive(f"tasks ({self.name}): ", num_train=self.num_train, num_test=self.num_test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The LoRA of every adapter in the zoo (the fields of PEFT's LoraConfig)."""
+
+    r: int = 4
+    """Rank."""
+    lora_alpha: int = 8
+    """Scale: the weight change is lora_alpha / r * B @ A."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapter's input while training, 0 to 1."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the modules that get an adapter."""
+
+    def __post_init__(self) -> None:
+        check_positive("lora.", r=self.r, lora_alpha=self.lora_alpha)
+        if not 0 <= self.lora_dropout < 1:
+            raise LoragenTrainError(f"lora.lora_dropout is {self.lora_dropout}, but must be at least 0 and below 1.")
+        if not self.target_modules:
+            raise LoragenTrainError("lora.target_modules is empty; name at least one module, such as q_proj.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTraining:
+    """How each adapter is trained, and which of its checkpoints are kept."""
+
+    max_steps: int = 48
+    """Number of optimizer steps per task."""
+    batch_size: int = 8
+    """Number of samples per step."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW; it warms up over a tenth of the steps and decays linearly."""
+    save_every: int = 4
+    """Number of steps between checkpoints."""
+    keep_last: int = 4
+    """Number of checkpoints kept per task: the last ones."""
+    max_length: int = 512
+    """Longest sample in tokens of the language model, prompt and response together."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``bf16`` autocast, ``fp32``, or ``auto``: bf16 where a matrix product is measurably faster in it."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "training.",
+            max_steps=self.max_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            save_every=self.save_every,
+            keep_last=self.keep_last,
+            max_length=self.max_length,
+        )
+        if self.save_every > self.max_steps:
+            raise LoragenTrainError(
+                f"training.save_every is {self.save_every}, over max_steps={self.max_steps}: no checkpoint would be "
+                "kept; lower it."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """A zoo of LoRA adapters to train: one language model, one shared initialisation, several tasks."""
+
+    base_model: str
+    """Causal language model: a hub name, a local folder or a .gguf file."""
+    tasks: list[CollectTask]
+    """The tasks."""
+    output_dir: str = "zoo"
+    """Folder to write to; what is finished there is kept and not trained again."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """The LoRA."""
+    training: LoraTraining = field(default_factory=LoraTraining)
+    """The training."""
+    seed: int = 0
+    """Seed of the initialisation, of the generated samples and of their order."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise LoragenTrainError("tasks is empty; name at least one task with its source.")
+        check_task_names([task.name for task in self.tasks])
