@@ -1,0 +1,255 @@
+"""The PEFT settings that give LoRA tensors their meaning, and the refusal of those that this package cannot represent.
+
+Kept: whatever changes what the tensors do to the base model or how PEFT finds their modules again. Dropped: what only
+mattered in training (dropout, ways of initialising that leave the base model alone). Refused by name: whatever puts
+something outside the LoRA tensors (`modules_to_save`, trained biases), changes the base model (PiSSA, OLoRA, CorDA, …)
+or makes the tensors mean something else (KaSA, BD-LoRA, activated LoRA, …).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.patterns import check_patterns, first_match
+
+MAX_RANK = 1 << 20
+
+_TRAINING_ONLY = frozenset(
+    {
+        "auto_mapping",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "init_lora_weights",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "runtime_config",
+        "velora_config",
+    }
+)
+_BASE_CHANGING_INITS = ("corda", "loftq", "lora_ga", "mica", "olora", "pissa")
+REFUSED = {
+    "alora_invocation_tokens": "activated LoRA acts on some positions only",
+    "arrow_config": "Arrow routes between several adapters",
+    "ensure_weight_tying": "tied adapters share tensors",
+    "kasa_config": "KaSA changes the base weights and puts a diagonal between A and B",
+    "layer_replication": "it changes the layers of the base model",
+    "megatron_config": "Megatron layers are split over ranks",
+    "modules_to_save": "those modules are full weights and not LoRA; train without it, or merge them into the base "
+    "model",
+    "monteclora_config": "MonteCLoRA has tensors beside A and B",
+    "target_parameters": "it adapts bare parameters and not linear or embedding layers",
+    "trainable_token_indices": "those are embedding rows and not LoRA",
+    "use_bdlora": "BD-LoRA stores block-diagonal factors",
+    "use_qalora": "QA-LoRA pools the input of A",
+}
+
+
+def _one_line(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _strings(value: object, name: str) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, Iterable) or isinstance(items, Mapping):
+        raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where a list of names belongs")
+    out = tuple(items)
+    if not all(isinstance(item, str) and item for item in out):
+        raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where a list of names belongs")
+    return out
+
+
+def _pattern_numbers(value: object, name: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where a mapping belongs")
+    return dict(value)
+
+
+def _layers(value: object) -> tuple[int, ...]:
+    items = (value,) if isinstance(value, int) else value
+    if isinstance(items, list | tuple) and all(isinstance(item, int) and item >= 0 for item in items):
+        return tuple(items)
+    raise LoraTokenizerError(f"layers_to_transform is {_one_line(value)}, where layer numbers belong")
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_RANK
+
+
+def _is_alpha(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What PEFT must know to load the tensors of one LoRA adapter.
+
+    >>> config = AdapterConfig(r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"))
+    >>> config.scaling("model.layers.0.self_attn.q_proj")
+    2.0
+    """
+
+    r: int
+    """Rank of A and B where no rank_pattern says otherwise."""
+    lora_alpha: float
+    """Numerator of the scaling where no alpha_pattern says otherwise."""
+    target_modules: tuple[str, ...]
+    """Module names or their endings, sorted; a regular expression is resolved to full names when an adapter is read."""
+    base_model_name_or_path: str | None = None
+    """Base model as the adapter names it."""
+    revision: str | None = None
+    """Revision of the base model."""
+    task_type: str | None = None
+    """PEFT task, such as CAUSAL_LM."""
+    use_rslora: bool = False
+    """Scaling is alpha / sqrt(r) instead of alpha / r (https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Modules carry a magnitude vector (https://arxiv.org/abs/2402.09353)."""
+    lora_bias: bool = False
+    """lora_B carries a bias."""
+    fan_in_fan_out: bool = False
+    """The base layers store their weight as [in, out] (GPT-2's Conv1D); A and B keep their shapes."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Module pattern to rank; the first match counts, so the order is kept."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """Module pattern to alpha; the first match counts, so the order is kept."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Layer numbers that carry LoRA; None for all."""
+    layers_pattern: tuple[str, ...] | None = None
+    """Name of the list of layers that layers_to_transform counts in."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank_pattern", "alpha_pattern"):
+            object.__setattr__(self, name, _pattern_numbers(getattr(self, name), name))
+        object.__setattr__(self, "target_modules", tuple(sorted(set(_strings(self.target_modules, "target_modules")))))
+        if self.layers_pattern is not None:
+            object.__setattr__(self, "layers_pattern", _strings(self.layers_pattern, "layers_pattern") or None)
+        self._check_numbers()
+        self._check_types()
+        check_patterns(self.rank_pattern)
+        check_patterns(self.alpha_pattern)
+
+    def _check_numbers(self) -> None:
+        ranks = {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}
+        for name, rank in ranks.items():
+            if not _is_rank(rank):
+                raise LoraTokenizerError(
+                    f"{name} is {_one_line(rank)}, where a whole number from 1 to {MAX_RANK} belongs"
+                )
+        alphas = {"lora_alpha": self.lora_alpha, **{f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}}
+        for name, alpha in alphas.items():
+            if not _is_alpha(alpha):
+                raise LoraTokenizerError(f"{name} is {_one_line(alpha)}, where a finite number belongs")
+        if self.layers_to_transform is not None:
+            object.__setattr__(self, "layers_to_transform", _layers(self.layers_to_transform))
+
+    def _check_types(self) -> None:
+        if not self.target_modules:
+            raise LoraTokenizerError("target_modules is empty: name the modules that carry LoRA")
+        for name in ("base_model_name_or_path", "revision", "task_type"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where text belongs")
+        for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
+            if not isinstance(getattr(self, name), bool):
+                value = getattr(self, name)
+                raise LoraTokenizerError(
+                    f"{name} in the adapter config is {_one_line(value)}, where true or false belongs"
+                )
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise LoraTokenizerError("layers_pattern is given without layers_to_transform, which PEFT refuses to load")
+
+    def rank(self, module: str) -> int:
+        """The rank PEFT gives to `module`."""
+        return first_match(self.rank_pattern, module, self.r)
+
+    def alpha(self, module: str) -> float:
+        """The alpha PEFT gives to `module`."""
+        return first_match(self.alpha_pattern, module, self.lora_alpha)
+
+    def scaling(self, module: str) -> float:
+        """The factor on B @ A: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        rank = self.rank(module)
+        return self.alpha(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    @classmethod
+    def from_peft(cls, data: Mapping[str, Any], *, modules: Iterable[str] | None = None) -> AdapterConfig:
+        """Read the content of an `adapter_config.json`.
+
+        Args:
+            data: the parsed JSON.
+            modules: full names of the modules that carry LoRA, to stand in for `target_modules` where that is a regular
+                expression, missing, or narrowed by `exclude_modules`.
+
+        Raises:
+            LoraTokenizerError: not LoRA, a setting that cannot be represented, or a missing or impossible value.
+
+        >>> AdapterConfig.from_peft({"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"]}).target_modules
+        ('q_proj', 'v_proj')
+        """
+        if not isinstance(data, Mapping):
+            raise LoraTokenizerError(f"the adapter config is {_one_line(data)}, where a JSON object belongs")
+        refuse_unrepresentable(data)
+        for name in ("r", "lora_alpha"):
+            if data.get(name) is None:
+                raise LoraTokenizerError(f"{name} is missing from the adapter config: pass {name}=…")
+        kept = {f.name: data[f.name] for f in fields(cls) if data.get(f.name) is not None}
+        targets = data.get("target_modules")
+        if targets is None or isinstance(targets, str) or data.get("exclude_modules"):
+            if modules is None:
+                raise LoraTokenizerError(
+                    f"target_modules is {_one_line(targets)} and not a plain list: pass the full module names as "
+                    f"modules=…"
+                )
+            kept["target_modules"] = tuple(modules)
+            kept.pop("layers_to_transform", None)
+            kept.pop("layers_pattern", None)
+        if isinstance(kept.get("layers_to_transform"), list | tuple) and not kept["layers_to_transform"]:
+            kept.pop("layers_to_transform")  # an empty list means all layers in PEFT
+        return cls(**kept)
+
+    def to_peft(self) -> dict[str, Any]:
+        """What `adapter_config.json` needs so that PEFT 0.21 loads the adapter."""
+        return {
+            **asdict(self),
+            "target_modules": list(self.target_modules),
+            "layers_to_transform": None if self.layers_to_transform is None else list(self.layers_to_transform),
+            "layers_pattern": None if self.layers_pattern is None else list(self.layers_pattern),
+            "peft_type": "LORA",
+            "bias": "none",
+            "inference_mode": True,
+        }
+
+
+def refuse_unrepresentable(data: Mapping[str, Any]) -> None:
+    """Raise a LoraTokenizerError that names the first setting which this package cannot represent."""
+    peft_type = data.get("peft_type", "LORA")
+    if peft_type != "LORA":
+        raise LoraTokenizerError(f"peft_type is {_one_line(peft_type)}: only LORA adapters can be tokenized")
+    if data.get("bias", "none") not in ("none", None):
+        raise LoraTokenizerError(
+            f"bias is {_one_line(data['bias'])}: trained biases of the base model are not LoRA; train with bias='none'"
+        )
+    init = data.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        raise LoraTokenizerError(
+            f"init_lora_weights is {init!r}, which changes the base weights: save it as plain LoRA with PEFT's "
+            f"save_pretrained(path_initial_model_for_weight_conversion=…)"
+        )
+    known = {f.name for f in fields(AdapterConfig)} | _TRAINING_ONLY | {"bias", "exclude_modules"}
+    for name, value in data.items():
+        if name not in known and value:
+            why = REFUSED.get(name, "this version does not know what it means")
+            raise LoraTokenizerError(f"{str(name)[:80]} is {_one_line(value)}, which cannot be represented: {why}")

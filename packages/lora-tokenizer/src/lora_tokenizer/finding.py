@@ -1,0 +1,43 @@
+"""Finding all adapters below a folder: which folders and files count, and in which order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lora_tokenizer.atomic import is_temporary
+from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.names import natural_key
+from lora_tokenizer.reading import TORCH_SUFFIXES
+from lora_tokenizer.writing import CONFIG_NAME
+
+
+def find_adapters(folder: str | Path) -> list[Path]:
+    """All adapters at and below `folder`, in natural order (checkpoint-9 before checkpoint-10).
+
+    An adapter is a folder with an adapter_config.json, or a bare .safetensors, .pt, .pth or .ckpt file in a folder
+    without one (beside a config lie an adapter's own files, such as optimizer.pt). Links to folders are not
+    followed. The path of an adapter itself gives that adapter.
+
+    Raises:
+        LoraTokenizerError: there is none.
+    """
+    root = Path(folder)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise LoraTokenizerError(f"{root} does not exist: give a folder of adapters")
+    found: list[Path] = []
+    for where, folders, names in os.walk(root):
+        here = Path(where)
+        folders[:] = [name for name in folders if not is_temporary(here / name)]
+        if CONFIG_NAME in names:
+            found.append(here)
+        else:
+            files = (here / name for name in names if not name.startswith("."))
+            found.extend(file for file in files if file.suffix in (".safetensors", *TORCH_SUFFIXES))
+    if not found:
+        raise LoraTokenizerError(
+            f"{root} holds no adapters: neither a folder with {CONFIG_NAME} nor a .safetensors, .pt, .pth or .ckpt file"
+        )
+    return sorted(found, key=lambda path: [natural_key(part) for part in path.relative_to(root).parts])

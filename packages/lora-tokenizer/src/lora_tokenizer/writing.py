@@ -1,0 +1,113 @@
+"""Writing an adapter as the folder that `PeftModel.from_pretrained` loads, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora_tokenizer.adapter import LoraAdapter
+from lora_tokenizer.atomic import cannot_write, remove, sync, temporary_beside
+from lora_tokenizer.errors import LoraTokenizerError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write `adapter_config.json` and `adapter_model.safetensors` into a new folder.
+
+    The folder appears under its name only when both files are on the disk. With `overwrite`, an adapter folder (and no
+    other kind of folder) of that name is replaced.
+
+    Raises:
+        LoraTokenizerError: the folder exists, a tensor holds NaN or Inf, or the disk refuses.
+
+    >>> import tempfile
+    >>> from lora_tokenizer import AdapterConfig, read_adapter
+    >>> config = AdapterConfig(r=1, lora_alpha=2, target_modules=("q",))
+    >>> name = "base_model.model.q.lora_{}.weight"
+    >>> tensors = {name.format("A"): torch.ones(1, 3), name.format("B"): torch.ones(2, 1)}
+    >>> adapter = LoraAdapter(config=config, tensors=tensors)
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     read_adapter(write_adapter(adapter, f"{root}/mine")).modules
+    ('q',)
+    """
+    target = Path(folder).absolute()
+    check_finite(adapter, str(target))
+    _check_target(target, overwrite)
+    temporary = temporary_beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        text = json.dumps(adapter.config.to_peft(), indent=2) + "\n"
+        (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+        save_file(_separate(adapter), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            sync(temporary / name)
+        sync(temporary)
+        _put_in_place(temporary, target)
+        sync(target.parent)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    except SafetensorError as error:
+        raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
+    finally:
+        remove(temporary)
+    return target
+
+
+def check_finite(adapter: LoraAdapter, where: str) -> None:
+    """Refuse NaN and Inf by the name of the tensor that holds them."""
+    for name, tensor in adapter.tensors.items():
+        # One sum is several times cheaper than isfinite; it can overflow without a fault, so it only rules tensors out.
+        if not torch.isfinite(tensor.sum()) and not (finite := torch.isfinite(tensor)).all():
+            count = int((~finite).sum())
+            raise LoraTokenizerError(
+                f"{where}: tensor {name!r} holds {count} NaN or Inf values: leave this adapter out"
+            )
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir():
+        raise LoraTokenizerError(f"{target} is a file: give the name of a folder to write the adapter to")
+    is_empty = next(target.iterdir(), None) is None
+    if is_empty:
+        return
+    if not overwrite:
+        raise LoraTokenizerError(f"{target} exists: pass overwrite=True to replace it")
+    if not (target / CONFIG_NAME).is_file():
+        raise LoraTokenizerError(
+            f"{target} holds something else than an adapter (no {CONFIG_NAME}), so it is not replaced"
+        )
+
+
+def _separate(adapter: LoraAdapter) -> dict[str, Tensor]:
+    """Row-major CPU tensors of which no two share memory, as safetensors demands."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in adapter.tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        out[name] = plain.clone() if plain.data_ptr() in seen else plain
+        seen.add(plain.data_ptr())
+    return out
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    if not target.exists() or next(target.iterdir(), None) is None:
+        temporary.rename(target)
+        return
+    aside = temporary_beside(target)
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    remove(aside)
