@@ -1,1 +1,31 @@
+"""Write a PEFT LoRA adapter from a few unlabelled prompts, and measure that it works.
 
+The names below are imported when they are first used, so that the command line answers ``--help`` without torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from loragen_infer.errors import LoragenInferError
+
+if TYPE_CHECKING:
+    from loragen_infer.attach import adapter_attached
+    from loragen_infer.bundle import GeneratorBundle
+    from loragen_infer.encoder import PromptEncoder
+    from loragen_infer.generator import LoraGenerator
+
+__all__ = ["GeneratorBundle", "LoraGenerator", "LoragenInferError", "PromptEncoder", "adapter_attached"]
+
+_MODULES = {
+    "GeneratorBundle": "bundle",
+    "LoraGenerator": "generator",
+    "PromptEncoder": "encoder",
+    "adapter_attached": "attach",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

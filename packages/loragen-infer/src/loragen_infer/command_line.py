@@ -1,8 +1,9 @@
-"""What both command lines share: one-sentence errors, exit codes, checked YAML keys, logging.
+"""What both command lines share: subcommands from configs, checked YAML keys, one-sentence errors, exit codes.
 
 Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Imports nothing heavy, so that ``--help`` is fast.
 """
 
+import argparse
 import dataclasses
 import difflib
 import logging
@@ -11,18 +12,65 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-__all__ = ["CommandParser", "build_config", "nearest", "run_command"]
-
-ConfigT = TypeVar("ConfigT")
+__all__ = ["Command", "UsageError", "nearest", "run_command_line"]
 
 
 class UsageError(Exception):
     """The command line or a configuration file is wrong; exit code 2."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """One subcommand."""
+
+    name: str
+    """What is typed."""
+    help: str
+    """What it does, in a few words."""
+    description: str
+    """What it does, in a sentence or two."""
+    example: str
+    """A command line that works."""
+    run: Callable[[Any], None]
+    """Does it: takes an instance of ``config_class``, or without one the parsed options."""
+    config_class: type | None = None
+    """A dataclass whose fields become ``--key`` and ``--section.key`` options and the keys of the YAML files given with
+    ``--config`` (repeatable: the later file wins, and options win over files)."""
+    add_options: Callable[[ArgumentParser], None] | None = None
+    """Adds the options of a command without ``config_class``."""
+
+
+def run_command_line(prog: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None) -> int:
+    """Parse ``argv`` (default: the process's), run the command that it names and return the exit code."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    root = _Parser(prog=prog, description=description, formatter_class=_Formatter)
+    subcommands = root.add_subcommands(required=True)
+    parsers = {}
+    for command in commands:
+        parser = parsers[command.name] = _Parser(
+            description=f"{command.description}\n\nexample:\n  {command.example}", formatter_class=_Formatter
+        )
+        if command.config_class is not None:
+            parser.config_class = command.config_class
+            parser.add_argument("--config", action=_CheckedConfigFile, help="A YAML file with the options below.")
+            parser.add_class_arguments(command.config_class)
+        if command.add_options is not None:
+            command.add_options(parser)
+        parser.add_argument("--verbose", action="store_true", help="Show debug messages, and tracebacks of errors.")
+        subcommands.add_subcommand(command.name, parser, help=command.help)
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    named = next((command for command in commands if words[:1] == [command.name]), None)
+    if named is not None and named.config_class is not None:
+        words = _take_dashes(words, named.config_class)
+    parsed = root.parse_args(words)
+    chosen = next(command for command in commands if command.name == parsed.subcommand)
+    return _run(prog, chosen, parsers[chosen.name], parsed[chosen.name])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -36,29 +84,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-class CommandParser(ArgumentParser):
-    """An argument parser whose errors are one sentence on standard error.
+class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the example."""
 
-    Args:
-        config_class: A dataclass whose fields become ``--key`` and ``--section.key`` options and the keys of the YAML
-            files given with ``--config`` (repeatable; the later file wins, and options win over files).
-    """
 
-    def __init__(self, *args: Any, config_class: type | None = None, **kwargs: Any) -> None:
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        super().__init__(*args, **kwargs)
-        self.config_class = config_class
-        if config_class is not None:
-            self.add_argument("--config", action=_CheckedConfigFile, help="A YAML file with the options below.")
-            self.add_class_arguments(config_class)
-        self.add_argument("--verbose", action="store_true", help="Show debug messages, and tracebacks of errors.")
+class _Parser(ArgumentParser):
+    """A parser whose errors are one sentence on standard error, with the nearest known name."""
+
+    config_class: type | None = None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print ``message`` as one sentence and exit with code 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         prog = parser.prog.replace(" [options]", "")
         sentence = re.sub(r"\s+", " ", message).strip().replace("Parser key ", "")
-        sentence = re.sub(r"<class '(\w+)'>", r"\1", sentence)
+        sentence = re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2", sentence)
         unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:?) '?-*([\w.-]+)", sentence)
         if unknown:
             options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
@@ -70,10 +109,8 @@ class CommandParser(ArgumentParser):
 class _CheckedConfigFile(ActionConfigFile):
     """Names an unknown key of a YAML file with the nearest known one before the parser sees the file."""
 
-    def __call__(
-        self, parser: CommandParser, cfg: Namespace, values: str, option_string: str | None = None
-    ) -> None:
-        path = Path(values)
+    def __call__(self, parser: _Parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+        path, kind = Path(values), parser.config_class
         if not path.is_file():
             parser.error(f"--config {values}: there is no such file")
         try:
@@ -83,7 +120,8 @@ class _CheckedConfigFile(ActionConfigFile):
         if not isinstance(content, dict):
             parser.error(f"{path} must hold 'key: value' lines, but holds {type(content).__name__}")
         try:
-            _check_keys(content, parser.config_class, path, "")
+            # --print_config prints the option --verbose too, and its output is a valid file.
+            _check_keys({key: value for key, value in content.items() if key != "verbose"}, kind, path, "")
         except UsageError as error:
             parser.error(str(error))
         super().__call__(parser, cfg, values, option_string)
@@ -106,45 +144,46 @@ def _check_keys(content: Any, kind: Any, path: Path, prefix: str) -> None:
         _check_keys(value, hints[key], path, f"{prefix}{key}.")
 
 
-def build_config(parser: CommandParser, config_class: type[ConfigT], arguments: Namespace) -> ConfigT:
-    """Return the config that the parsed ``arguments`` of ``parser`` describe.
+def _take_dashes(words: list[str], config_class: type) -> list[str]:
+    """Spell ``--output-dir`` as the field is called, ``--output_dir``."""
+    names = [field.name for field in dataclasses.fields(config_class)]
+    known = {f"--{name.replace('_', '-')}": f"--{name}" for name in names}
+    parts = [word.partition("=") for word in words]
+    return [known.get(head, head) + equals + tail for head, equals, tail in parts]
 
-    Raises:
-        UsageError: A value that the config refuses.
-    """
-    known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]  # a dataclass type
+
+def _run(prog: str, command: Command, parser: ArgumentParser, options: Namespace) -> int:
+    """Run ``command`` and return the exit code, turning the packages' own errors into one sentence each."""
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s")
+    for name in ("httpcore", "httpx", "filelock", "fsspec", "matplotlib", "sentence_transformers", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    prog = f"{prog} {command.name}"
     try:
-        values = parser.instantiate(arguments)
-        return config_class(**{key: value for key, value in values.items(branches=True) if key in known})
-    except tuple(_user_errors()) as error:
-        raise UsageError(str(error)) from error
-
-
-def run_command(prog: str, command: Callable[[], None], *, verbose: bool) -> int:
-    """Run ``command`` and return the exit code, turning the packages' own errors into one sentence each.
-
-    With ``verbose`` the errors are raised instead, so that a traceback shows where they come from.
-    """
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpcore", "filelock", "urllib3", "matplotlib", "sentence_transformers", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        command()
+        command.run(options if command.config_class is None else _build_config(command.config_class, parser, options))
     except KeyboardInterrupt:
         _say(f"{prog}: interrupted; run the same command again to go on.")
         return 130
     except UsageError as error:
-        _say(f"{prog}: error: {error}")
+        _say(f"{prog}: error: {error} (see {prog} --help)")
         return 2
-    except tuple(_user_errors()) as error:
-        if verbose:
+    except _user_errors() as error:
+        if options.verbose:
             logging.getLogger(prog).exception("The traceback of the error below:")
         _say(f"{prog}: error: {error}")
         return 1
     return 0
 
 
-def _user_errors() -> Sequence[type[Exception]]:
+def _build_config(config_class: type, parser: ArgumentParser, options: Namespace) -> Any:
+    known = {field.name for field in dataclasses.fields(config_class)}
+    try:
+        values = vars(parser.instantiate(options))
+        return config_class(**{key: value for key, value in values.items() if key in known})
+    except _user_errors() as error:
+        raise UsageError(str(error)) from error
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
     """The exception bases of the packages that are loaded; an error of another kind is a defect and stays raw."""
     bases = {
         "hyperconv": "HyperConvError",
@@ -152,7 +191,7 @@ def _user_errors() -> Sequence[type[Exception]]:
         "loragen_infer.errors": "LoragenInferError",
         "loragen_train.errors": "LoragenTrainError",
     }
-    return [getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules]
+    return tuple(getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules)
 
 
 def _say(line: str) -> None:

@@ -38,7 +38,7 @@ def locate_model(name: str, *, kind: str, organisation: str | None = None) -> st
         LoragenInferError: A path that does not exist, or nothing found and the hub may not be asked.
     """
     path = Path(name).expanduser()
-    if path.is_dir() or path.suffix == ".gguf" and path.is_file():
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return str(path)
     if path.exists():
         raise LoragenInferError(f"The {kind} {name!r} is a file that is not GGUF; give its folder or a .gguf file.")

@@ -23,6 +23,7 @@ from loragen_infer.base_model import load_base_model, save_base_model
 from loragen_infer.examples import Example, tokenize_example
 from loragen_infer.files import atomic_folder, write_json, write_jsonl
 from loragen_infer.locate import locate_model
+
 from loragen_train.collect_config import CollectConfig, CollectTask, LoraTraining
 from loragen_train.errors import LoragenTrainError
 from loragen_train.sources import load_samples
@@ -175,7 +176,7 @@ def _run_trainer(
         learning_rate=training.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=max(1, training.max_steps // 10),
-        bf16=training.precision == "bf16" or training.precision == "auto" and _bf16_is_faster(),
+        bf16=training.precision == "bf16" or (training.precision == "auto" and _bf16_is_faster()),
         train_sampling_strategy="group_by_length",
         save_steps=training.save_every,
         save_total_limit=training.keep_last,

@@ -27,13 +27,13 @@ class ModelConfig:
     """Kernel of the convolutions over tokens and layers, odd."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            "model.", hidden_dim=self.hidden_dim, output_dim=self.output_dim, kernel_size=self.kernel_size
-        )
+        check_positive("model.", hidden_dim=self.hidden_dim, output_dim=self.output_dim, kernel_size=self.kernel_size)
         if self.max_seq_len != "auto":
             check_positive("model.", max_seq_len=self.max_seq_len)
         if self.num_hyperconv_blocks < 0:
-            raise LoragenTrainError(f"model.num_hyperconv_blocks is {self.num_hyperconv_blocks}, but must be 0 or more.")
+            raise LoragenTrainError(
+                f"model.num_hyperconv_blocks is {self.num_hyperconv_blocks}, but must be 0 or more."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

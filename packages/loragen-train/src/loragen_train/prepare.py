@@ -13,6 +13,7 @@ from typing import Any
 
 from loragen_infer.examples import read_examples
 from loragen_infer.files import write_json, write_jsonl
+
 from loragen_train.collect_config import check_task_names
 from loragen_train.errors import LoragenTrainError
 

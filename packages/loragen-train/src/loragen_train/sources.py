@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from loragen_infer.examples import Example, read_examples
+
 from loragen_train.errors import LoragenTrainError
 
 __all__ = ["load_samples"]
