@@ -1,4 +1,5 @@
-"""The header of a .safetensors file: where each tensor lies, checked before anything is read or allocated.
+"""The header of a .safetensors file: where each tensor lies, checked before anything is read or allocated; and a writer
+that takes its data in pieces, so that a file of any size needs the memory of one piece.
 
 Format: https://github.com/huggingface/safetensors#format. The header is parsed here and not by the library because that
 opens a map and builds every tensor of the file, while a LoRA reader wants the place of a few.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,6 @@ def read_header(path: Path, descriptor: int) -> tuple[dict[str, Any], int]:
         raise LoraTokenizerError(f"{path} has a safetensors header that cannot be read: {error}") from error
     if not isinstance(header, dict):
         raise LoraTokenizerError(f"{path} has a safetensors header that is not a JSON object")
-    header.pop("__metadata__", None)
     return header, 8 + length
 
 
@@ -58,6 +58,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def header_bytes(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file whose data follow in the order of `tensors` (name, dtype, shape)."""
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, dtype, shape in tensors:
+        end = at + num_values(shape) * dtype.itemsize
+        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 64)  # so that every mapped tensor is aligned
+    text += b" " * 56
+    return len(text).to_bytes(8, "little") + text
+
+
 def locate(path: Path, descriptor: int, wanted: Callable[[str], bool]) -> tuple[dict[str, TensorRange], list[str]]:
     """The places of the tensors whose name is wanted, and the names of the others.
 
@@ -65,6 +80,7 @@ def locate(path: Path, descriptor: int, wanted: Callable[[str], bool]) -> tuple[
         LoraTokenizerError: an entry is malformed, lies outside the file, overlaps another, or has an unknown dtype.
     """
     header, data_start = read_header(path, descriptor)
+    header.pop("__metadata__", None)
     num_data = os.fstat(descriptor).st_size - data_start
     found: dict[str, TensorRange] = {}
     others: list[str] = []

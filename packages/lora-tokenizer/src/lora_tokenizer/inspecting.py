@@ -1,0 +1,238 @@
+"""What is in a checkpoint, as numbers: modules, shapes, norms, NaN and Inf, token counts; for people and for scripts.
+
+`inspect_adapter` looks at one checkpoint, `analyze_checkpoints` at all below a folder, `check_round_trip` proves on one
+checkpoint that nothing is lost between tensors, tokens and the files that PEFT loads.
+
+Norms are Frobenius norms. That of `B @ A` is `sqrt(trace((B^T B)(A A^T)))`, times the scaling, so the product is
+never made.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_tokenizer.adapter import LoraAdapter, dtype_name
+from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.finding import find_adapters
+from lora_tokenizer.layout import TokenLayout
+from lora_tokenizer.reading import read_adapter
+from lora_tokenizer.writing import write_adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleReport:
+    """One adapted module."""
+
+    module: str
+    """Full name."""
+    r: int
+    """Rank."""
+    scaling: float
+    """Factor on B @ A."""
+    shape_a: tuple[int, ...]
+    """Shape of A, `[r, in]`."""
+    shape_b: tuple[int, ...]
+    """Shape of B, `[out, r]`."""
+    dtype: str
+    """Dtype of A and, if another, of B."""
+    norm_a: float
+    """Frobenius norm of A."""
+    norm_b: float
+    """Frobenius norm of B."""
+    norm_delta: float
+    """Frobenius norm of scaling * B @ A."""
+    num_nonfinite: int
+    """Number of NaN and Inf values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterReport:
+    """One adapter."""
+
+    path: str
+    """Where it was read from."""
+    config: dict[str, Any]
+    """Its settings, as PEFT has them."""
+    num_parameters: int
+    """Values in all tensors."""
+    dtypes: tuple[str, ...]
+    """Dtypes that occur."""
+    token_dim: int
+    """Values per token."""
+    num_tokens: int
+    """Tokens that the adapter needs."""
+    grid: tuple[int, int, int]
+    """`(L, H, W)`."""
+    padding: float
+    """Share of token values that hold nothing."""
+    fingerprint: str
+    """Fingerprint of its layout."""
+    num_nonfinite: int
+    """Number of NaN and Inf values."""
+    modules: tuple[ModuleReport, ...]
+    """Its modules, in natural order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderReport:
+    """All adapters below a folder."""
+
+    adapters: tuple[AdapterReport, ...]
+    """Those that could be read, in natural order."""
+    errors: dict[str, str]
+    """Path to the reason for those that could not."""
+
+    @property
+    def layouts(self) -> dict[str, int]:
+        """Layout fingerprint to number of adapters; more than one means they cannot be trained on together."""
+        counts: dict[str, int] = {}
+        for report in self.adapters:
+            counts[report.fingerprint] = counts.get(report.fingerprint, 0) + 1
+        return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTripReport:
+    """Proof that a checkpoint survives tokenizing."""
+
+    report: AdapterReport
+    """The checkpoint."""
+    tokens_equal: bool
+    """decode(encode(adapter)) has the same names, dtypes and bits."""
+    files_equal: bool
+    """So has the folder written from it and read back."""
+    layout_equal: bool
+    """The layout's JSON gives the same layout."""
+
+    @property
+    def ok(self) -> bool:
+        """All of it holds."""
+        return self.tokens_equal and self.files_equal and self.layout_equal
+
+
+def inspect_adapter(path: str | Path, *, token_dim: int = 384, **read_options: Any) -> AdapterReport:
+    """Report on one checkpoint; NaN and Inf are counted, not refused.
+
+    Raises:
+        LoraTokenizerError: it cannot be read.
+    """
+    adapter = read_adapter(path, check_values=False, **read_options)
+    return report_on(adapter, str(path), token_dim=token_dim)
+
+
+def report_on(adapter: LoraAdapter, path: str = "", *, token_dim: int = 384) -> AdapterReport:
+    """Report on an adapter in memory."""
+    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens="auto")
+    modules = tuple(_module_report(adapter, module) for module in adapter.modules)
+    return AdapterReport(
+        path=path,
+        config=adapter.config.to_peft(),
+        num_parameters=adapter.num_parameters,
+        dtypes=tuple(sorted({dtype_name(tensor.dtype) for tensor in adapter.tensors.values()})),
+        token_dim=token_dim,
+        num_tokens=layout.num_tokens,
+        grid=layout.grid,
+        padding=layout.padding,
+        fingerprint=layout.fingerprint,
+        num_nonfinite=sum(_count_nonfinite(tensor) for tensor in adapter.tensors.values()),
+        modules=modules,
+    )
+
+
+def _count_nonfinite(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum())
+
+
+def _module_report(adapter: LoraAdapter, module: str) -> ModuleReport:
+    a_ri, b_or = adapter.factors(module)
+    a64_ri, b64_or = a_ri.double(), b_or.double()
+    squared = float(((b64_or.T @ b64_or) * (a64_ri @ a64_ri.T)).sum())
+    scaling = adapter.scaling(module)
+    return ModuleReport(
+        module=module,
+        r=a_ri.shape[0],
+        scaling=scaling,
+        shape_a=tuple(a_ri.shape),
+        shape_b=tuple(b_or.shape),
+        dtype="/".join(dict.fromkeys((dtype_name(a_ri.dtype), dtype_name(b_or.dtype)))),
+        norm_a=float(a64_ri.norm()),
+        norm_b=float(b64_or.norm()),
+        norm_delta=abs(scaling) * math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else math.nan,
+        num_nonfinite=_count_nonfinite(a_ri) + _count_nonfinite(b_or),
+    )
+
+
+def analyze_checkpoints(folder: str | Path, *, token_dim: int = 384, **read_options: Any) -> FolderReport:
+    """Report on every adapter below a folder; one that cannot be read is an entry in `errors`.
+
+    Raises:
+        LoraTokenizerError: there is none.
+    """
+    reports: list[AdapterReport] = []
+    errors: dict[str, str] = {}
+    for path in find_adapters(folder):
+        try:
+            reports.append(inspect_adapter(path, token_dim=token_dim, **read_options))
+        except LoraTokenizerError as error:
+            errors[str(path)] = str(error)
+    return FolderReport(adapters=tuple(reports), errors=errors)
+
+
+def check_round_trip(
+    path: str | Path, *, token_dim: int = 384, max_tokens: int | str = 512, **read_options: Any
+) -> RoundTripReport:
+    """Encode and decode one checkpoint, through the files too, and compare to the bit.
+
+    Raises:
+        LoraTokenizerError: it cannot be read, or needs more than `max_tokens`.
+    """
+    adapter = read_adapter(path, **read_options)
+    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens=max_tokens)
+    again = TokenLayout.from_json(layout.to_json())
+    decoded = again.decode(layout.encode(adapter))
+    with tempfile.TemporaryDirectory() as folder:
+        reread = read_adapter(write_adapter(decoded, Path(folder) / "adapter"))
+    return RoundTripReport(
+        report=report_on(adapter, str(path), token_dim=token_dim),
+        tokens_equal=same_bits(adapter, decoded),
+        files_equal=same_bits(adapter, reread) and reread.config == adapter.config,
+        layout_equal=again == layout and again.fingerprint == layout.fingerprint,
+    )
+
+
+def same_bits(left: LoraAdapter, right: LoraAdapter) -> bool:
+    """Whether two adapters hold the same names, shapes, dtypes and bits."""
+    if list(left.tensors) != list(right.tensors):
+        return False
+    pairs = zip(left.tensors.values(), right.tensors.values(), strict=True)
+    return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().view(torch.uint8)
+
+
+def encode_many(
+    source: str | Path | Iterable[str | Path], layout: TokenLayout, **read_options: Any
+) -> Iterator[tuple[Path, Tensor]]:
+    """Path and tokens `[N, W]` of every adapter below a folder (or of the given paths), one in memory at a time.
+
+    Raises:
+        LoraTokenizerError: there is none, or one cannot be read or does not fit the layout.
+    """
+    paths = find_adapters(source) if isinstance(source, str | Path) else [Path(path) for path in source]
+    for path in paths:
+        adapter = read_adapter(path, **read_options)
+        try:
+            tokens_NW = layout.encode(adapter)
+        except LoraTokenizerError as error:
+            raise LoraTokenizerError(f"{path}: {error}") from error
+        yield path, tokens_NW

@@ -1,0 +1,251 @@
+"""The store: what is there is found, killed work resumes, what is damaged is made again, processes share the work."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, TokenStats, TokenStore, write_adapter
+from lora_tokenizer import store as store_module
+from safetensors.torch import load_file
+
+Zoo = tuple[list[Path], list[LoraAdapter], TokenLayout]
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, make_adapter: Callable[..., LoraAdapter]) -> Zoo:
+    adapters = [make_adapter() for _ in range(5)]
+    paths = [write_adapter(adapter, tmp_path / "zoo" / f"checkpoint-{i}") for i, adapter in enumerate(adapters)]
+    return paths, adapters, TokenLayout.from_adapter(adapters[0], token_dim=8)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    reads: list[Path] = []
+    original = store_module.read_adapter
+
+    def counting(path: Path, **options: Any) -> LoraAdapter:
+        reads.append(path)
+        return original(path, **options)
+
+    monkeypatch.setattr(store_module, "read_adapter", counting)
+    return reads
+
+
+def assert_right(tokens: Any, adapters: list[LoraAdapter], layout: TokenLayout) -> None:
+    assert len(tokens) == len(adapters)
+    for index, adapter in enumerate(adapters):
+        assert torch.equal(tokens[index], layout.encode(adapter))
+
+
+def test_items_are_the_encoded_checkpoints_in_order(zoo: Zoo, tmp_path: Path) -> None:
+    paths, adapters, layout = zoo
+    seen: list[tuple[int, int]] = []
+    tokens = TokenStore(tmp_path / "store").get(
+        paths, layout, on_progress=lambda done, total: seen.append((done, total))
+    )
+    assert_right(tokens, adapters, layout)
+    assert seen == [(i, 5) for i in range(1, 6)]
+    assert tokens.layout == layout
+    assert list(tokens.sources) == paths
+    assert torch.equal(tokens[-1], tokens[4])
+    assert len(tokens[1:3]) == 2
+    with pytest.raises(IndexError):
+        tokens[5]
+    assert TokenStats.from_tokens(tokens).count == 5
+    assert_right(pickle.loads(pickle.dumps(tokens)), adapters, layout)
+
+
+def test_the_set_is_one_plain_safetensors_file_and_parts_are_gone(zoo: Zoo, tmp_path: Path) -> None:
+    paths, _, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    tokens = store.get(paths, layout)
+    assert len(load_file(tokens.path)) == 5
+    assert list((store.folder / "parts").iterdir()) == []
+    assert [path.suffix for path in sorted((store.folder / "sets").iterdir())] == [".json", ".safetensors"]
+
+
+def test_writing_to_an_item_does_not_reach_the_file(zoo: Zoo, tmp_path: Path) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    store.get(paths, layout)[0].zero_()
+    assert_right(store.get(paths, layout), adapters, layout)
+
+
+def test_a_second_request_reads_no_checkpoint(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    store.get(paths[:4], layout)
+    reads = count_reads(monkeypatch)
+    assert_right(store.get(paths[:4], layout), adapters[:4], layout)
+    assert reads == []
+    assert_right(store.get(paths, layout), adapters, layout)
+    assert reads == [paths[4]]
+
+
+def test_a_changed_checkpoint_is_read_again(zoo: Zoo, tmp_path: Path, make_adapter: Any, monkeypatch: Any) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    store.get(paths, layout)
+    adapters[2] = make_adapter()
+    write_adapter(adapters[2], paths[2], overwrite=True)
+    reads = count_reads(monkeypatch)
+    assert_right(store.get(paths, layout), adapters, layout)
+    assert reads == [paths[2]]
+
+
+def test_another_layout_or_version_is_another_entry(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    store.get(paths, layout)
+    wider = TokenLayout.from_adapter(adapters[0], token_dim=16)
+    assert_right(store.get(paths, wider), adapters, wider)
+    reads = count_reads(monkeypatch)
+    monkeypatch.setattr(store_module, "VERSION", "9.9.9")
+    assert_right(store.get(paths, layout), adapters, layout)
+    assert reads == paths
+
+
+@pytest.mark.parametrize("where", ["data", "header", "cut", "manifest", "missing"])
+def test_a_damaged_set_is_made_again(where: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    tokens = store.get(paths, layout)
+    raw = bytearray(tokens.path.read_bytes())
+    if where == "data":
+        raw[-3] ^= 1
+    elif where == "header":
+        raw[20:40] = b"\0" * 20
+    elif where == "cut":
+        raw = raw[:-8]
+    tokens.path.write_bytes(raw)
+    if where == "manifest":
+        tokens.path.with_suffix(".json").write_text("{")
+    elif where == "missing":
+        tokens.path.unlink()
+    reads = count_reads(monkeypatch)
+    assert_right(store.get(paths, layout), adapters, layout)
+    assert reads == ([paths[4]] if where == "data" else paths)
+
+
+def test_a_damaged_part_is_made_again(zoo: Zoo, tmp_path: Path) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"not an adapter")
+    with pytest.raises(LoraTokenizerError, match=r"bad\.safetensors"):
+        store.get([*paths, bad], layout)
+    parts = sorted((store.folder / "parts").iterdir())
+    assert len(parts) == 5
+    raw = bytearray(parts[0].read_bytes())
+    raw[-1] ^= 1
+    parts[0].write_bytes(raw)
+    parts[1].write_bytes(b"")
+    assert_right(store.get(paths, layout), adapters, layout)
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+import lora_tokenizer.store as s
+from lora_tokenizer import TokenLayout, TokenStore, find_adapters
+root, pause = Path(sys.argv[1]), float(sys.argv[2])
+read = s.read_adapter
+def slow(path, **options):
+    time.sleep(pause)
+    print(path.name, flush=True)
+    return read(path, **options)
+s.read_adapter = slow
+layout = TokenLayout.from_json((root / "layout.json").read_text())
+print("ready", flush=True)
+tokens = TokenStore(root / "store").get(find_adapters(root / "zoo"), layout)
+print("sum", float(sum(t.double().sum() for t in tokens)), flush=True)
+"""
+
+
+def start(root: Path, pause: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(root), str(pause)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_killed_work_resumes_without_losing_what_was_done(zoo: Zoo, tmp_path: Path, monkeypatch: Any) -> None:
+    paths, adapters, layout = zoo
+    (tmp_path / "layout.json").write_text(layout.to_json())
+    process = start(tmp_path, 0.2)
+    parts = tmp_path / "store" / "parts"
+    deadline = time.monotonic() + 60
+    while not parts.is_dir() or len([p for p in parts.iterdir() if p.name[0] != "."]) < 2:
+        assert time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "store" / "sets").iterdir())
+    done = len([p for p in parts.iterdir() if p.name[0] != "."])
+    (parts / f".x.tmp-{'gone'}-1-ab").write_bytes(b"")
+    reads = count_reads(monkeypatch)
+    assert_right(TokenStore(tmp_path / "store").get(paths, layout), adapters, layout)
+    assert 2 <= done < 5
+    assert len(reads) <= 5 - done + 1
+
+
+def test_processes_share_the_work(zoo: Zoo, tmp_path: Path) -> None:
+    paths, adapters, layout = zoo
+    (tmp_path / "layout.json").write_text(layout.to_json())
+    outputs = [process.communicate(timeout=100)[0] for process in [start(tmp_path, 0.3), start(tmp_path, 0.3)]]
+    sums = [line for output in outputs for line in output.splitlines() if line.startswith("sum")]
+    assert len(sums) == 2, outputs
+    assert sums[0] == sums[1]
+    assert float(sums[0].split()[1]) == float(sum(layout.encode(a).double().sum() for a in adapters))
+    read = [line for output in outputs for line in output.splitlines() if line.startswith("checkpoint")]
+    assert sorted(read) == sorted(path.name for path in paths), "each checkpoint is read once"
+
+
+def test_worker_processes_build_the_same_set(zoo: Zoo, tmp_path: Path) -> None:
+    paths, adapters, layout = zoo
+    assert_right(TokenStore(tmp_path / "store").get(paths, layout, num_workers=2), adapters, layout)
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from lora_tokenizer import LoraTokenizerError, TokenLayout, TokenStore, find_adapters
+root = Path(sys.argv[1])
+layout = TokenLayout.from_json((root / "layout.json").read_text())
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    TokenStore(root / "store").get(find_adapters(root / "zoo"), layout)
+except LoraTokenizerError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("limit", "folder"), [(400, "parts"), (4096, "sets")])
+def test_a_full_disk_is_reported_with_nothing_half_written(zoo: Zoo, tmp_path: Path, limit: int, folder: str) -> None:
+    paths, adapters, layout = zoo
+    (tmp_path / "layout.json").write_text(layout.to_json())
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(limit)]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+    assert output.startswith("no space left to write"), output
+    assert f"/{folder}/" in output
+    assert list((tmp_path / "store" / folder).iterdir()) == []
+    assert_right(TokenStore(tmp_path / "store").get(paths, layout), adapters, layout)
+
+
+def test_no_checkpoints_is_an_error(zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.raises(LoraTokenizerError, match="no checkpoints"):
+        TokenStore(tmp_path / "store").get([], zoo[2])
+    with pytest.raises(LoraTokenizerError, match="does not exist"):
+        TokenStore(tmp_path / "store").get([tmp_path / "nowhere"], zoo[2])
