@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from hyperconv import GeneratorConfig, HyperConvError, HyperConvGenerator
+from torch.utils.flop_counter import FlopCounterMode
 
 SMALL = {"condition_dim": 12, "hidden_dim": 16, "grid": (5, 4), "output_dim": 16, "num_basis": 3}
 

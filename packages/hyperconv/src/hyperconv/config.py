@@ -53,6 +53,9 @@ class GeneratorConfig:
     starts from the same condition and only the position embeddings tell tokens apart."""
     num_basis: int = 16
     """Learned patterns per token position (expander "basis")."""
+    basis_gain: float = 4.0
+    """Factor on the mixing features, which have unit mean square; Adam moves all weights at one speed, so what a basis
+    of given size can express grows this much faster (expander "basis")."""
     expander_skip: bool = True
     """Add the mixed patterns to the output directly, past the blocks (expander "basis")."""
     position_embedding: bool = True
@@ -86,8 +89,10 @@ class GeneratorConfig:
         if self.num_hyperconv_blocks:
             check_kernel_fits("kernel_size", self.kernel_size, {"L": L, "H": H, "W": self.hidden_dim})
             check_kernel_fits("kernel_size_w", self.kernel_size_w, {"L": L, "H": H})
-        if not isinstance(self.output_scale, int | float) or not 0 <= self.output_scale < float("inf"):
-            raise HyperConvError(f"output_scale is {self.output_scale!r}, expected a finite number of at least 0.")
+        for name in ("basis_gain", "output_scale"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise HyperConvError(f"{name} is {value!r}, expected a finite number greater than 0.")
 
     @property
     def max_seq_len(self) -> int:

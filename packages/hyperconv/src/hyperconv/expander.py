@@ -36,7 +36,7 @@ class PositionEmbedding(nn.Module):
 
 
 class BasisExpander(nn.Module):
-    """`x[l, h, :] = sum_k f_k(c) · basis[k, l, h, :]` with features f of unit mean square."""
+    """`x[l, h, :] = gain · sum_k f_k(c) · basis[k, l, h, :]` with features f of unit mean square."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class BasisExpander(nn.Module):
         super().__init__()
         L, H = config.grid
         self.skip = config.expander_skip
+        self.gain = config.basis_gain
         self.features = nn.Linear(config.hidden_dim, config.num_basis, device=device, dtype=dtype)
         self.basis = nn.Parameter(torch.zeros(config.num_basis, L, H, config.output_dim, device=device, dtype=dtype))
         self.lift = (
@@ -60,7 +61,7 @@ class BasisExpander(nn.Module):
     def forward(self, condition_BC: Tensor) -> tuple[Tensor, Tensor | None]:
         """[B, C] to the input of the blocks [B, L, H, C] and, with the skip, what reaches the output [B, L, H, W]."""
         f_BK = self.features(condition_BC)
-        f_BK = nn.functional.layer_norm(f_BK, f_BK.shape[-1:])
+        f_BK = nn.functional.layer_norm(f_BK, f_BK.shape[-1:]) * self.gain
         mixed_BLHW = (f_BK @ self.basis.flatten(1)).view(-1, *self.basis.shape[1:])
         x_BLHC = mixed_BLHW if self.lift is None else self.lift(mixed_BLHW)
         if self.position is not None:

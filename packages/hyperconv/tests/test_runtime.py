@@ -1,0 +1,142 @@
+"""The generator under everything that runs it: compile, export, meta tensors, half precision, determinism."""
+
+import pytest
+import torch
+from hyperconv import GeneratorConfig, HyperConvDecoder, HyperConvGenerator
+
+CONFIG = GeneratorConfig(condition_dim=6, hidden_dim=16, grid=(4, 3), output_dim=16, num_basis=3)
+VARIANTS = [{}, {"block": "dual", "pooling": "attention", "activation_checkpointing": True}]
+
+
+def build(**options):
+    torch.manual_seed(0)
+    generator = HyperConvGenerator(GeneratorConfig(**{**CONFIG.to_dict(), **options}))
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return generator
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_into_one_graph(options, training):
+    generator, twin = build(**options).train(training), build(**options).train(training)
+    # The eager graph backend proves what matters here, that nothing breaks the graph, without a C++ compiler.
+    compiled = torch.compile(generator, fullgraph=True, backend="aot_eager")
+    condition_BPD = torch.randn(2, 5, 6)
+    mask_BP = torch.tensor([[True] * 5, [True, False, True, False, False]])
+    fast, plain = compiled(condition_BPD, mask_BP), twin(condition_BPD, mask_BP)
+    torch.testing.assert_close(fast, plain)
+    if training:
+        fast.square().sum().backward()
+        plain.square().sum().backward()
+        for (name, parameter), other in zip(generator.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, msg=name)
+        torch.testing.assert_close(dict(generator.named_buffers()), dict(twin.named_buffers()))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_exports_with_any_number_of_tasks_and_prompts(options, tmp_path):
+    generator = build(**options).eval()
+    batch, prompts = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("prompts", min=1, max=64)
+    mask_BP = torch.ones(2, 5, dtype=torch.bool)
+    shapes = {"condition": {0: batch, 1: prompts}, "mask": {0: batch, 1: prompts}}
+    program = torch.export.export(generator, (torch.randn(2, 5, 6), mask_BP), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "generator.pt2")
+    loaded = torch.export.load(tmp_path / "generator.pt2").module()
+    for B, P in ((1, 1), (3, 7)):
+        condition_BPD, mask_BP = torch.randn(B, P, 6), torch.ones(B, P, dtype=torch.bool)
+        mask_BP[:, 1:2] = False
+        torch.testing.assert_close(loaded(condition_BPD, mask_BP), generator(condition_BPD, mask_BP))
+
+
+def test_a_meta_generator_holds_no_memory_and_takes_a_state_dict():
+    generator = build().eval()
+    empty = HyperConvGenerator(CONFIG, device="meta").eval()
+    with torch.device("meta"):
+        assert all(p.is_meta for p in HyperConvGenerator(CONFIG).state_dict().values())
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    assert empty(torch.empty(2, 5, 6, device="meta")).shape == (2, 12, 16)
+    empty.load_state_dict(generator.state_dict(), assign=True)
+    condition_BPD = torch.randn(2, 5, 6)
+    assert torch.equal(empty(condition_BPD), generator(condition_BPD))
+
+
+def train(generator, steps, dtype=None, lr=3e-3):
+    condition_SPD, target_SNW = torch.randn(4, 3, 6), torch.randn(4, 12, 16)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, eps=1e-6, fused=True)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            tokens_SNW = generator(condition_SPD)
+            error = tokens_SNW.float() - target_SNW
+        loss = error.square().mean() + 0.1 * error.abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses)
+
+
+@pytest.mark.parametrize("block", ["sequential", "dual"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_thousand_steps_of_autocast_stay_finite_and_learn(block, dtype):
+    losses = train(build(block=block, num_hyperconv_blocks=1), 1000, dtype)
+    assert losses.isfinite().all()
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters_answer_as_float32_does_within_their_precision(dtype):
+    generator, condition_BPD = build().eval(), torch.randn(2, 5, 6)
+    expected = generator(condition_BPD)
+    tokens = generator.to(dtype)(condition_BPD)
+    assert tokens.dtype == dtype
+    error = (tokens.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert error < 10 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_the_same_seed_gives_the_same_bits(options):
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = []
+        for _ in range(2):
+            generator = build(**options)
+            runs.append((train(generator, 5), generator.state_dict()))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(tensor, runs[1][1][name]) for name, tensor in runs[0][1].items())
+
+
+def test_centering_is_the_mean_and_spread_of_all_prompts_seen_and_survives_a_restart():
+    torch.manual_seed(0)
+    batches = [torch.randn(3, 4, 6) * 5 + 2 for _ in range(4)]
+    mask_BP = torch.rand(3, 4) < 0.7
+    mask_BP[:, 0] = True
+    generator = HyperConvGenerator(CONFIG)
+    for condition_BPD in batches[:2]:
+        generator(condition_BPD, mask_BP)
+    resumed = HyperConvGenerator(CONFIG)
+    resumed.load_state_dict(generator.state_dict())
+    for condition_BPD in batches[2:]:
+        resumed(condition_BPD, mask_BP)
+    seen = torch.cat([condition_BPD[mask_BP] for condition_BPD in batches])
+    centering = resumed.condition_encoder.centering
+    torch.testing.assert_close(centering.mean, seen.mean(0))
+    torch.testing.assert_close(centering.square, (seen - seen.mean(0)).square().mean())
+    before = centering.mean.clone()
+    resumed.eval()(batches[0] + 100)
+    assert torch.equal(centering.mean, before)
+
+
+def test_the_decoder_runs_under_autocast_and_channels_last_with_the_same_answer():
+    torch.manual_seed(0)
+    decoder = HyperConvDecoder([(4, 3, 16), (4, 3, 16), (5, 3, 8)], 3)
+    x_BLHW = torch.randn(2, 4, 3, 16)
+    expected = decoder(x_BLHW)
+    torch.testing.assert_close(decoder(x_BLHW.contiguous(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(decoder.to(memory_format=torch.channels_last)(x_BLHW), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(decoder(x_BLHW).float(), expected, rtol=0.05, atol=0.05)
