@@ -16,8 +16,8 @@ __all__ = ["load_base_model", "save_base_model"]
 logger = logging.getLogger(__name__)
 
 
-def load_base_model(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return the causal language model called ``name``, in float32 and eval mode on the CPU, and its tokenizer.
+def load_base_model(name: str, *, device: str = "cpu") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return the causal language model called ``name``, in float32 and eval mode on ``device``, and its tokenizer.
 
     The tokenizer always has a padding token: the end-of-sequence token where it has none of its own.
 
@@ -44,7 +44,9 @@ def load_base_model(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
         raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
+    model.train(False)
+    torch.nn.Module.to(model, device)
+    return model, tokenizer
 
 
 def save_base_model(name: str, folder: Path) -> Path:

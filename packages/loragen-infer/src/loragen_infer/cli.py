@@ -62,7 +62,7 @@ def _generate(options: Namespace) -> None:
     adapter = generator.generate(prompts)
     write_adapter(adapter, output_dir)
     base = adapter.config.base_model_name_or_path
-    print(f"{output_dir}: {adapter.num_parameters:,} parameters for {base} from {len(prompts)} prompts")  # noqa: T201
+    print(f"{output_dir}: {adapter.num_parameters:,} parameters for {base} from {len(prompts)} prompts")
 
 
 def _read_prompt_file(path: Path) -> list[str]:
@@ -85,8 +85,8 @@ def _evaluate(config: EvaluateConfig) -> None:
 
     results = evaluate(config)
     output_dir = Path(config.output_dir)
-    print(format_table(results))  # noqa: T201
-    print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")  # noqa: T201
+    print(format_table(results))
+    print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import argparse
 import dataclasses
 import difflib
 import logging
+import os
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,7 +111,7 @@ class _Parser(ArgumentParser):
 class _CheckedConfigFile(ActionConfigFile):
     """Names an unknown key of a YAML file with the nearest known one before the parser sees the file."""
 
-    def __call__(self, parser: _Parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, _option_string: str | None = None) -> None:
         path, kind = Path(values), parser.config_class
         if not path.is_file():
             parser.error(f"--config {values}: there is no such file")
@@ -124,7 +126,7 @@ class _CheckedConfigFile(ActionConfigFile):
             _check_keys({key: value for key, value in content.items() if key != "verbose"}, kind, path, "")
         except UsageError as error:
             parser.error(str(error))
-        super().__call__(parser, cfg, values, option_string)
+        self.apply_config(parser, cfg, self.dest, values)
 
 
 def _check_keys(content: Any, kind: Any, path: Path, prefix: str) -> None:
@@ -154,9 +156,7 @@ def _take_dashes(words: list[str], config_class: type) -> list[str]:
 
 def _run(prog: str, command: Command, parser: ArgumentParser, options: Namespace) -> int:
     """Run ``command`` and return the exit code, turning the packages' own errors into one sentence each."""
-    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s")
-    for name in ("httpcore", "httpx", "filelock", "fsspec", "matplotlib", "sentence_transformers", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _quieten(verbose=options.verbose)
     prog = f"{prog} {command.name}"
     try:
         command.run(options if command.config_class is None else _build_config(command.config_class, parser, options))
@@ -172,6 +172,22 @@ def _run(prog: str, command: Command, parser: ArgumentParser, options: Namespace
         _say(f"{prog}: error: {error}")
         return 1
     return 0
+
+
+def _quieten(*, verbose: bool) -> None:
+    """Let through what the packages say, and of the libraries below them only what went wrong."""
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s")
+    if verbose:
+        return
+    # Lightning sets the level of its root logger when it is imported, but not that of this child, which does the talking.
+    lightning = "lightning.pytorch.utilities.rank_zero"
+    for name in ("filelock", "fsspec", "httpcore", "httpx", lightning, "matplotlib", "sentence_transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    if not sys.stderr.isatty():
+        # The bars of the libraries would fill a log file with carriage returns.
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _build_config(config_class: type, parser: ArgumentParser, options: Namespace) -> Any:

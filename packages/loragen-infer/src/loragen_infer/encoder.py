@@ -77,8 +77,10 @@ class PromptEncoder:
 
     def _warn_about_truncation(self, prompts: Sequence[str]) -> None:
         limit = self._model.max_seq_length
+        if limit is None:
+            return
         # A token has at least one character, so most prompts need no counting.
-        suspects = [prompt for prompt in prompts if limit is not None and len(prompt) > limit]
+        suspects = [prompt for prompt in prompts if len(prompt) > limit]
         if not suspects:
             return
         lengths = [len(ids) for ids in self._model.tokenizer(suspects, truncation=False)["input_ids"]]

@@ -59,8 +59,7 @@ def evaluate(config: EvaluateConfig) -> list[TaskResult]:
     name = config.base_model or generator.bundle.layout.config.base_model_name_or_path
     if name is None:
         raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
-    model, tokenizer = load_base_model(name)
-    model.to(config.device)
+    model, tokenizer = load_base_model(name, device=config.device)
 
     results = []
     num_rows = len(ROWS) * len(config.tasks) - (len(config.tasks) - len(own))

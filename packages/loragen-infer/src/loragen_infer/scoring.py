@@ -1,9 +1,12 @@
 """Scores a language model on examples: negative log-likelihood per answer token, and exact match of greedy decoding.
 
+One forward pass gives both. Greedy decoding repeats the answer exactly if and only if, after every correct prefix, the
+most likely token is the answer's next one; so the logits that the likelihood needs also tell what decoding would do.
+
 Legend: B batch, S sequence length, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +27,7 @@ class Score:
     nll: float
     """Mean negative log-likelihood per answer token, in nats; the end-of-sequence token counts as one."""
     exact_match: float
-    """Share of examples whose greedy continuation, stripped of white space, is the response; 0 to 1."""
+    """Share of examples whose greedy continuation is the response, token by token to the end; 0 to 1."""
     num_examples: int
     """Number of examples scored."""
 
@@ -40,7 +43,6 @@ class Scorer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], *, batch_size: int) -> None:
         self._tokenizer = tokenizer
-        self._examples = examples
         self._items = [tokenize_example(tokenizer, example) for example in examples]
         lengths = [len(item.input_ids) for item in self._items]
         self._batches = batches_by_length(lengths, batch_size)
@@ -51,8 +53,9 @@ class Scorer:
         total_nll = 0.0
         num_matches = 0
         for batch in self._batches:
-            total_nll += self._batch_nll(model, [self._items[index] for index in batch])
-            num_matches += self._batch_matches(model, batch)
+            for nll, matches in self._score_batch(model, [self._items[index] for index in batch]):
+                total_nll += nll
+                num_matches += matches
         num_tokens = sum(len(item.input_ids) - item.num_prompt_tokens for item in self._items)
         return Score(
             nll=total_nll / num_tokens,
@@ -60,35 +63,18 @@ class Scorer:
             num_examples=len(self._items),
         )
 
-    def _batch_nll(self, model: Any, items: list[TokenizedExample]) -> float:
-        """Sum over all answer tokens of the batch."""
+    def _score_batch(self, model: Any, items: list[TokenizedExample]) -> Iterator[tuple[float, bool]]:
+        """Yield each item's summed NLL over its answer tokens, and whether all of them are the most likely ones."""
         inputs = self._pad_left([item.input_ids for item in items], model.device)
-        # Sequences end together, so the last answers' length of logits is all that is needed of a big vocabulary.
+        # Sequences end together, so the longest answer's length of logits is all that is needed of a big vocabulary.
         num_logits = 1 + max(len(item.input_ids) - item.num_prompt_tokens for item in items)
-        logits_BSV = model(**inputs, logits_to_keep=num_logits).logits.float()
-        total = 0.0
+        logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=False).logits.float()
         for item, logits_SV in zip(items, logits_BSV, strict=True):
-            answer = torch.tensor(item.input_ids[item.num_prompt_tokens :], device=logits_SV.device)
+            answer_S = torch.tensor(item.input_ids[item.num_prompt_tokens :], device=logits_SV.device)
             # The logits at one position predict the next token.
-            predicted_SV = logits_SV[-1 - len(answer) : -1]
-            total += torch.nn.functional.cross_entropy(predicted_SV, answer, reduction="sum").item()
-        return total
-
-    def _batch_matches(self, model: Any, batch: list[int]) -> int:
-        prompts = [self._items[index].input_ids[: self._items[index].num_prompt_tokens] for index in batch]
-        longest = max(len(self._items[index].input_ids) - self._items[index].num_prompt_tokens for index in batch)
-        inputs = self._pad_left(prompts, model.device)
-        output = model.generate(
-            **inputs,
-            max_new_tokens=longest,
-            do_sample=False,
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        width = inputs["input_ids"].shape[1]
-        texts = self._tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        return sum(
-            text.strip() == self._examples[index].response.strip() for text, index in zip(texts, batch, strict=True)
-        )
+            predicted_SV = logits_SV[-1 - len(answer_S) : -1]
+            nll = torch.nn.functional.cross_entropy(predicted_SV, answer_S, reduction="sum").item()
+            yield nll, bool((predicted_SV.argmax(dim=-1) == answer_S).all())
 
     def _pad_left(self, sequences: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
         width = max(map(len, sequences))

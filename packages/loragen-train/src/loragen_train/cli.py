@@ -47,7 +47,7 @@ def _collect(config: CollectConfig) -> None:
     from loragen_train.collect import collect
 
     for folder in collect(config):
-        print(folder)  # noqa: T201
+        print(folder)
 
 
 def _add_prepare_options(parser: ArgumentParser) -> None:
@@ -71,13 +71,13 @@ def _prepare(options: Namespace) -> None:
     )
     for name, task in manifest["tasks"].items():
         counts = f"{task['num_train_prompts']} train and {task['num_val_prompts']} validation prompts"
-        print(f"{name}: {task['num_samples']} samples, {counts}")  # noqa: T201
+        print(f"{name}: {task['num_samples']} samples, {counts}")
 
 
 def _fit(config: FitConfig) -> None:
     from loragen_train.fit import fit
 
-    print(fit(config))  # noqa: T201
+    print(fit(config))
 
 
 if __name__ == "__main__":

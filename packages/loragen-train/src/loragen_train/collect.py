@@ -13,24 +13,23 @@ weight change would be written in unrelated bases.
 import json
 import logging
 import random
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from loragen_infer.base_model import load_base_model, save_base_model
-from loragen_infer.examples import Example, tokenize_example
+from loragen_infer.examples import read_examples, tokenize_example
 from loragen_infer.files import atomic_folder, write_json, write_jsonl
 from loragen_infer.locate import locate_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import PreTrainedTokenizerBase
 
-from loragen_train.collect_config import CollectConfig, CollectTask, LoraTraining
+from loragen_train.collect_config import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
+from loragen_train.lora_training import train_lora
 from loragen_train.sources import load_samples
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["collect"]
 
@@ -99,10 +98,7 @@ def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool
     return True
 
 
-def _model_with_adapter(config: CollectConfig, output_dir: Path) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
-
+def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     name = config.base_model
     if locate_model(name, kind="base model").endswith(".gguf"):
         name = str(save_base_model(name, output_dir / "base_model").resolve())
@@ -118,101 +114,29 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> "tuple[PeftM
                 f"lora.target_modules {config.lora.target_modules} do not fit {config.base_model}: {error}"
             ) from error
         with atomic_folder(initial) as part:
-            fresh.save_pretrained(part)
-        base = fresh.unload()
+            fresh.save_pretrained(str(part))
+        fresh.unload()
     model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
     return model, tokenizer
 
 
 def _train_task(
-    config: CollectConfig,
-    task: CollectTask,
-    output_dir: Path,
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    config: CollectConfig, task: CollectTask, output_dir: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    from peft import load_peft_weights, set_peft_model_state_dict
-
     set_peft_model_state_dict(model, load_peft_weights(str(output_dir / "initial_adapter"), device="cpu"))
-    rows = (output_dir / "train" / f"{task.name}.jsonl").read_text(encoding="utf-8").splitlines()
-    samples = [Example(**json.loads(row)) for row in rows]
-    tokenized = [tokenize_example(tokenizer, sample, max_length=config.training.max_length) for sample in samples]
-    features = [{"input_ids": item.input_ids, "labels": item.labels} for item in tokenized]
+    samples = read_examples(output_dir / "train" / f"{task.name}.jsonl")
+    items = [tokenize_example(tokenizer, sample, max_length=config.training.max_length) for sample in samples]
     with atomic_folder(output_dir / "adapters" / task.name) as part:
         started = time.perf_counter()
-        history = _run_trainer(config.training, config.seed, part, features, model, tokenizer)
+        losses = train_lora(task.name, config.training, config.seed, part, items, model, tokenizer)
         seconds = time.perf_counter() - started
-        checkpoints = sorted(part.glob("checkpoint-*"))
-        for checkpoint in checkpoints:
-            _keep_only_adapter(checkpoint)
-        epochs = config.training.max_steps * config.training.batch_size / len(features)
-        tokens = epochs * sum(len(item.input_ids) for item in tokenized)
+        epochs = config.training.max_steps * config.training.batch_size / len(items)
+        tokens_per_second = epochs * sum(len(item.input_ids) for item in items) / seconds
         record = {
             "settings": _settings(config, task),
             "seconds": round(seconds, 1),
-            "tokens_per_second": round(tokens / seconds, 1),
-            "loss": history,
+            "tokens_per_second": round(tokens_per_second, 1),
+            "loss": losses,
         }
         write_json(part / "training.json", record)
-    logger.info("%s: loss %.3f, %.0f tokens/s.", task.name, history[-1]["loss"], tokens / seconds)
-
-
-def _run_trainer(
-    training: LoraTraining,
-    seed: int,
-    folder: Path,
-    features: list[dict[str, list[int]]],
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-) -> list[dict[str, float]]:
-    """Train ``model`` in place, write its checkpoints under ``folder``, return the loss every ``save_every`` steps."""
-    import torch
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
-
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=training.max_steps,
-        per_device_train_batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=max(1, training.max_steps // 10),
-        bf16=training.precision == "bf16" or (training.precision == "auto" and _bf16_is_faster()),
-        train_sampling_strategy="group_by_length",
-        save_steps=training.save_every,
-        save_total_limit=training.keep_last,
-        save_only_model=True,
-        logging_steps=training.save_every,
-        report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=False,
-        seed=seed,
-    )
-    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
-    trainer = Trainer(model=model, args=arguments, train_dataset=features, data_collator=collator)
-    trainer.train()
-    return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
-
-
-def _keep_only_adapter(checkpoint: Path) -> None:
-    """Remove what the trainer adds: its pickled arguments, which nobody should have to trust, and its state."""
-    for file in checkpoint.iterdir():
-        if file.name not in {"adapter_config.json", "adapter_model.safetensors"}:
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
-
-
-def _bf16_is_faster() -> bool:
-    """Whether a matrix product of the size of a small layer takes under 3/4 of the time in bfloat16."""
-    import torch
-
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-    def seconds(dtype: torch.dtype) -> float:
-        matrix = torch.ones(1024, 1024, dtype=dtype, device=device)
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            (matrix @ matrix).sum().item()
-            best = min(best, time.perf_counter() - started)
-        return best
-
-    return seconds(torch.bfloat16) < 0.75 * seconds(torch.float32)
+    logger.info("%s: %.0f s at %.0f tokens/s.", task.name, seconds, tokens_per_second)

@@ -40,7 +40,7 @@ class CheckpointPromptPairs(Dataset[Pair]):
             chosen = draw.sample(range(len(embeddings)), self._num_prompts)
         else:
             chosen = draw.choices(range(len(embeddings)), k=self._num_prompts)
-        return embeddings[chosen], self._zoo.tokens_MNW[index]
+        return embeddings[chosen], self._zoo.tokens[index]
 
 
 class ZooDataModule(LightningDataModule):

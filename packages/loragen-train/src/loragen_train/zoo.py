@@ -28,8 +28,8 @@ class Zoo:
     """The layout that all checkpoints share."""
     stats: TokenStats
     """Mean and standard deviation over the checkpoints, per position."""
-    tokens_MNW: torch.Tensor
-    """z-scored tokens, float32."""
+    tokens: torch.Tensor
+    """z-scored tokens ``[M, N, W]``, float32."""
     tasks: list[str]
     """The task of each checkpoint, of length M."""
 
@@ -58,7 +58,7 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: list[str]) -> Zoo
             tokens.append(layout.encode(read_adapter(file).to(torch.float32)))
             tasks.append(task)
     stats = TokenStats.from_tokens(tokens)
-    return Zoo(layout=layout, stats=stats, tokens_MNW=stats.normalize(torch.stack(tokens)), tasks=tasks)
+    return Zoo(layout=layout, stats=stats, tokens=stats.normalize(torch.stack(tokens)), tasks=tasks)
 
 
 def _folders(data: DataConfig, task_names: list[str]) -> dict[str, str]:

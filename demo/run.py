@@ -1,0 +1,99 @@
+"""The whole way on real parts: trains a zoo of LoRA adapters, trains a generator on it, and shows what it is worth.
+
+Runs the five commands that a user would type and prints each. What an earlier run has finished, with the same settings
+and the same code, is used again.
+
+    python demo/run.py           about ten minutes on two CPU cores
+    python demo/run.py --quick   the same with tiny numbers, to see that everything works; its scores mean nothing
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Steps:
+    """Runs commands one after another, and remembers what each printed and what it was run on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "steps"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        sources = sorted(ROOT.glob("packages/*/src/**/*.py"))
+        # A step depends on the code and on every step before it.
+        self._key = _digest(*(path.read_bytes() for path in sources))
+
+    def run(self, command: str, *, config: Path | None = None, replaces: Path | None = None) -> str:
+        """Return what ``command`` prints on standard output, from an earlier run if nothing has changed since.
+
+        Args:
+            command: The command line.
+            config: The file that it reads its settings from.
+            replaces: The folder that it writes and that must not be there before.
+        """
+        self._key = _digest(self._key.encode(), command.encode(), config.read_bytes() if config else b"")
+        words = shlex.split(command)
+        record = self._folder / f"{words[1]}.json"
+        print(f"\n$ {command}", flush=True)
+        if record.is_file():
+            earlier = json.loads(record.read_text())
+            if earlier["key"] == self._key:
+                print(f"{earlier['output']}(from an earlier run)", flush=True)
+                return str(earlier["output"])
+        if replaces is not None:
+            shutil.rmtree(replaces, ignore_errors=True)
+        started = time.perf_counter()
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+        print(f"{done.stdout}({time.perf_counter() - started:.0f} s)", flush=True)
+        if done.returncode != 0:
+            sys.exit(done.returncode)
+        record.write_text(json.dumps({"key": self._key, "output": done.stdout}))
+        return done.stdout
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description="Train a zoo and a generator, and evaluate what it generates.")
+    parser.add_argument("--quick", action="store_true", help="tiny numbers: see that it works, in about two minutes")
+    quick = parser.parse_args().quick
+    os.chdir(ROOT)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every part of the demo comes from an installed package
+    configs = Path("demo/quick" if quick else "demo/full")
+    output = Path("demo_output/quick" if quick else "demo_output")
+    started = time.perf_counter()
+    steps = Steps(output)
+
+    steps.run(f"loragen-train collect --config {configs}/collect.yaml", config=configs / "collect.yaml")
+    sources = " ".join(f"{output}/zoo/train/{task.name}.jsonl" for task in sorted((output / "zoo/adapters").iterdir()))
+    steps.run(f"loragen-train prepare --source {sources} --output-dir {output}/data --samples-per-prompt 4")
+    printed = steps.run(f"loragen-train fit --config {configs}/generator.yaml", config=configs / "generator.yaml")
+    experiment = printed.splitlines()[-1]
+    prompts = [
+        "Find the Greatest Common Divisor (GCD) of these numbers: 84, 36. Give only the GCD as your final answer.",
+        "Find the Greatest Common Divisor (GCD) of these numbers: 17, 51. Give only the GCD as your final answer.",
+    ]
+    given = " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in prompts)
+    adapter = output / "adapter"
+    steps.run(f"loragen-infer generate --model {experiment} {given} --output-dir {adapter}", replaces=adapter)
+    evaluation = configs / "evaluate.yaml"
+    steps.run(f"loragen-infer evaluate --config {evaluation} --model {experiment}", config=evaluation)
+
+    print(f"\nThe table is above; the picture is {output}/results/evaluation.png.")
+    print(f"{adapter} is an ordinary PEFT adapter of {output}/zoo/base_model.")
+    print(f"Done in {time.perf_counter() - started:.0f} s.")
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+if __name__ == "__main__":
+    main()

