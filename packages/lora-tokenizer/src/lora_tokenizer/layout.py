@@ -22,6 +22,7 @@ from lora_tokenizer.config import AdapterConfig
 from lora_tokenizer.errors import LoraTokenizerError, warn_once
 from lora_tokenizer.names import split_name
 from lora_tokenizer.packing import Packing, Slot, check_budget, pack
+from lora_tokenizer.tensor_ranges import row_major
 
 FORMAT = 1
 """Version of the packing rules and of the JSON; it is part of every fingerprint."""
@@ -182,18 +183,22 @@ class TokenLayout:
         Raises:
             LoraTokenizerError: the adapter differs from the layout; the message names the first difference.
         """
-        self._check_same(adapter)
+        if adapter.config != self.config or adapter.tensors.keys() != self._names:
+            self._check_same(adapter)
         if self.canonical == "svd":
             adapter = canonical_form(adapter)
         tensors = adapter.tensors
         dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
         device = next(iter(tensors.values())).device
-        zeros = torch.zeros(self._largest_gap, dtype=dtype, device=device)
+        zeros = {gap: torch.zeros(gap, dtype=dtype, device=device) for gap in self._gaps}
         pieces = []
         for slot, gap in self._slots_and_gaps:
-            pieces.append(tensors[slot.name].reshape(-1))
+            tensor = tensors[slot.name]
+            if tensor.shape != slot.shape or not _fits(tensor.dtype, slot.dtype):
+                self._check_same(adapter)
+            pieces.append(tensor.reshape(-1))
             if gap:
-                pieces.append(zeros[:gap])
+                pieces.append(zeros[gap])
         return torch.cat(pieces).view(self.num_tokens, self.token_dim)
 
     def decode(self, tokens_NW: Tensor) -> LoraAdapter:
@@ -210,16 +215,8 @@ class TokenLayout:
                 f"layout, "
                 f"which needs floats of shape {(self.num_tokens, self.token_dim)}"
             )
-        buffers = {name: tokens_NW.to(DTYPES[name], copy=True).view(-1) for name in self._dtypes}
-        tensors = {}
-        if len(buffers) == 1:
-            flat = next(iter(buffers.values()))
-            for slot, piece in zip(self.slots, flat.split_with_sizes(self._split_sizes)[::2], strict=True):
-                tensors[slot.name] = piece.view(slot.shape)
-        else:
-            for slot in self.slots:
-                start = slot.start * self.token_dim
-                tensors[slot.name] = buffers[slot.dtype][start : start + slot.num_values].view(slot.shape)
+        buffers = {name: tokens_NW.to(DTYPES[name], copy=True).contiguous() for name in self._dtypes}
+        tensors = {name: buffers[dtype].as_strided(*view) for name, dtype, view in self._views}
         return LoraAdapter(config=self.config, tensors=tensors)
 
     @functools.cached_property
@@ -236,12 +233,20 @@ class TokenLayout:
         )
 
     @functools.cached_property
-    def _largest_gap(self) -> int:
-        return max(gap for _, gap in self._slots_and_gaps)
+    def _gaps(self) -> frozenset[int]:
+        return frozenset(gap for _, gap in self._slots_and_gaps)
 
     @functools.cached_property
-    def _split_sizes(self) -> list[int]:
-        return [size for slot, gap in self._slots_and_gaps for size in (slot.num_values, gap)]
+    def _names(self) -> frozenset[str]:
+        return frozenset(slot.name for slot in self.slots)
+
+    @functools.cached_property
+    def _views(self) -> tuple[tuple[str, str, tuple[tuple[int, ...], tuple[int, ...], int]], ...]:
+        """Name, dtype, and shape, strides and offset of each tensor in a buffer of `[N, W]`."""
+        return tuple(
+            (slot.name, slot.dtype, (slot.shape, row_major(slot.shape), slot.start * self.token_dim))
+            for slot in self.slots
+        )
 
     def _check_same(self, adapter: LoraAdapter) -> None:
         for slot in self.slots:
@@ -252,19 +257,23 @@ class TokenLayout:
                 raise LoraTokenizerError(
                     f"tensor {slot.name!r} has the shape {tuple(tensor.shape)} where the layout has {slot.shape}"
                 )
-            wanted = DTYPES[slot.dtype]
-            if tensor.dtype != wanted and torch.promote_types(tensor.dtype, wanted) != wanted:
+            if not _fits(tensor.dtype, slot.dtype):
                 raise LoraTokenizerError(
                     f"tensor {slot.name!r} is {dtype_name(tensor.dtype)} and the layout stores {slot.dtype}, which "
                     f"would "
                     f"round it: convert it with adapter.to(torch.{slot.dtype}) or make the layout from this adapter"
                 )
         if len(adapter.tensors) != len(self.slots):
-            known = {slot.name for slot in self.slots}
-            extra = next(name for name in adapter.tensors if name not in known)
+            extra = next(name for name in adapter.tensors if name not in self._names)
             raise LoraTokenizerError(f"tensor {extra!r} of the adapter is not in the layout")
         if adapter.config != self.config:
             _check_config(adapter.config, self.config, dict.fromkeys(split_name(slot.name)[0] for slot in self.slots))
+
+
+@functools.lru_cache(maxsize=64)
+def _fits(dtype: torch.dtype, stored: str) -> bool:
+    """Whether every value of `dtype` is one of the stored dtype."""
+    return torch.promote_types(dtype, DTYPES[stored]) == DTYPES[stored]
 
 
 def _check_config(found: AdapterConfig, wanted: AdapterConfig, modules: Iterable[str]) -> None:

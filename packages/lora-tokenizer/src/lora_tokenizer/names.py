@@ -64,6 +64,7 @@ def is_lora_name(name: str) -> bool:
     return ".lora_" in name or name.startswith("lora_")
 
 
+@functools.lru_cache(maxsize=65536)
 def parse_raw_name(name: str, *, prefix: str | None = None) -> RawName:
     """Take a checkpoint's LoRA tensor name apart.
 

@@ -21,8 +21,8 @@ from lora_tokenizer.config import AdapterConfig, refuse_unrepresentable
 from lora_tokenizer.errors import LoraTokenizerError, warn_once
 from lora_tokenizer.hyper_parameters import adapter_settings, find_state_dict
 from lora_tokenizer.names import is_lora_name, join_name, parse_raw_name
-from lora_tokenizer.safetensors_file import locate
-from lora_tokenizer.tensor_ranges import read_ranges
+from lora_tokenizer.safetensors_file import read_header
+from lora_tokenizer.tensor_ranges import map_tensors
 from lora_tokenizer.torch_file import TorchFile
 from lora_tokenizer.writing import CONFIG_NAME, WEIGHTS_NAME, check_finite
 
@@ -147,7 +147,8 @@ def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Con
     descriptor = os.open(file, os.O_RDONLY)
     try:
         if file.suffix == ".safetensors":
-            ranges, others = locate(file, descriptor, is_lora_name)
+            header = read_header(file, descriptor, lora_only=True)
+            ranges, others = header.places, header.others
             settings: dict[str, Any] = {}
         else:
             opened = TorchFile(file, descriptor)
@@ -156,7 +157,7 @@ def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Con
             others = [name for name in state if name not in ranges]
             settings = adapter_settings(opened.root)
         renamed = _canonical_names(file, list(ranges), adapter_name, prefix)
-        tensors = read_ranges(
+        tensors = map_tensors(
             file, descriptor, {renamed[name]: place for name, place in ranges.items() if name in renamed}
         )
     finally:

@@ -39,7 +39,7 @@ from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.layout import TokenLayout
 from lora_tokenizer.locks import file_lock
 from lora_tokenizer.reading import read_adapter
-from lora_tokenizer.safetensors_file import header_bytes, locate, read_header
+from lora_tokenizer.safetensors_file import header_bytes, read_header
 from lora_tokenizer.tensor_ranges import TensorRange
 from lora_tokenizer.token_set import CHUNK_BYTES, Entry, Manifest, TokenSet, checksum, tensor_name
 from lora_tokenizer.writing import CONFIG_NAME
@@ -315,8 +315,8 @@ class _Builder:
 def _open_part(part: Path) -> tuple[TensorRange, int]:
     descriptor = os.open(part, os.O_RDONLY)
     try:
-        header, _ = read_header(part, descriptor)
-        return locate(part, descriptor, lambda _: True)[0]["tokens"], int(header["__metadata__"]["crc32"])
+        header = read_header(part, descriptor)
+        return header.places["tokens"], int(header.metadata["crc32"])
     finally:
         os.close(descriptor)
 

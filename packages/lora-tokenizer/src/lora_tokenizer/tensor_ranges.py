@@ -1,14 +1,15 @@
-"""Reading chosen tensors out of a large file by position, without touching the rest of it.
+"""Chosen tensors of a large file, mapped into memory: what is not touched is not read.
 
-Both checkpoint formats end in this form: a tensor is a run of bytes of the file. Ranges that touch are read in one go
-into memory of our own. A plain read is used and not a memory map, because a mapped file that its writer cuts short
-kills the reader with SIGBUS, and because one read of 17 MB is faster than the page faults of a map.
+Both checkpoint formats end in this form: a tensor is a run of bytes of the file. The map is private, so writing to a tensor
+does not reach the file. As with every mapped file, whoever rewrites it in place changes the tensors under the reader, and
+whoever cuts it short kills the reader; files that are replaced by renaming, as this package does, are safe.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import os
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ import torch
 from torch import Tensor
 
 from lora_tokenizer.errors import LoraTokenizerError
-
-_GAP = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,54 +34,42 @@ class TensorRange:
     """Strides in values where the tensor does not lie in row-major order."""
 
 
-def read_ranges(path: Path, descriptor: int, ranges: Mapping[str, TensorRange]) -> dict[str, Tensor]:
-    """Read tensors into one buffer per run of neighbouring ranges.
+def map_tensors(path: Path, descriptor: int, ranges: Mapping[str, TensorRange]) -> dict[str, Tensor]:
+    """Tensors as views of one private map of the file; those that are not in row-major order are copied.
 
     Raises:
         LoraTokenizerError: the file ends before a tensor does.
     """
+    if not ranges:
+        return {}
+    file_bytes = torch.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    typed: dict[torch.dtype, Tensor] = {}
     out: dict[str, Tensor] = {}
-    for run in _runs(ranges):
-        start = run[0][1].start
-        buffer = torch.empty(max(r.start + r.num_bytes for _, r in run) - start, dtype=torch.uint8)
-        _read_exactly(path, descriptor, start, buffer)
-        raw = buffer.numpy()
-        for name, place in run:
-            offset = place.start - start
-            if offset % place.dtype.itemsize:
-                raw_part = buffer[offset : offset + place.num_bytes].clone().numpy()
-                flat = torch.frombuffer(raw_part, dtype=place.dtype)
-            else:
-                count = place.num_bytes // place.dtype.itemsize
-                flat = torch.frombuffer(raw, dtype=place.dtype, count=count, offset=offset)
-            if place.stride is None:
-                out[name] = flat.view(place.shape)
-            else:
-                out[name] = flat.as_strided(place.shape, place.stride).contiguous()
+    for name, place in ranges.items():
+        if place.start + place.num_bytes > len(file_bytes):
+            raise LoraTokenizerError(f"{path} ends inside tensor {name!r}: copy the file again")
+        size = place.dtype.itemsize
+        offset, remainder = divmod(place.start, size)
+        if remainder:  # a view needs whole values from the start of the file
+            values = file_bytes[place.start : place.start + place.num_bytes].clone().view(place.dtype)
+            offset = 0
+        elif place.dtype in typed:
+            values = typed[place.dtype]
+        else:
+            values = typed[place.dtype] = file_bytes[: len(file_bytes) // size * size].view(place.dtype)
+        tensor = values.as_strided(place.shape, place.stride or row_major(place.shape), offset)
+        out[name] = tensor if place.stride is None else tensor.contiguous()
     return out
 
 
-def _runs(ranges: Mapping[str, TensorRange]) -> list[list[tuple[str, TensorRange]]]:
-    runs: list[list[tuple[str, TensorRange]]] = []
-    end = -math.inf
-    for name, place in sorted(ranges.items(), key=lambda item: item[1].start):
-        if place.start > end + _GAP:
-            runs.append([])
-            end = place.start
-        runs[-1].append((name, place))
-        end = max(end, place.start + place.num_bytes)
-    return runs
+@functools.lru_cache(maxsize=4096)
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in values, of a tensor that lies in row-major order.
 
-
-def _read_exactly(path: Path, descriptor: int, start: int, buffer: Tensor) -> None:
-    view, done = buffer.numpy().data, 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], start + done)
-        if count == 0:
-            raise LoraTokenizerError(
-                f"{path} ends at byte {start + done}, in the middle of a tensor: copy the file again"
-            )
-        done += count
+    >>> row_major((2, 3, 4))
+    (12, 4, 1)
+    """
+    return tuple(num_values(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def num_values(shape: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.layout import TokenLayout
-from lora_tokenizer.safetensors_file import locate
+from lora_tokenizer.safetensors_file import read_header
 from lora_tokenizer.tensor_ranges import TensorRange
 
 CHUNK_BYTES = 4 << 20
@@ -117,7 +117,7 @@ class TokenSet(Sequence[Tensor]):
         """Place of every tensor in the file."""
         descriptor = _open(self.path)
         try:
-            return locate(self.path, descriptor, lambda _: True)[0]
+            return read_header(self.path, descriptor).places
         finally:
             os.close(descriptor)
 

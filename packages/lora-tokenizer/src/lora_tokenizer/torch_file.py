@@ -18,7 +18,7 @@ import torch
 from lora_tokenizer import inert_pickle
 from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.inert_pickle import Inert, Persistent
-from lora_tokenizer.tensor_ranges import TensorRange, num_values
+from lora_tokenizer.tensor_ranges import TensorRange, num_values, row_major
 
 MAX_DIRECTORY_BYTES = 64 << 20
 MAX_PICKLE_BYTES = 64 << 20
@@ -161,7 +161,7 @@ class TorchFile:
                 f"{self._path}: tensor {name!r} of shape {shape[:8]} reaches outside its storage of {num_stored} values"
             )
         start = self._data_start(member) + offset * dtype.itemsize
-        contiguous = stride == tuple(num_values(shape[axis + 1 :]) for axis in range(len(shape)))
+        contiguous = stride == row_major(shape)
         return TensorRange(dtype, shape, start, extent * dtype.itemsize, None if contiguous else stride)
 
     def _unwrap(self, name: str, value: object) -> tuple[object, int, tuple[int, ...], tuple[int, ...]]:
