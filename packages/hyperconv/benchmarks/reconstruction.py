@@ -4,7 +4,7 @@ A zoo is a folder `<zoo>/adapters/<task>/checkpoint-*/adapter_model.safetensors`
 (lines with a "prompt"), which needs safetensors and sentence-transformers, or the .pt file that --save wrote from one.
 
     python packages/hyperconv/benchmarks/reconstruction.py ZOO --encoder all-MiniLM-L6-v2 --save zoo.pt
-    python packages/hyperconv/benchmarks/reconstruction.py zoo.pt --steps 100
+    python packages/hyperconv/benchmarks/reconstruction.py zoo.pt --steps 60
 
 Per option it prints, on prompts that training did not see: the cosine of ΔW = B·A with that of the task's mean adapter
 (mean and lowest over tasks), the reconstruction error of the z-scored tokens (1 is the mean adapter of the zoo), the
@@ -31,8 +31,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_basis": 8},
     {"num_basis": 32},
     {"basis_gain": 1.0},
-    {"basis_gain": 2.0},
-    {"basis_gain": 8.0},
+    {"basis_gain": 4.0},
+    {"basis_gain": 16.0},
     {"expander_skip": False},
     {"expander": "broadcast"},
     {"num_hyperconv_blocks": 0},
@@ -44,7 +44,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"film": False},
     {"pooling": "attention"},
     {"centering": "none"},
-    {"output_scale": 0.01},
+    {"output_scale": 0.1},
     {"output_scale": 1.0},
 ]
 
@@ -104,7 +104,7 @@ def delta_weights(zoo: Zoo, flat: Tensor) -> Tensor:
     tensors, at = {}, 0
     for name, shape in zoo.pieces:
         size = torch.Size(shape).numel()
-        tensors[name] = flat.flatten()[at : at + size].view(shape)
+        tensors[name] = flat.flatten()[at : at + size].view(shape).double()
         at += size
     return torch.cat(
         [(tensors[a.replace("lora_A", "lora_B")] @ tensors[a]).flatten() for a in tensors if "lora_A" in a]
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write tokens and embeddings to this .pt file and stop")
     parser.add_argument("--width", type=int, default=384, help="values per token")
     parser.add_argument("--prompts", type=int, default=64, help="prompts per task; the first half trains")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=1)

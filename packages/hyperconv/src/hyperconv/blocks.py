@@ -127,11 +127,15 @@ class DualHyperConvBlock(nn.Module):
     def forward(self, x_BLHW: Tensor, scale_BW: Tensor | None = None, shift_BW: Tensor | None = None) -> Tensor:
         """[B, L, H, W] to [B, L', H', W'] in the dtype of the input."""
         check_grid_input("x", x_BLHW, self.in_shape)
-        u = modulate(self.norm(x_BLHW), scale_BW, shift_BW)
-        a = self.conv_h1(self.conv_w1(u))
-        b = torch.tanh(self.conv_w2(self.conv_h2(u)))
-        y: Tensor = self.conv_l((a + b + self.bias) / 3)
+        # Nested, so that inside conv_l nothing holds on to what the two branches needed.
+        y: Tensor = self.conv_l(self._average(modulate(self.norm(x_BLHW), scale_BW, shift_BW)))
         return x_BLHW + y if self.in_shape == self.out_shape else y
+
+    def _average(self, u_BLHW: Tensor) -> Tensor:
+        a = self.conv_h1(self.conv_w1(u_BLHW))
+        b = torch.tanh(self.conv_w2(self.conv_h2(u_BLHW)))
+        z: Tensor = (a + b).add_(self.bias).div_(3)
+        return z
 
 
 def modulate(u_BLHW: Tensor, scale_BW: Tensor | None, shift_BW: Tensor | None) -> Tensor:

@@ -53,7 +53,7 @@ class GeneratorConfig:
     starts from the same condition and only the position embeddings tell tokens apart."""
     num_basis: int = 16
     """Learned patterns per token position (expander "basis")."""
-    basis_gain: float = 4.0
+    basis_gain: float = 8.0
     """Factor on the mixing features, which have unit mean square; Adam moves all weights at one speed, so what a basis
     of given size can express grows this much faster (expander "basis")."""
     expander_skip: bool = True
@@ -66,7 +66,7 @@ class GeneratorConfig:
     """How the prompts of a task become one condition: "mean" or "attention" (one learned query)."""
     centering: Centering = "running"
     """"running": subtract the mean of all prompt embeddings seen in training and divide by their spread; "none"."""
-    output_scale: float = 0.1
+    output_scale: float = 0.01
     """Factor, learned from this start, on the output projection; small starts near the mean adapter."""
     activation_checkpointing: bool = False
     """While training keep only the inputs of the blocks and compute the rest twice: less memory, more time."""

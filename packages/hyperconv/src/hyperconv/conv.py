@@ -63,7 +63,9 @@ class HyperConv(nn.Module):
         self.kernel_size = check_kernel_size("kernel_size", kernel_size)
         self.allow_oversized_kernel = allow_oversized_kernel
         shape = (self.out_size, self.in_size, self.kernel_size, self.kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        # A kernel in another format than its input is copied at every call.
+        memory_format = torch.channels_last if axis == "W" else torch.contiguous_format
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype, memory_format=memory_format))
         self.bias = nn.Parameter(torch.empty(self.out_size, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
@@ -83,14 +85,13 @@ class HyperConv(nn.Module):
         self._check_input(x_BLHW)
         padding = self.kernel_size // 2
         if self.axis == "W":
-            if self.kernel_size == 1:
-                return nn.functional.linear(x_BLHW, self.weight[:, :, 0, 0], self.bias)
-            return nn.functional.conv2d(x_BLHW.permute(0, 3, 1, 2), self.weight, self.bias, padding=padding).permute(
-                0, 2, 3, 1
-            )
+            x_BWLH = x_BLHW.permute(0, 3, 1, 2)
+            return nn.functional.conv2d(x_BWLH, self.weight, self.bias, padding=padding).permute(0, 2, 3, 1)
+        # conv2d would copy a grid in neither format too, but keep the original for backward and copy it there again.
         if self.axis == "H":
-            return nn.functional.conv2d(x_BLHW.transpose(1, 2), self.weight, self.bias, padding=padding).transpose(1, 2)
-        return nn.functional.conv2d(x_BLHW, self.weight, self.bias, padding=padding)
+            x_BHLW = x_BLHW.transpose(1, 2).contiguous()
+            return nn.functional.conv2d(x_BHLW, self.weight, self.bias, padding=padding).transpose(1, 2)
+        return nn.functional.conv2d(x_BLHW.contiguous(), self.weight, self.bias, padding=padding)
 
     def check_sizes(self, sizes: Mapping[Axis, int]) -> None:
         """Raise HyperConvError where the kernel is longer than one of `sizes`, the axes it slides over."""

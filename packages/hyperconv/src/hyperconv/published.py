@@ -95,7 +95,7 @@ def decoder_from_published(
     shapes = published_shapes(state_dict)
     ours = from_published(state_dict)
     conv_l = ours["blocks.0.conv_l.weight"]
-    # Made without storage: the loaded tensors take the places of parameters that would only be drawn to be dropped.
+    # Made without storage first: a billion numbers would only be drawn to be overwritten, or to meet a shape error.
     decoder = HyperConvDecoder(
         shapes,
         conv_l.shape[-1],
@@ -103,14 +103,15 @@ def decoder_from_published(
         activation_checkpointing=activation_checkpointing,
         allow_oversized_kernel=True,
         device="meta",
+        dtype=conv_l.dtype,
     )
     for name, expected in decoder.state_dict().items():
         if ours[name].shape != expected.shape:
             raise HyperConvError(
                 f"{name} of the state dict has shape {list(ours[name].shape)}, expected {list(expected.shape)}."
             )
-    decoder.load_state_dict({name: tensor.detach().clone() for name, tensor in ours.items()}, assign=True)
-    return decoder.requires_grad_(True)
+    decoder.to_empty(device=conv_l.device).load_state_dict(ours)
+    return decoder
 
 
 def _rename(
