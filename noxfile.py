@@ -1,6 +1,6 @@
 """The one task runner: tests, checks, wheels, benchmarks and the demo, each in an environment of its own.
 
-``nox -s tests`` and ``nox -s demo`` need nothing but Python and nox; every session installs what it uses, at the versions
+``nox -s tests`` and ``nox -s demo`` need nothing but Python and nox; a session installs what it uses, at the versions
 of ``constraints.txt``.
 """
 

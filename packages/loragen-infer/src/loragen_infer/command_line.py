@@ -50,12 +50,15 @@ class Command:
 def run_command_line(prog: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None) -> int:
     """Parse ``argv`` (default: the process's), run the command that it names and return the exit code."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    root = _Parser(prog=prog, description=description, formatter_class=_Formatter)
+    # Without abbreviations a misspelt option is an error with the nearest known one, and never another option.
+    root = _Parser(prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
     subcommands = root.add_subcommands(required=True)
     parsers = {}
     for command in commands:
         parser = parsers[command.name] = _Parser(
-            description=f"{command.description}\n\nexample:\n  {command.example}", formatter_class=_Formatter
+            description=f"{command.description}\n\nexample:\n  {command.example}",
+            formatter_class=_Formatter,
+            allow_abbrev=False,
         )
         if command.config_class is not None:
             parser.config_class = command.config_class
@@ -179,7 +182,7 @@ def _quieten(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s")
     if verbose:
         return
-    # Lightning sets the level of its root logger when it is imported, but not that of this child, which does the talking.
+    # Lightning sets the level of its root logger when it is imported, but not that of this talkative child.
     lightning = "lightning.pytorch.utilities.rank_zero"
     for name in ("filelock", "fsspec", "httpcore", "httpx", lightning, "matplotlib", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
