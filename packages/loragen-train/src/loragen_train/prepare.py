@@ -54,7 +54,7 @@ def prepare(
         seed: Seed of the combination and of the split.
 
     Returns:
-        The manifest: counts and SHA-256 per task, and the settings.
+        The manifest: counts (samples that differ, prompts) and SHA-256 per task, and the settings.
 
     Raises:
         LoragenTrainError: A setting out of range, two tasks of one name, or too few samples for two prompts.
@@ -73,9 +73,10 @@ def prepare(
     for name, path in named:
         prompts = [example.prompt for example in read_examples(path, need_response=False)]
         rows = combine(name, prompts, samples_per_prompt=samples_per_prompt, seed=seed)
+        num_samples = len(set(prompts))
         if len(rows) < 2:
             raise LoragenTrainError(
-                f"{path} has {len(prompts)} different samples, too few for two prompts of {samples_per_prompt} (one to "
+                f"{path} has {num_samples} different samples, too few for two prompts of {samples_per_prompt} (one to "
                 "train on, one to validate); add samples or lower --samples-per-prompt."
             )
         num_val = min(max(1, round(test_ratio * len(rows))), len(rows) - 1)
@@ -84,7 +85,7 @@ def prepare(
         tasks[name] = {
             "source": str(path),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "num_samples": len(prompts),
+            "num_samples": num_samples,
             "num_train_prompts": len(rows) - num_val,
             "num_val_prompts": num_val,
         }

@@ -25,12 +25,13 @@ def load_samples(source: str, *, num_samples: int | None, seed: int) -> list[Exa
     """
     if source.startswith(_REASONING_GYM):
         if num_samples is None:
-            raise LoragenTrainError(f"{source} generates samples without end; say how many with num_samples.")
+            raise LoragenTrainError(f"{source} generates samples without end; say how many.")
         return _from_reasoning_gym(source.removeprefix(_REASONING_GYM), num_samples, seed)
     unique = list({example.prompt: example for example in read_examples(Path(source))}.values())
     if num_samples is not None and len(unique) < num_samples:
         raise LoragenTrainError(
-            f"{source} has {len(unique)} different prompts, fewer than num_samples={num_samples}; lower it."
+            f"{source} has {len(unique)} different prompts, fewer than the {num_samples} asked for; lower "
+            "num_train or num_test."
         )
     return unique[:num_samples]
 
@@ -56,6 +57,6 @@ def _from_reasoning_gym(name: str, num_samples: int, seed: int) -> list[Example]
         if len(unique) == num_samples:
             return list(unique.values())
     raise LoragenTrainError(
-        f"reasoning-gym:{name} gave {len(unique)} different prompts in {4 * num_samples} draws, fewer than "
-        f"num_samples={num_samples}; lower it."
+        f"reasoning-gym:{name} gave {len(unique)} different prompts in {4 * num_samples} draws, fewer than the "
+        f"{num_samples} asked for; lower num_train or num_test."
     )

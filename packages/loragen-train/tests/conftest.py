@@ -1,0 +1,126 @@
+"""Small real parts for the tests: a tiny Llama with a byte tokenizer, adapters of a tiny shape, prompts as prepared."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
+from loragen_train.cli import main
+from loragen_train.prepare import prepare
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+torch.set_num_threads(2)
+transformers_logging.disable_progress_bar()
+
+QUESTIONS = {
+    "sums": [f"What is {number} + {number + 7}?" for number in range(48)],
+    "spelling": [f"Spell the word number {number} of the dictionary backward." for number in range(48)],
+    "capitals": [f"Name the capital of country {number} in the atlas." for number in range(48)],
+}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_samples(path: Path, prompts: list[str]) -> Path:
+    """A file of samples; every response is different."""
+    return write_rows(path, [{"prompt": prompt, "response": f"answer {index}"} for index, prompt in enumerate(prompts)])
+
+
+def make_adapter(seed: int, *, r: int = 2, num_layers: int = 3, width: int = 32, **settings: Any) -> LoraAdapter:
+    """Random A and B for q_proj and v_proj of ``num_layers`` layers."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(num_layers):
+        for module, num_out in {"q_proj": width, "v_proj": 16}.items():
+            stem = f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_"
+            tensors[f"{stem}A.weight"] = torch.randn(r, width, generator=random)
+            tensors[f"{stem}B.weight"] = torch.randn(num_out, r, generator=random)
+    fields = {"lora_alpha": 4, "target_modules": ("q_proj", "v_proj"), "task_type": "CAUSAL_LM", **settings}
+    return LoraAdapter(config=AdapterConfig(r=r, **fields), tensors=tensors)
+
+
+def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_checkpoints: int = 2) -> dict[str, Any]:
+    """Checkpoints and prepared prompts of ``tasks`` below ``root``; returns the ``data`` section of a fit config."""
+    for number, task in enumerate(tasks):
+        for checkpoint in range(1, num_checkpoints + 1):
+            # Checkpoints of one task differ little beside the distance between tasks, as those of one training do.
+            adapter, noise = make_adapter(seed=number), make_adapter(seed=100 * checkpoint + number)
+            tensors = {name: value + 0.1 * noise.tensors[name] for name, value in adapter.tensors.items()}
+            noisy = LoraAdapter(config=adapter.config, tensors=tensors)
+            write_adapter(noisy, root / "adapters" / task / f"checkpoint-{checkpoint}")
+    sources = [write_samples(root / "samples" / f"{task}.jsonl", QUESTIONS[task]) for task in tasks]
+    prepare(sources, root / "data", samples_per_prompt=2, test_ratio=0.25)
+    return {
+        "prompts_dir": str(root / "data"),
+        "tasks": [{"name": task, "checkpoint_dir": str(root / "adapters" / task)} for task in tasks],
+        "batch_size": 2,
+        "prompts_per_condition": 4,
+    }
+
+
+def run_cli(*words: str) -> int:
+    """The exit code of ``loragen-train`` with ``words``, whichever way it ends."""
+    try:
+        return main(list(words))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture(scope="session")
+def make() -> SimpleNamespace:
+    """The builders above, since tests cannot import a conftest."""
+    return SimpleNamespace(
+        adapter=make_adapter, cli=run_cli, read=read_rows, rows=write_rows, samples=write_samples, zoo=make_zoo
+    )
+
+
+@pytest.fixture(scope="session")
+def questions() -> dict[str, list[str]]:
+    return QUESTIONS
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Llama of 2 layers, one token a byte, without a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    special = ["</s>", "<pad>"]
+    vocabulary = {token: index for index, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,185 @@
+"""Prompts and their split: nothing is in two places, every task is on both sides, and all of it can be repeated."""
+
+import hashlib
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loragen_infer import LoragenInferError
+from loragen_train import LoragenTrainError
+from loragen_train.prepare import combine, prepare
+
+# Few different prompts, so that copies are common.
+PROMPTS = st.lists(st.sampled_from([f"sample {number}?" for number in range(30)]), min_size=0, max_size=60)
+NAMES = ("sums", "spelling", "capitals")
+
+
+@given(prompts=PROMPTS, size=st.integers(1, 7), seed=st.integers())
+def test_a_sample_is_in_one_combination_only_and_its_ids_point_at_it(prompts, size, seed):
+    rows = combine("task", prompts, samples_per_prompt=size, seed=seed)
+    used = [prompts[index] for row in rows for index in row.sample_ids]
+    assert max(Counter(used).values(), default=1) == 1
+    assert len(rows) == len(set(prompts)) // size
+    for row in rows:
+        assert len(row.sample_ids) == size
+        assert row.prompt == "\n\n".join(prompts[index] for index in row.sample_ids)
+        assert row.sample_ids == [prompts.index(prompts[index]) for index in row.sample_ids]
+
+
+@given(
+    tasks=st.dictionaries(
+        st.sampled_from(NAMES), st.lists(st.integers(0, 99), min_size=14, max_size=50, unique=True), min_size=1
+    ),
+    size=st.integers(1, 7),
+    ratio=st.floats(min_value=0.001, max_value=0.999),
+    seed=st.integers(0, 2**32),
+)
+def test_the_two_files_share_no_sample_and_both_have_every_task(tmp_path_factory, make, tasks, size, ratio, seed):
+    folder = tmp_path_factory.mktemp("prepare")
+    samples = {name: [f"{name} {number}?" for number in numbers] for name, numbers in tasks.items()}
+    sources = [make.samples(folder / f"{name}.jsonl", prompts) for name, prompts in samples.items()]
+    manifest = prepare(sources, folder / "data", samples_per_prompt=size, test_ratio=ratio, seed=seed)
+    train, val = (make.read(folder / "data" / f"{part}_prompts.jsonl") for part in ("train", "val"))
+
+    assert {row["task"] for row in train} == {row["task"] for row in val} == set(tasks)
+    used = [(row["task"], index) for row in train + val for index in row["sample_ids"]]
+    assert max(Counter(used).values()) == 1
+    for row in train + val:
+        assert row["prompt"].split("\n\n") == [samples[row["task"]][index] for index in row["sample_ids"]]
+
+    assert json.loads((folder / "data" / "manifest.json").read_text()) == manifest
+    assert (manifest["samples_per_prompt"], manifest["test_ratio"], manifest["seed"]) == (size, ratio, seed)
+    for name, path in zip(tasks, sources, strict=True):
+        task = manifest["tasks"][name]
+        assert task["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert task["source"] == str(path)
+        assert task["num_samples"] == len(samples[name])
+        assert task["num_train_prompts"] == sum(row["task"] == name for row in train)
+        assert task["num_val_prompts"] == sum(row["task"] == name for row in val)
+
+
+@pytest.mark.parametrize(("ratio", "num_val"), [(0.01, 1), (0.1, 1), (0.25, 3), (0.5, 6), (0.99, 11)])
+def test_the_ratio_is_of_each_tasks_prompts(tmp_path, make, questions, ratio, num_val):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    task = prepare([source], tmp_path, test_ratio=ratio)["tasks"]["sums"]
+    assert (task["num_train_prompts"], task["num_val_prompts"]) == (12 - num_val, num_val)
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path, make, questions):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    for name, seed in {"one": 5, "same": 5, "other": 6}.items():
+        prepare([source], tmp_path / name, seed=seed)
+    for part in ("train_prompts.jsonl", "val_prompts.jsonl", "manifest.json"):
+        one, same, other = ((tmp_path / name / part).read_bytes() for name in ("one", "same", "other"))
+        assert one == same
+        assert one != other
+
+
+def test_a_task_does_not_depend_on_the_others(tmp_path, make, questions):
+    sources = [make.samples(tmp_path / f"{name}.jsonl", questions[name]) for name in NAMES]
+    prepare(sources, tmp_path / "all")
+    prepare([sources[1]], tmp_path / "alone")
+    prepare(sources[::-1], tmp_path / "reversed")
+    for part in ("train_prompts.jsonl", "val_prompts.jsonl"):
+        alone = make.read(tmp_path / "alone" / part)
+        for folder in ("all", "reversed"):
+            assert [row for row in make.read(tmp_path / folder / part) if row["task"] == "spelling"] == alone
+
+
+def test_two_tasks_of_equal_samples_are_combined_differently(make, questions):
+    one, other = (combine(name, questions["sums"], samples_per_prompt=4, seed=0) for name in ("a", "b"))
+    assert [row.sample_ids for row in one] != [row.sample_ids for row in other]
+
+
+def test_copies_count_once(tmp_path, make):
+    source = make.samples(tmp_path / "sums.jsonl", ["a", "b", "a", "c", "b", "d", "a"])
+    manifest = prepare([source], tmp_path, samples_per_prompt=1, test_ratio=0.5)
+    assert manifest["tasks"]["sums"]["num_samples"] == 4
+    rows = make.read(tmp_path / "train_prompts.jsonl") + make.read(tmp_path / "val_prompts.jsonl")
+    assert sorted((row["prompt"], row["sample_ids"]) for row in rows) == [
+        ("a", [0]),
+        ("b", [1]),
+        ("c", [3]),
+        ("d", [5]),
+    ]
+
+
+def test_responses_never_reach_the_prompts(tmp_path, make, questions):
+    prepare([make.samples(tmp_path / "sums.jsonl", questions["sums"])], tmp_path / "data")
+    for part in ("train", "val"):
+        assert "answer" not in (tmp_path / "data" / f"{part}_prompts.jsonl").read_text()
+
+
+def test_a_source_without_responses_will_do(tmp_path, make):
+    source = make.rows(tmp_path / "task.jsonl", [{"question": f"{number}?"} for number in range(8)])
+    assert prepare([source], tmp_path)["tasks"]["task"]["num_samples"] == 8
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_a_ratio_that_leaves_a_side_empty_is_refused(tmp_path, make, questions, ratio):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    with pytest.raises(LoragenTrainError, match=r"^--test-ratio is .*, but must be above 0 and below 1\.$"):
+        prepare([source], tmp_path / "data", test_ratio=ratio)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_prompt_of_no_samples_is_refused(tmp_path, make, questions, size):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    with pytest.raises(LoragenTrainError, match=f"^--samples-per-prompt is {size}, but must be at least 1"):
+        prepare([source], tmp_path / "data", samples_per_prompt=size)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_too_few_samples_are_counted_without_their_copies(tmp_path, make, copies):
+    source = make.samples(tmp_path / "sums.jsonl", [f"{number}?" for number in range(7)] * copies)
+    with pytest.raises(LoragenTrainError, match=r"sums\.jsonl has 7 different samples, too few for two prompts of 4"):
+        prepare([source], tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_task_can_be_given_its_name(tmp_path, make, questions):
+    for folder in ("one", "two"):
+        make.samples(tmp_path / folder / "train.jsonl", questions["sums"])
+    sources = [f"{folder}={tmp_path / folder / 'train.jsonl'}" for folder in ("one", "two")]
+    manifest = prepare(sources, tmp_path / "data")
+    assert {name: task["source"] for name, task in manifest["tasks"].items()} == {
+        folder: str(tmp_path / folder / "train.jsonl") for folder in ("one", "two")
+    }
+
+
+def test_a_file_whose_name_has_an_equals_sign_is_found(tmp_path, make, questions):
+    path = make.samples(tmp_path / "a=b" / "sums.jsonl", questions["sums"])
+    assert list(prepare([path], tmp_path / "data")["tasks"]) == ["sums"]
+    assert list(prepare([f"mine={path}"], tmp_path / "data")["tasks"]) == ["mine"]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path, make, questions):
+    sources = [make.samples(tmp_path / folder / "train.jsonl", questions["sums"]) for folder in ("one", "two")]
+    with pytest.raises(LoragenTrainError, match="The task name 'train' is used twice"):
+        prepare(sources, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "a b", "", ".hidden", "-x", "ü", "a\n"])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path, make, questions, name):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    with pytest.raises(LoragenTrainError, match="becomes a file name; use letters"):
+        prepare([f"{name}={source}"], tmp_path / "data")
+
+
+def test_a_source_that_is_missing_or_empty_is_named(tmp_path):
+    with pytest.raises(LoragenInferError, match=r"missing\.jsonl is not a file"):
+        prepare([tmp_path / "missing.jsonl"], tmp_path / "data")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(LoragenInferError, match=r"empty\.jsonl is empty"):
+        prepare([tmp_path / "empty.jsonl"], tmp_path / "data")
+
+
+def test_a_bad_second_source_leaves_nothing_behind(tmp_path, make, questions):
+    good = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    bad = make.samples(tmp_path / "few.jsonl", ["one"])
+    with pytest.raises(LoragenTrainError, match=r"few\.jsonl has 1 different"):
+        prepare([good, bad], tmp_path / "data")
+    assert not (tmp_path / "data").exists()
