@@ -1,0 +1,40 @@
+"""What the documentation shows runs as shown, and what it promises about sizes is so."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import hyperconv
+import pytest
+import torch
+from hyperconv import GeneratorConfig
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+MODULES = ["hyperconv", *(f"hyperconv.{module.name}" for module in pkgutil.iter_modules(hyperconv.__path__))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings(name):
+    torch.manual_seed(0)
+    module = importlib.import_module(name)
+    assert doctest.testmod(module, extraglobs={"torch": torch, **vars(hyperconv)}).failed == 0
+    assert sorted(getattr(module, "__all__", ["missing"])) == module.__all__
+
+
+def test_the_blocks_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 4
+    scope = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_a_tenth_of_the_published_decoder_for_the_same_output():
+    config = GeneratorConfig(grid=(24, 483))
+    assert config.max_seq_len * config.output_dim > 4.4e6
+    assert config.num_parameters() < 1.11e9 / 10
+    assert config.flops() < 8.3e12 / 10
