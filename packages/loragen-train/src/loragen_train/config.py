@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loragen_train.collect_config import check_positive, check_task_names
+from loragen_train.collect_config import check_positive, check_seed, check_task_names
 from loragen_train.errors import LoragenTrainError
 
 __all__ = ["DataConfig", "FitConfig", "ModelConfig", "TaskConfig", "TrainingConfig"]
@@ -58,13 +58,12 @@ class TrainingConfig:
     """Precision in Lightning's terms, such as ``32-true`` or ``bf16-mixed``."""
     accelerator: str = "auto"
     """Hardware in Lightning's terms: ``auto``, ``cpu``, ``gpu``."""
-    devices: int | Literal["auto"] = "auto"
-    """Number of devices in Lightning's terms."""
     seed: int = 0
     """Seed of the weights, of the order of checkpoints and of the prompts drawn for them."""
 
     def __post_init__(self) -> None:
         check_positive("training.", max_epochs=self.max_epochs, learning_rate=self.learning_rate)
+        check_seed("training.", self.seed)
         for name in ("weight_decay", "mse_weight", "l1_weight"):
             if getattr(self, name) < 0:
                 raise LoragenTrainError(f"training.{name} is {getattr(self, name)}, but must be 0 or more.")

@@ -49,7 +49,9 @@ def fit(config: FitConfig) -> Path:
     if missing := sorted(set(train) ^ set(val)):
         raise LoragenTrainError(f"The task {missing[0]!r} is in only one of the two prompt files in {prompts_dir}.")
     zoo = read_zoo(config.data, config.model, list(train))
-    encoder = PromptEncoder(config.model.text_encoder_name)
+    use_accelerator = torch.accelerator.is_available() and config.training.accelerator != "cpu"
+    device = torch.accelerator.current_accelerator() if use_accelerator else "cpu"
+    encoder = PromptEncoder(config.model.text_encoder_name, device=str(device))
     data = ZooDataModule(
         zoo,
         train={task: encoder.encode(prompts) for task, prompts in train.items()},
@@ -122,7 +124,7 @@ def _trainer(config: FitConfig, folder: Path) -> Trainer:
     return Trainer(
         default_root_dir=folder,
         accelerator=training.accelerator,
-        devices=training.devices,
+        devices=1,
         precision=training.precision,  # type: ignore[arg-type]  # Lightning refuses a wrong one by name
         max_epochs=training.max_epochs,
         check_val_every_n_epoch=epochs_between_validations,
