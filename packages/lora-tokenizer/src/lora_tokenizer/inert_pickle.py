@@ -205,7 +205,8 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
 
 def _push(make: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
     def handler(m: _Machine) -> None:
-        m.stack.append(make(m))
+        value = make(m)  # first, because it may close a mark and so replace the stack
+        m.stack.append(value)
 
     return handler
 

@@ -1,8 +1,8 @@
 """Chosen tensors of a large file, mapped into memory: what is not touched is not read.
 
-Both checkpoint formats end in this form: a tensor is a run of bytes of the file. The map is private, so writing to a tensor
-does not reach the file. As with every mapped file, whoever rewrites it in place changes the tensors under the reader, and
-whoever cuts it short kills the reader; files that are replaced by renaming, as this package does, are safe.
+Both checkpoint formats end in this form: a tensor is a run of bytes of the file. The map is private, so writing to a
+tensor does not reach the file. As with every mapped file, whoever rewrites it in place changes the tensors under the
+reader, and whoever cuts it short kills the reader; files that are replaced by renaming, as here, are safe.
 """
 
 from __future__ import annotations
