@@ -49,7 +49,7 @@ def test_a_generator_of_a_small_space_says_how_many_it_gave(monkeypatch):
     monkeypatch.setattr(reasoning_gym, "create_dataset", repetitive)
     assert len(load_samples("reasoning-gym:gcd", num_samples=3, seed=0)) == 3
     with pytest.raises(
-        LoragenTrainError, match="gcd gave 3 different prompts in 20 draws, fewer than the 5 .*num_train"
+        LoragenTrainError, match=r"gcd gave 3 different prompts in 20 draws, fewer than the 5 .*num_train"
     ):
         load_samples("reasoning-gym:gcd", num_samples=5, seed=0)
 

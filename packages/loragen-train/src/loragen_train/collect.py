@@ -4,7 +4,7 @@ One initialisation for all is what makes adapters comparable position by positio
 weight change would be written in unrelated bases.
 
     <output_dir>/base_model/                      only when the base model is a GGUF file: the unpacked model
-    <output_dir>/initial_adapter/                 the shared initialisation, a PEFT folder
+    <output_dir>/initial_adapter/                 the shared initialisation, a PEFT folder, and its settings.json
     <output_dir>/adapters/<task>/checkpoint-<n>/  PEFT folders
     <output_dir>/adapters/<task>/training.json    settings, loss curve, speed
     <output_dir>/train/<task>.jsonl, <output_dir>/test/<task>.jsonl
@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from loragen_infer.base_model import load_base_model, save_base_model
+from loragen_infer.command_line import nearest
 from loragen_infer.examples import read_examples, tokenize_example
 from loragen_infer.files import atomic_folder, write_json, write_jsonl
 from loragen_infer.locate import locate_model
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loragen_train.collect_config import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
@@ -39,17 +40,22 @@ logger = logging.getLogger(__name__)
 def collect(config: CollectConfig) -> list[Path]:
     """Train what is missing of the zoo that ``config`` describes; return the adapter folders of its tasks.
 
-    A task whose training was interrupted starts again; a finished one is left alone.
+    A task whose training was interrupted starts again; a finished one is left alone, and so are its samples, which say
+    what it was trained on.
 
     Raises:
-        LoragenTrainError: ``output_dir`` holds a task trained with other settings, or a source has too few samples.
+        LoragenTrainError: ``output_dir`` holds a task or an initialisation made with other settings, a source has too
+            few samples, the base model lacks a target module, or a training diverged.
         LoragenInferError: The base model or a sample file cannot be read.
     """
     output_dir = Path(config.output_dir)
     wanted = [task for task in config.tasks if not task.held_out]
-    for task in config.tasks:
-        _write_samples(config, task, output_dir)
     missing = [task for task in wanted if not _is_done(config, task, output_dir)]
+    if missing and (output_dir / "initial_adapter").is_dir():
+        _check_settings(output_dir / "initial_adapter", "settings.json", _shared_settings(config))
+    for task in config.tasks:
+        if task.held_out or task in missing:
+            _write_samples(config, task, output_dir)
     if missing:
         model, tokenizer = _model_with_adapter(config, output_dir)
         for number, task in enumerate(missing, start=1):
@@ -69,33 +75,35 @@ def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -
         write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, rows))
 
 
+def _shared_settings(config: CollectConfig) -> dict[str, Any]:
+    """What decides the initialisation."""
+    return {"base_model": config.base_model, "lora": asdict(config.lora), "seed": config.seed}
+
+
 def _settings(config: CollectConfig, task: CollectTask) -> dict[str, Any]:
     """What decides the weights of a task's adapter."""
-    return {
-        "base_model": config.base_model,
-        "lora": asdict(config.lora),
-        "training": asdict(config.training),
-        "task": asdict(task),
-        "seed": config.seed,
-    }
+    return {**_shared_settings(config), "training": asdict(config.training), "task": asdict(task)}
 
 
 def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
     folder = output_dir / "adapters" / task.name
     if not folder.is_dir():
         return False
-    record = folder / "training.json"
+    _check_settings(folder, "training.json", _settings(config, task))
+    return True
+
+
+def _check_settings(folder: Path, record_name: str, wanted: dict[str, Any]) -> None:
+    record = folder / record_name
     if not record.is_file():
         raise LoragenTrainError(f"{folder} exists but was not written by collect; choose another output_dir.")
-    trained = json.loads(record.read_text(encoding="utf-8"))["settings"]
-    wanted = _settings(config, task)
-    if trained != wanted:
-        changed = next(key for key in wanted if trained.get(key) != wanted[key])
+    found = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    changed = next((key for key in wanted if found.get(key) != wanted[key]), None)
+    if changed is not None:
         raise LoragenTrainError(
-            f"{folder} was trained with other settings ({changed}: {trained.get(changed)}); remove it or choose "
-            "another output_dir."
+            f"{folder} was made with other settings ({changed}: {found.get(changed)}); remove it or choose another "
+            "output_dir."
         )
-    return True
 
 
 def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -107,17 +115,28 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftMo
     if not initial.is_dir():
         torch.manual_seed(config.seed)
         lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
-        try:
-            fresh = get_peft_model(base, lora)
-        except ValueError as error:
-            raise LoragenTrainError(
-                f"lora.target_modules {config.lora.target_modules} do not fit {config.base_model}: {error}"
-            ) from error
+        _check_target_modules(config, base)
+        fresh = get_peft_model(base, lora)
         with atomic_folder(initial) as part:
             fresh.save_pretrained(str(part))
+            write_json(part / "settings.json", {"settings": _shared_settings(config)})
         fresh.unload()
     model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
     return model, tokenizer
+
+
+def _check_target_modules(config: CollectConfig, base: PreTrainedModel) -> None:
+    """Name a target module that ``base`` lacks; PEFT keeps silent as long as it has one of them."""
+    # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
+    ends = {name.split(".", start)[-1] for name, _ in base.named_modules() for start in range(name.count(".") + 1)}
+    for module in config.lora.target_modules:
+        if module not in ends:
+            leaves = sorted(
+                {name.rpartition(".")[2] for name, part in base.named_modules() if not list(part.children())}
+            )
+            raise LoragenTrainError(
+                f"lora.target_modules names {module!r}, which {config.base_model} lacks{nearest(module, leaves)}."
+            )
 
 
 def _train_task(

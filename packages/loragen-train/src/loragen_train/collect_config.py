@@ -6,7 +6,15 @@ from typing import Literal
 
 from loragen_train.errors import LoragenTrainError
 
-__all__ = ["CollectConfig", "CollectTask", "LoraSettings", "LoraTraining", "check_positive", "check_task_names"]
+__all__ = [
+    "CollectConfig",
+    "CollectTask",
+    "LoraSettings",
+    "LoraTraining",
+    "check_positive",
+    "check_seed",
+    "check_task_names",
+]
 
 
 def check_task_names(names: list[str]) -> None:
@@ -26,6 +34,12 @@ def check_positive(section: str, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise LoragenTrainError(f"{section}{name} is {value}, but must be positive.")
+
+
+def check_seed(section: str, seed: int) -> None:
+    """Raise LoragenTrainError for a seed that NumPy, which both trainers seed too, does not take."""
+    if not 0 <= seed < 2**32:
+        raise LoragenTrainError(f"{section}seed is {seed}, but must be from 0 to {2**32 - 1}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +140,4 @@ class CollectConfig:
         if not self.tasks:
             raise LoragenTrainError("tasks is empty; name at least one task with its source.")
         check_task_names([task.name for task in self.tasks])
+        check_seed("", self.seed)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from loragen_train.collect_config import LoraTraining
+from loragen_train.errors import LoragenTrainError
 
 __all__ = ["train_lora"]
 
@@ -46,6 +47,9 @@ def train_lora(
 
     Returns:
         The mean loss of every ``save_every`` steps: ``[{"step": 4, "loss": 2.5}, ...]``.
+
+    Raises:
+        LoragenTrainError: The training diverged.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -60,6 +64,8 @@ def train_lora(
         save_total_limit=training.keep_last,
         save_only_model=True,
         logging_steps=training.save_every,
+        # The filter would show the last finite loss in place of NaN.
+        logging_nan_inf_filter=False,
         report_to="none",
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=False,
@@ -75,6 +81,11 @@ def train_lora(
         trainer.remove_callback(callback)
     trainer.add_callback(_StepProgress(name))
     trainer.train()
+    if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
+        raise LoragenTrainError(
+            f"The training of {name} diverged (its weights are not finite); lower training.learning_rate, which is "
+            f"{training.learning_rate}."
+        )
     for checkpoint in folder.glob("checkpoint-*"):
         _keep_only_adapter(checkpoint)
     return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
