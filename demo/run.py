@@ -19,6 +19,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Unlabelled prompts of the task that the adapter of the demo is for.
+PROMPTS = [
+    f"Find the Greatest Common Divisor (GCD) of these numbers: {a}, {b}. Give only the GCD as your final answer."
+    for a, b in ((84, 36), (17, 51))
+]
 
 
 class Steps:
@@ -31,25 +36,25 @@ class Steps:
         # A step depends on the code and on every step before it.
         self._key = _digest(*(path.read_bytes() for path in sources))
 
-    def run(self, command: str, *, config: Path | None = None, replaces: Path | None = None) -> str:
+    def run(self, command: str, *, makes: Path, config: Path | None = None) -> str:
         """Return what ``command`` prints on standard output, from an earlier run if nothing has changed since.
 
         Args:
             command: The command line.
+            makes: What it writes; without it an earlier run counts for nothing.
             config: The file that it reads its settings from.
-            replaces: The folder that it writes and that must not be there before.
         """
         self._key = _digest(self._key.encode(), command.encode(), config.read_bytes() if config else b"")
         words = shlex.split(command)
         record = self._folder / f"{words[1]}.json"
         print(f"\n$ {command}", flush=True)
-        if record.is_file():
+        if record.is_file() and makes.exists():
             earlier = json.loads(record.read_text())
             if earlier["key"] == self._key:
                 print(f"{earlier['output']}(from an earlier run)", flush=True)
                 return str(earlier["output"])
-        if replaces is not None:
-            shutil.rmtree(replaces, ignore_errors=True)
+        if words[1] == "generate":  # it never writes over an adapter
+            shutil.rmtree(makes, ignore_errors=True)
         started = time.perf_counter()
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
         print(f"{done.stdout}({time.perf_counter() - started:.0f} s)", flush=True)
@@ -71,23 +76,19 @@ def main() -> None:
     started = time.perf_counter()
     steps = Steps(output)
 
-    steps.run(f"loragen-train collect --config {configs}/collect.yaml", config=configs / "collect.yaml")
-    sources = " ".join(f"{output}/zoo/train/{task.name}.jsonl" for task in sorted((output / "zoo/adapters").iterdir()))
-    steps.run(f"loragen-train prepare --source {sources} --output-dir {output}/data --samples-per-prompt 4")
-    printed = steps.run(f"loragen-train fit --config {configs}/generator.yaml", config=configs / "generator.yaml")
+    collect, fit, evaluate = (configs / f"{name}.yaml" for name in ("collect", "generator", "evaluate"))
+    zoo, data, adapter, picture = (output / name for name in ("zoo", "data", "adapter", "results/evaluation.png"))
+    steps.run(f"loragen-train collect --config {collect}", makes=zoo / "adapters", config=collect)
+    sources = " ".join(f"{zoo}/train/{task.name}.jsonl" for task in sorted((zoo / "adapters").iterdir()))
+    steps.run(f"loragen-train prepare --source {sources} --output-dir {data}", makes=data / "manifest.json")
+    printed = steps.run(f"loragen-train fit --config {fit}", makes=output / "experiments", config=fit)
     experiment = printed.splitlines()[-1]
-    prompts = [
-        "Find the Greatest Common Divisor (GCD) of these numbers: 84, 36. Give only the GCD as your final answer.",
-        "Find the Greatest Common Divisor (GCD) of these numbers: 17, 51. Give only the GCD as your final answer.",
-    ]
-    given = " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in prompts)
-    adapter = output / "adapter"
-    steps.run(f"loragen-infer generate --model {experiment} {given} --output-dir {adapter}", replaces=adapter)
-    evaluation = configs / "evaluate.yaml"
-    steps.run(f"loragen-infer evaluate --config {evaluation} --model {experiment}", config=evaluation)
+    given = " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in PROMPTS)
+    steps.run(f"loragen-infer generate --model {experiment} {given} --output-dir {adapter}", makes=adapter)
+    steps.run(f"loragen-infer evaluate --config {evaluate} --model {experiment}", makes=picture, config=evaluate)
 
-    print(f"\nThe table is above; the picture is {output}/results/evaluation.png.")
-    print(f"{adapter} is an ordinary PEFT adapter of {output}/zoo/base_model.")
+    print(f"\nThe table is above; the picture is {picture}.")
+    print(f"{adapter} is an ordinary PEFT adapter of {zoo}/base_model.")
     print(f"Done in {time.perf_counter() - started:.0f} s.")
 
 
