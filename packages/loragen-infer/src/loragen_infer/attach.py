@@ -25,6 +25,8 @@ def adapter_attached(model: "PreTrainedModel", adapter: LoraAdapter) -> "Iterato
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     fields = {key: value for key, value in adapter.config.to_peft().items() if key != "peft_type"}
+    # PEFT freezes the model that it wraps, and does not thaw it when it unloads.
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         wrapped = PeftModel(model, LoraConfig(**fields))
     except ValueError as error:
@@ -42,3 +44,5 @@ def adapter_attached(model: "PreTrainedModel", adapter: LoraAdapter) -> "Iterato
         yield wrapped.eval()
     finally:
         wrapped.unload()
+        for parameter in trainable:
+            parameter.requires_grad_(True)

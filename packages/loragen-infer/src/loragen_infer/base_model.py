@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loragen_infer.device import check_device
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_folder
 from loragen_infer.locate import locate_model
@@ -22,11 +23,14 @@ def load_base_model(name: str, *, device: str = "cpu") -> "tuple[PreTrainedModel
     The tokenizer always has a padding token: the end-of-sequence token where it has none of its own.
 
     Raises:
-        LoragenInferError: Nothing is found under that name, or what is there is no causal language model.
+        LoragenInferError: Nothing is found under that name, what is there is no causal language model, or the device
+            cannot be used.
     """
     location = locate_model(name, kind="base model")
+    check_device(device)
     try:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise LoragenInferError(
@@ -39,7 +43,7 @@ def load_base_model(name: str, *, device: str = "cpu") -> "tuple[PreTrainedModel
         else:
             tokenizer = AutoTokenizer.from_pretrained(location)
             model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason}") from error
     if tokenizer.pad_token_id is None:

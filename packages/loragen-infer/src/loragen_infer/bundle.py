@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from hyperconv import GeneratorConfig, HyperConvGenerator
@@ -52,7 +53,12 @@ class GeneratorBundle:
             "versions": json.dumps({package: version(package) for package in _PACKAGES}),
         }
         with atomic_file(path) as part:
-            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, metadata)
+            try:
+                save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, metadata)
+            except SafetensorError as error:  # how a full disk comes back
+                raise LoragenInferError(
+                    f"{path} cannot be written: {error}; choose another place or free it."
+                ) from error
         return path
 
     @classmethod
@@ -71,24 +77,36 @@ class GeneratorBundle:
             raise LoragenInferError(f"{file} is not a readable bundle ({error}); copy or train it again.") from error
         if metadata.get("format") != "loragen-bundle":
             raise LoragenInferError(f"{file} is a safetensors file but no generator bundle; give one that fit wrote.")
-        found = int(metadata["format_version"])
-        if found > _FORMAT_VERSION:
-            raise LoragenInferError(
-                f"{file} has bundle format {found}, newer than {_FORMAT_VERSION}; upgrade with: "
-                "pip install -U loragen-infer."
-            )
-        generator = HyperConvGenerator(GeneratorConfig.from_dict(json.loads(metadata["generator_config"])))
         try:
-            generator.load_state_dict(_with_prefix(tensors, "generator."))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise LoragenInferError(f"{file} does not fit its own generator config: {reason}") from error
-        return cls(
-            generator=generator.eval(),
-            layout=TokenLayout.from_json(metadata["layout"]),
-            stats=TokenStats.from_tensors(_with_prefix(tensors, "stats.")),
-            text_encoder_name=metadata["text_encoder_name"],
-        )
+            found = int(metadata["format_version"])
+            if found > _FORMAT_VERSION:
+                raise LoragenInferError(
+                    f"{file} has bundle format {found}, newer than {_FORMAT_VERSION}; upgrade with: "
+                    "pip install -U loragen-infer."
+                )
+            bundle = cls(
+                generator=_build_generator(json.loads(metadata["generator_config"]), tensors),
+                layout=TokenLayout.from_json(metadata["layout"]),
+                stats=TokenStats.from_tensors(_with_prefix(tensors, "stats.")),
+                text_encoder_name=metadata["text_encoder_name"],
+            )
+            bundle._check_sizes()
+        # Both siblings' errors are ValueErrors, and so is bad JSON.
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            reason = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise LoragenInferError(f"{file} is a damaged bundle ({reason}); copy or train it again.") from error
+        return bundle
+
+    def _check_sizes(self) -> None:
+        num_layers, row_tokens, width = self.layout.grid
+        config = self.generator.config
+        sizes: dict[str, tuple[int, ...]] = {
+            "layout": (num_layers * row_tokens, width),
+            "generator": (config.max_seq_len, config.output_dim),
+            "statistics": tuple(self.stats.mean.shape),
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError("its parts differ in the tokens: " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
 
     @property
     def fingerprint(self) -> str:
@@ -97,7 +115,7 @@ class GeneratorBundle:
         states = {**self.generator.state_dict(), **self.stats.to_tensors()}
         for name in sorted(states):
             digest.update(name.encode())
-            digest.update(states[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(states[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -116,6 +134,17 @@ def find_bundle(path: Path) -> Path:
     if not path.exists():
         raise LoragenInferError(f"The model {path} does not exist; give a bundle, a final_model or experiment folder.")
     raise LoragenInferError(f"{path} holds no {BUNDLE_NAME}; give a bundle, a final_model or an experiment folder.")
+
+
+def _build_generator(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> HyperConvGenerator:
+    config = GeneratorConfig.from_dict(values)
+    weights = _with_prefix(tensors, "generator.")
+    # A config may claim any size; nothing is built that the file does not hold the weights of.
+    if config.num_parameters() > sum(weight.numel() for weight in weights.values()):
+        raise ValueError(f"its generator config needs {config.num_parameters():,} parameters, more than it holds")
+    generator = HyperConvGenerator(config)
+    generator.load_state_dict(weights)
+    return generator.eval()
 
 
 def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

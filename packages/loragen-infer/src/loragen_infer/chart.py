@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from loragen_infer.files import atomic_file
 
 if TYPE_CHECKING:
-    from loragen_infer.evaluate import TaskResult
+    from loragen_infer.results import TaskResult
 
 __all__ = ["draw_chart"]
 

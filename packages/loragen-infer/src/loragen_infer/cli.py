@@ -81,7 +81,8 @@ def _read_prompt_file(path: Path) -> list[str]:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from loragen_infer.evaluate import evaluate, format_table
+    from loragen_infer.evaluate import evaluate
+    from loragen_infer.results import format_table
 
     results = evaluate(config)
     output_dir = Path(config.output_dir)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from loragen_infer.device import check_device
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.locate import locate_model
 
@@ -15,6 +16,7 @@ __all__ = ["DEFAULT_TEXT_ENCODER", "PromptEncoder"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
+_MAX_SPECIAL_TOKENS = 8
 
 
 class PromptEncoder:
@@ -26,7 +28,7 @@ class PromptEncoder:
         device: A torch device such as ``"cpu"`` or ``"cuda:0"``.
 
     Raises:
-        LoragenInferError: The encoder is not found or cannot be loaded.
+        LoragenInferError: The encoder is not found or cannot be loaded, or the device cannot be used.
 
     Example:
         >>> encoder = PromptEncoder("all-MiniLM-L6-v2")
@@ -36,12 +38,14 @@ class PromptEncoder:
 
     def __init__(self, name: str = DEFAULT_TEXT_ENCODER, *, device: str = "cpu") -> None:
         location = locate_model(name, kind="text encoder", organisation="sentence-transformers")
+        check_device(device)
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
 
         try:
             self._model = SentenceTransformer(location, device=device)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise LoragenInferError(
                 f"The text encoder {name!r} ({location}) cannot be loaded as a SentenceTransformer: {reason}"
             ) from error
@@ -79,11 +83,11 @@ class PromptEncoder:
         limit = self._model.max_seq_length
         if limit is None:
             return
-        # A token has at least one character, so most prompts need no counting.
-        suspects = [prompt for prompt in prompts if len(prompt) > limit]
+        # Apart from the special tokens every token takes at least one byte, so most prompts need no counting.
+        suspects = [prompt for prompt in prompts if len(prompt.encode()) > limit - _MAX_SPECIAL_TOKENS]
         if not suspects:
             return
-        lengths = [len(ids) for ids in self._model.tokenizer(suspects, truncation=False)["input_ids"]]
+        lengths = [len(ids) for ids in self._model.tokenizer(suspects, truncation=False, verbose=False)["input_ids"]]
         over = [length for length in lengths if length > limit]
         if over:
             logger.warning(

@@ -51,20 +51,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         LoragenInferError: The file is missing, empty, not text, or a line is not a JSON object.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise LoragenInferError(f"{path} is not a file; give a .jsonl file.") from error
+    except OSError as error:
+        raise LoragenInferError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise LoragenInferError(f"{path} is not UTF-8 text (byte {error.start}); give a .jsonl file.") from error
     if text.lstrip().startswith("["):
         return _json_list(path, text)
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(), which also breaks at characters that JSON strings may hold as they are, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise LoragenInferError(f"{path}, line {number} is not JSON: {error}.") from error
         if not isinstance(row, dict):
             raise LoragenInferError(f"{path}, line {number} is {type(row).__name__}, not a JSON object with fields.")
@@ -77,7 +80,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise LoragenInferError(f"{path} is not JSON: {error}.") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise LoragenInferError(f"{path} must be a list of at least one JSON object with fields.")
@@ -110,6 +113,8 @@ def _text(row: dict[str, Any], columns: Sequence[str], path: Path, number: int) 
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise LoragenInferError(f"{path}, row {number}: {column!r} is {value!r}, but must be text.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise LoragenInferError(f"{path}, row {number}: {column!r} holds half a character (a lone surrogate); mend it.")
     return value
 
 

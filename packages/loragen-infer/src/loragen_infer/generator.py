@@ -8,6 +8,7 @@ from lora_tokenizer import LoraAdapter
 
 from loragen_infer.bundle import GeneratorBundle
 from loragen_infer.encoder import PromptEncoder
+from loragen_infer.errors import LoragenInferError
 
 __all__ = ["LoraGenerator"]
 
@@ -20,6 +21,9 @@ class LoraGenerator:
         encoder: The prompt encoder that the bundle was trained with.
         device: A torch device for the generator.
 
+    Raises:
+        LoragenInferError: The encoder's embeddings are not as wide as the generator takes.
+
     Example:
         .. code-block:: python
 
@@ -29,6 +33,11 @@ class LoraGenerator:
     """
 
     def __init__(self, bundle: GeneratorBundle, encoder: PromptEncoder, *, device: str = "cpu") -> None:
+        if bundle.generator.config.condition_dim != encoder.embedding_dim:
+            raise LoragenInferError(
+                f"The text encoder {encoder.name!r} makes embeddings of {encoder.embedding_dim} values, but the "
+                f"generator takes {bundle.generator.config.condition_dim}; use {bundle.text_encoder_name!r}."
+            )
         self.bundle = bundle
         self.encoder = encoder
         self._device = torch.device(device)

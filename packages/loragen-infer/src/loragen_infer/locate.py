@@ -35,8 +35,10 @@ def locate_model(name: str, *, kind: str, organisation: str | None = None) -> st
         A folder, a path that ends in ``.gguf``, or, when only the hub can have it, the hub name.
 
     Raises:
-        LoragenInferError: A path that does not exist, or nothing found and the hub may not be asked.
+        LoragenInferError: An empty name, a path that does not exist, or nothing found and the hub may not be asked.
     """
+    if not name.strip():
+        raise LoragenInferError(f"The name of the {kind} is empty; give a folder, a .gguf file or a hub name.")
     path = Path(name).expanduser()
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return str(path)

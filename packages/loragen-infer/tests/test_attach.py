@@ -1,0 +1,107 @@
+"""An adapter attached in memory is the adapter that PEFT loads from disk, and leaves no trace."""
+
+import copy
+
+import pytest
+import torch
+from lora_tokenizer import read_adapter
+from loragen_infer import LoragenInferError, adapter_attached
+from peft import PeftModel
+
+INPUT_IDS = torch.tensor([[10, 20, 30, 40, 50], [60, 61, 62, 63, 64]])
+VARIANTS = {
+    "plain": {},
+    "rslora": {"use_rslora": True, "lora_alpha": 6},
+    "patterns": {"rank_pattern": {"layers.1.self_attn.q_proj": 3}, "alpha_pattern": {"v_proj": 20}},
+    "some layers": {"layers_to_transform": [1]},
+    "mlp": {"target_modules": ["gate_proj", "down_proj"], "r": 4},
+    "dora": {"use_dora": True},
+}
+
+
+@torch.inference_mode()
+def logits(model):
+    return model(INPUT_IDS).logits
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_equal_those_of_peft(tmp_path, make, llama, name):
+    folder = make.adapter(llama, tmp_path / "adapter", **VARIANTS[name])
+    expected = logits(PeftModel.from_pretrained(copy.deepcopy(llama), str(folder)).eval())
+    assert not torch.allclose(expected, logits(llama), atol=1e-3)
+    with adapter_attached(llama, read_adapter(folder)) as adapted:
+        assert torch.equal(logits(adapted), expected)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_model_is_bit_identical_afterwards(tmp_path, make, llama, raises):
+    adapter = read_adapter(make.adapter(llama, tmp_path / "adapter"))
+    before = {name: value.clone() for name, value in llama.state_dict().items()}
+    modules, expected = [name for name, _ in llama.named_modules()], logits(llama)
+    try:
+        with adapter_attached(llama, adapter) as adapted:
+            logits(adapted)
+            if raises:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert raises
+    assert llama.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+    assert [name for name, _ in llama.named_modules()] == modules
+    assert all(parameter.requires_grad for parameter in llama.parameters())
+    assert torch.equal(logits(llama), expected)
+
+
+def test_adapters_follow_each_other_without_mixing(tmp_path, make, llama):
+    adapters = [read_adapter(make.adapter(llama, tmp_path / str(seed), seed=seed)) for seed in (1, 2)]
+    first = []
+    for adapter in (*adapters, *adapters):
+        with adapter_attached(llama, adapter) as adapted:
+            first.append(logits(adapted))
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[1], first[3])
+    assert not torch.allclose(first[0], first[1])
+
+
+def test_the_adapter_is_in_eval_mode(tmp_path, make, llama):
+    adapter = read_adapter(make.adapter(llama, tmp_path / "adapter", lora_dropout=0.5))
+    with adapter_attached(llama, adapter) as adapted:
+        assert not any(module.training for module in adapted.modules())
+
+
+def refused(model, adapter, message):
+    before = logits(model)
+    with pytest.raises(LoragenInferError, match=message) as caught, adapter_attached(model, adapter):
+        raise AssertionError("it must not get here")
+    assert "\n" not in str(caught.value)
+    assert torch.equal(logits(model), before)
+
+
+def test_an_adapter_of_a_wider_model_is_refused_with_both_shapes(tmp_path, make, llama):
+    adapter = read_adapter(make.adapter(llama, tmp_path / "adapter"))
+    wide = {name: torch.cat([t, t], dim=1) if "lora_A" in name else t for name, t in adapter.tensors.items()}
+    refused(llama, type(adapter)(config=adapter.config, tensors=wide), r"lora_A\.weight is \(2, 64\), .*\(2, 32\)")
+
+
+def test_an_adapter_that_lacks_a_module_is_refused(tmp_path, make, llama):
+    adapter = read_adapter(make.adapter(llama, tmp_path / "adapter"))
+    fewer = {name: tensor for name, tensor in adapter.tensors.items() if "layers.1.self_attn.v_proj" not in name}
+    message = r"layers\.1\.self_attn\.v_proj\.lora_A\.weight is missing, but the model takes \(2, 32\)"
+    refused(llama, type(adapter)(config=adapter.config, tensors=fewer), message)
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(tmp_path, make, llama):
+    adapter = read_adapter(make.adapter(llama, tmp_path / "adapter"))
+    deeper = dict(adapter.tensors)
+    for name, tensor in adapter.tensors.items():
+        if "layers.1." in name:
+            deeper[name.replace("layers.1.", "layers.2.")] = tensor
+    message = r"layers\.2\.self_attn\.q_proj\.lora_A\.weight is \(2, 32\), but the model takes no such tensor"
+    refused(llama, type(adapter)(config=adapter.config, tensors=deeper), message)
+
+
+def test_target_modules_that_the_model_does_not_have_are_refused(tmp_path, make, llama):
+    adapter = read_adapter(make.adapter(llama, tmp_path / "adapter"))
+    tensors = {name.replace("q_proj", "query").replace("v_proj", "value"): t for name, t in adapter.tensors.items()}
+    config = type(adapter.config)(r=2, lora_alpha=8, target_modules=("query", "value"))
+    refused(llama, type(adapter)(config=config, tensors=tensors), "The adapter does not fit the model: ")

@@ -1,0 +1,124 @@
+"""The prompt encoder is the SentenceTransformer, with its limits said aloud."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loragen_infer import LoragenInferError, PromptEncoder
+from loragen_infer.locate import locate_model
+from sentence_transformers import SentenceTransformer
+
+PROMPTS = ["What is 17 + 25?", "Name the capital of France.", "Spell 'cat' backward.", "ok"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return Path(locate_model("all-MiniLM-L6-v2", kind="text encoder", organisation="sentence-transformers"))
+
+
+def test_shape_dtype_and_length(encoder):
+    embeddings_PD = encoder.encode(PROMPTS)
+    assert embeddings_PD.shape == (4, 384) == (len(PROMPTS), encoder.embedding_dim)
+    assert embeddings_PD.dtype == torch.float32
+    assert embeddings_PD.device.type == "cpu"
+    assert not embeddings_PD.requires_grad
+    torch.testing.assert_close(embeddings_PD.norm(dim=1), torch.ones(4))
+
+
+def test_equals_the_library_itself(encoder, folder):
+    library = SentenceTransformer(str(folder), device="cpu")
+    expected_PD = library.encode(PROMPTS, normalize_embeddings=True, convert_to_tensor=True)
+    torch.testing.assert_close(encoder.encode(PROMPTS), expected_PD.clone(), rtol=0, atol=1e-6)
+
+
+def test_order_and_batches_do_not_matter(encoder):
+    embeddings_PD = encoder.encode(PROMPTS)
+    torch.testing.assert_close(encoder.encode(PROMPTS[::-1]).flip(0), embeddings_PD, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoder.encode(PROMPTS, batch_size=1), embeddings_PD, rtol=0, atol=1e-5)
+
+
+def test_tells_texts_apart_by_meaning(encoder):
+    sum_D, other_sum_D, capital_D = encoder.encode(["What is 17 + 25?", "Compute 3 + 88.", "Where is Paris?"])
+    assert sum_D @ other_sum_D > sum_D @ capital_D + 0.2
+
+
+@settings(max_examples=15, deadline=None)
+@given(prompt=st.text(min_size=1, max_size=60).filter(str.strip))
+def test_any_text_has_an_embedding_of_length_one(encoder, prompt):
+    embedding_1D = encoder.encode([prompt])
+    torch.testing.assert_close(embedding_1D.norm(), torch.tensor(1.0))
+
+
+def test_no_prompt_is_refused(encoder):
+    with pytest.raises(LoragenInferError, match="no prompt to encode; give at least one"):
+        encoder.encode([])
+
+
+@pytest.mark.parametrize("blank", ["", "  \n\t"])
+def test_a_blank_prompt_is_refused_by_its_number(encoder, blank):
+    with pytest.raises(LoragenInferError, match="Prompt 2 of 3 has no text"):
+        encoder.encode(["a", blank, "b"])
+
+
+def test_truncation_is_said_once_with_numbers(encoder, caplog):
+    limit = encoder._model.max_seq_length
+    over, under = "word " * (limit + 20), "word " * (limit - 10)
+    assert len(under) > limit  # more characters than tokens: it has to be counted to be let pass
+    with caplog.at_level(logging.WARNING, logger="loragen_infer"):
+        long_PD = encoder.encode([over, under, "word", over + "word"])
+    [message] = caplog.messages
+    assert message.startswith(f"2 of 4 prompts are longer than the {limit} tokens that all-MiniLM-L6-v2 reads")
+    assert f"the longest has {limit + 23})" in message
+    torch.testing.assert_close(long_PD[0], long_PD[3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("character", ["数", "각"])  # the second is three tokens
+def test_a_prompt_of_few_but_costly_characters_is_counted_too(encoder, caplog, character):
+    # Apart, since a word of very many characters is a single unknown token.
+    count = (encoder._model.max_seq_length - 1) // len(encoder._model.tokenizer.tokenize(character))
+    encoder.encode([" ".join(character * count)])
+    [message] = caplog.messages
+    assert message.startswith("1 of 1 prompts are longer")
+
+
+def test_no_warning_where_nothing_is_cut(encoder, caplog):
+    encoder.encode(["word " * (encoder._model.max_seq_length - 10)])
+    assert caplog.messages == []
+
+
+def test_weights_are_frozen(encoder):
+    assert not any(parameter.requires_grad for parameter in encoder._model.parameters())
+    assert not encoder._model.training
+
+
+def test_a_copy_in_a_folder_is_the_same_encoder(encoder, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "my-encoder")
+    torch.testing.assert_close(PromptEncoder(str(copy)).encode(PROMPTS), encoder.encode(PROMPTS), rtol=0, atol=1e-6)
+
+
+def test_a_folder_that_is_no_encoder_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(
+        LoragenInferError, match=r"The text encoder '.*' \(.*\) cannot be loaded as a Sentence"
+    ) as caught:
+        PromptEncoder(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights_are_named(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(LoragenInferError, match="cannot be loaded as a SentenceTransformer: "):
+        PromptEncoder(str(copy))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(LoragenInferError, match=f"The device '{device}' cannot be used") as caught:
+        PromptEncoder(device=device)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,155 @@
+"""Reading examples, and how a language model sees them."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loragen_infer import LoragenInferError
+from loragen_infer.examples import Example, batches_by_length, read_examples, read_jsonl, tokenize_example
+from loragen_infer.files import write_jsonl
+
+TEXT = st.text(min_size=1).filter(str.strip)
+
+
+@given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
+def test_examples_come_back_as_they_were(tmp_path_factory, pairs):
+    path = tmp_path_factory.mktemp("examples") / "x.jsonl"
+    write_jsonl(path, [{"prompt": prompt, "response": response} for prompt, response in pairs])
+    assert read_examples(path) == [Example(prompt=prompt, response=response) for prompt, response in pairs]
+
+
+@pytest.mark.parametrize("prompt_column", ["prompt", "question", "instruction", "text"])
+@pytest.mark.parametrize("response_column", ["response", "answer", "output", "completion"])
+def test_the_usual_column_names(tmp_path, make, prompt_column, response_column):
+    path = make.rows(tmp_path / "x.jsonl", [{"id": 1, response_column: "A", prompt_column: "Q"}])
+    assert read_examples(path) == [Example(prompt="Q", response="A")]
+
+
+def test_the_first_of_two_possible_columns_counts(tmp_path, make):
+    path = make.rows(tmp_path / "x.jsonl", [{"text": "no", "prompt": "yes", "output": "no", "response": "yes"}])
+    assert read_examples(path) == [Example(prompt="yes", response="yes")]
+
+
+def test_prompts_alone_are_enough_where_no_response_is_needed(tmp_path, make):
+    path = make.rows(tmp_path / "x.jsonl", [{"prompt": "Q"}])
+    assert read_examples(path, need_response=False) == [Example(prompt="Q", response="")]
+    with pytest.raises(
+        LoragenInferError, match=r"x\.jsonl, row 1 has the columns prompt, but none of response, answer"
+    ):
+        read_examples(path)
+
+
+def test_blank_lines_windows_lines_and_a_byte_order_mark_are_no_matter(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n  \n{"prompt": "b"}')
+    assert read_jsonl(path) == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+def test_a_json_list_is_read_too(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=2))
+    assert read_jsonl(path) == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+BAD_FILES = {
+    "not JSON": (b'{"prompt": "a"}\nprompt: b\n', r"line 2 is not JSON: "),
+    "cut off": (b'{"prompt": "a"}\n{"prompt": "b', r"line 2 is not JSON: "),
+    "not an object": (b'{"prompt": "a"}\n\n"b"\n', r"line 3 is str, not a JSON object"),
+    "a number": (b"17\n", r"line 1 is int, not a JSON object"),
+    "empty": (b"", r"is empty; it needs one JSON object a line"),
+    "blank": (b"\n  \n", r"is empty; it needs one JSON object a line"),
+    "binary": (b'{"prompt": "\xff\xfe"}', r"is not UTF-8 text \(byte 12\)"),
+    "empty list": (b"[]", r"must be a list of at least one JSON object"),
+    "list of text": (b'["a"]', r"must be a list of at least one JSON object"),
+    "list cut off": (b'[{"prompt": "a"},', r"is not JSON: "),
+    "deep nesting": (b'{"a": ' + b"[" * 200_000, r"line 1 is not JSON: "),
+    "a list of lists without end": (b"[" * 200_000, r"is not JSON: "),
+    "a number of many digits": (b'{"a": ' + b"1" * 5000 + b"}", r"line 1 is not JSON: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_named_with_the_line(tmp_path, name):
+    content, message = BAD_FILES[name]
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(LoragenInferError, match=rf"bad\.jsonl,? {message}") as caught:
+        read_jsonl(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "missing.jsonl", tmp_path):
+        with pytest.raises(LoragenInferError, match=r"is not a file; give a \.jsonl file"):
+            read_jsonl(path)
+
+
+def test_an_operating_system_error_is_one_sentence(tmp_path):
+    with pytest.raises(LoragenInferError, match="cannot be read: File name too long"):
+        read_jsonl(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("value", ["", "  ", 17, None, ["a"]])
+def test_a_value_that_is_no_text_is_named(tmp_path, make, value):
+    path = make.rows(tmp_path / "x.jsonl", [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": value}])
+    with pytest.raises(LoragenInferError, match=r"x\.jsonl, row 2: 'response' is .*, but must be text"):
+        read_examples(path)
+
+
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text(r'{"prompt": "cut emoji \ud83d", "response": "x"}')
+    with pytest.raises(LoragenInferError, match="row 1: 'prompt' holds half a character"):
+        read_examples(tmp_path / "x.jsonl")
+
+
+@given(lengths=st.lists(st.integers(min_value=1, max_value=50), max_size=40), batch_size=st.integers(1, 9))
+def test_batches_are_a_partition_with_the_longest_first(lengths, batch_size):
+    batches = batches_by_length(lengths, batch_size)
+    flat = [index for batch in batches for index in batch]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    in_order = [lengths[index] for index in flat]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+EXAMPLE = Example(prompt="2+2?", response="4.")
+
+
+def test_without_a_template_the_prompt_and_a_newline(make):
+    tokenizer = make.tokenizer()
+    item = tokenize_example(tokenizer, EXAMPLE)
+    assert tokenizer.decode(item.input_ids) == "2+2?\n4.</s>"
+    assert tokenizer.decode(item.input_ids[: item.num_prompt_tokens]) == "2+2?\n"
+
+
+def test_with_a_template_one_user_turn(make):
+    tokenizer = make.tokenizer(template=True)
+    item = tokenize_example(tokenizer, EXAMPLE)
+    assert tokenizer.decode(item.input_ids) == "[user]2+2?[assistant]4.</s>"
+    assert tokenizer.decode(item.input_ids[: item.num_prompt_tokens]) == "[user]2+2?[assistant]"
+    turn = [{"role": "user", "content": EXAMPLE.prompt}]
+    expected = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert item.input_ids[: item.num_prompt_tokens] == expected
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_labels_mask_the_prompt_and_keep_the_end_token(make, template):
+    tokenizer = make.tokenizer(template=template)
+    item = tokenize_example(tokenizer, EXAMPLE)
+    assert len(item.labels) == len(item.input_ids)
+    assert item.labels[: item.num_prompt_tokens] == [-100] * item.num_prompt_tokens
+    assert item.labels[item.num_prompt_tokens :] == [*tokenizer("4.")["input_ids"], tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_without_an_end_token_adds_none(make):
+    tokenizer = make.tokenizer(eos=False)
+    assert tokenizer.decode(tokenize_example(tokenizer, EXAMPLE).input_ids) == "2+2?\n4."
+
+
+def test_max_length_is_the_last_that_fits(make):
+    tokenizer = make.tokenizer()
+    assert len(tokenize_example(tokenizer, EXAMPLE, max_length=8).input_ids) == 8
+    with pytest.raises(LoragenInferError, match=r"A sample has 8 tokens, over max_length=7: '2\+2\?'"):
+        tokenize_example(tokenizer, EXAMPLE, max_length=7)

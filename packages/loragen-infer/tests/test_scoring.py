@@ -1,0 +1,103 @@
+"""Scores against the plain way: one example at a time, without padding, and real greedy decoding."""
+
+import copy
+
+import pytest
+import torch
+from loragen_infer.examples import Example, tokenize_example
+from loragen_infer.scoring import Scorer
+
+WORDS = ["cat", "a", "elephant", "dog", "zebra", "ox"]
+EXAMPLES = [Example(prompt=f"Spell {word} backward.", response=word[::-1]) for word in WORDS]
+SUMS = [Example(prompt=f"{a}+{b}=", response=str(a + b)) for a, b in [(1, 2), (9, 9), (40, 2), (123, 456)]]
+
+
+def plain_nll(model, tokenizer, examples):
+    """Mean negative log-likelihood per answer token, token by token from the probabilities."""
+    total, count = 0.0, 0
+    for example in examples:
+        item = tokenize_example(tokenizer, example)
+        with torch.inference_mode():
+            logits_SV = model(torch.tensor([item.input_ids])).logits[0].double()
+        for position in range(item.num_prompt_tokens, len(item.input_ids)):
+            probabilities_V = torch.softmax(logits_SV[position - 1], dim=0)
+            total -= torch.log(probabilities_V[item.input_ids[position]]).item()
+            count += 1
+    return total / count
+
+
+def decodes_exactly(model, tokenizer, example):
+    """Whether greedy decoding of the prompt is the response and then the end token."""
+    item = tokenize_example(tokenizer, example)
+    prompt_ids = torch.tensor([item.input_ids[: item.num_prompt_tokens]])
+    answer = item.input_ids[item.num_prompt_tokens :]
+    out = model.generate(
+        prompt_ids, attention_mask=torch.ones_like(prompt_ids), max_new_tokens=len(answer), do_sample=False
+    )
+    return out[0, item.num_prompt_tokens :].tolist() == answer
+
+
+@pytest.fixture(scope="module")
+def half_trained(make, llama):
+    """A model that was trained, in the scorer's own format, on some of the examples until it knows some of them."""
+    model, tokenizer = copy.deepcopy(llama).train(), make.tokenizer()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        for example in EXAMPLES[:3]:
+            item = tokenize_example(tokenizer, example)
+            loss = model(torch.tensor([item.input_ids]), labels=torch.tensor([item.labels])).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.parametrize("template", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+def test_nll_equals_the_plain_computation(make, llama, template, batch_size):
+    tokenizer = make.tokenizer(template=template)
+    examples = EXAMPLES + SUMS
+    score = Scorer(tokenizer, examples, batch_size=batch_size).score(llama)
+    assert score.nll == pytest.approx(plain_nll(llama, tokenizer, examples), rel=1e-5)
+    assert score.num_examples == len(examples)
+
+
+@pytest.mark.parametrize("variant", [{"eos": False}, {"pad": False}])
+def test_tokenizers_without_an_end_or_a_padding_token(make, llama, variant):
+    tokenizer = make.tokenizer(**variant)
+    score = Scorer(tokenizer, EXAMPLES, batch_size=4).score(llama)
+    assert score.nll == pytest.approx(plain_nll(llama, tokenizer, EXAMPLES), rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_does_not_matter_to_either_attention(make, llama, attention):
+    model, tokenizer = copy.deepcopy(llama), make.tokenizer()
+    model.set_attn_implementation(attention)
+    one_by_one = [Scorer(tokenizer, [example], batch_size=1).score(model).nll for example in EXAMPLES]
+    lengths = [len(example.response) + 1 for example in EXAMPLES]
+    expected = sum(nll * length for nll, length in zip(one_by_one, lengths, strict=True)) / sum(lengths)
+    assert Scorer(tokenizer, EXAMPLES, batch_size=6).score(model).nll == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_exact_match_is_what_greedy_decoding_does(make, half_trained, batch_size):
+    tokenizer = make.tokenizer()
+    decoded = [decodes_exactly(half_trained, tokenizer, example) for example in EXAMPLES]
+    assert 0 < sum(decoded) < len(decoded), "the test needs a model that knows some answers and not others"
+    for example, is_exact in zip(EXAMPLES, decoded, strict=True):
+        assert Scorer(tokenizer, [example], batch_size=1).score(half_trained).exact_match == float(is_exact)
+    score = Scorer(tokenizer, EXAMPLES, batch_size=batch_size).score(half_trained)
+    assert score.exact_match == pytest.approx(sum(decoded) / len(decoded))
+
+
+def test_one_wrong_character_or_a_missing_end_is_no_match(make, half_trained):
+    tokenizer = make.tokenizer()
+    known = next(example for example in EXAMPLES if decodes_exactly(half_trained, tokenizer, example))
+    for response in (known.response[:-1] + "!", known.response + "x", known.response[:-1] or "?"):
+        changed = Example(prompt=known.prompt, response=response)
+        assert Scorer(tokenizer, [changed], batch_size=1).score(half_trained).exact_match == 0.0
+
+
+def test_a_scorer_scores_again_the_same(make, llama):
+    scorer = Scorer(make.tokenizer(), EXAMPLES, batch_size=2)
+    assert scorer.score(llama) == scorer.score(llama)
