@@ -7,6 +7,7 @@
 """
 
 import logging
+import signal
 import time
 from dataclasses import asdict
 from datetime import datetime
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 from hyperconv import GeneratorConfig, HyperConvGenerator
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -67,11 +69,16 @@ def fit(config: FitConfig) -> Path:
         *(len(zoo.tasks), len(train), zoo.layout.num_tokens, zoo.layout.token_dim),
         *(generator.config.num_parameters() / 1e6, folder),
     )
-    trainer = _trainer(config, folder)
+    try:
+        trainer = _trainer(config, folder)
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise LoragenTrainError(
+            f"training.accelerator={config.training.accelerator!r} or training.precision={config.training.precision!r} "
+            f"is nothing that Lightning can use here: {reason}"
+        ) from error
     module = GeneratorModule(generator, zoo.layout.mask(), config.training)
-    trainer.fit(module, datamodule=data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    _run(trainer, module, data)
     val_loss = float(trainer.callback_metrics["val_loss"])
     if not torch.isfinite(torch.tensor(val_loss)):
         raise LoragenTrainError(
@@ -87,6 +94,18 @@ def fit(config: FitConfig) -> Path:
     saved = bundle.save(folder / "results" / "final_model" / BUNDLE_NAME)
     logger.info("val_loss %.4f after %.0f s. Generator: %s", val_loss, time.perf_counter() - started, saved)
     return folder
+
+
+def _run(trainer: Trainer, module: GeneratorModule, data: ZooDataModule) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data)
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        # Lightning turns Ctrl+C into exit code 1 and leaves the process deaf to the next one.
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from error
 
 
 def _build_generator(config: FitConfig, zoo: Zoo, condition_dim: int) -> HyperConvGenerator:

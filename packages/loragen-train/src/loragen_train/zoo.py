@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lora_tokenizer import TokenLayout, TokenStats, find_adapters, read_adapter
+from lora_tokenizer import LoraTokenizerError, TokenLayout, TokenStats, find_adapters, read_adapter
 from loragen_infer.examples import read_jsonl
 
 from loragen_train.config import DataConfig, ModelConfig, TaskConfig
@@ -43,19 +43,31 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: list[str]) -> Zoo
         task_names: The tasks that the prompt files have; they must be the tasks of the zoo.
 
     Raises:
-        LoragenTrainError: A task has prompts but no checkpoints, or the reverse.
-        LoraTokenizerError: A checkpoint cannot be read, does not fit the grid, or differs in shape from the first.
+        LoragenTrainError: A task has prompts but no checkpoints, or the reverse; a checkpoint does not fit the grid, or
+            differs from the first in shape or settings.
+        LoraTokenizerError: A checkpoint cannot be read.
     """
     folders = _folders(data, task_names)
     paths = {task: find_adapters(Path(folder))[-data.max_checkpoints :] for task, folder in folders.items()}
-    first = read_adapter(next(iter(paths.values()))[0]).to(torch.float32)
-    layout = TokenLayout.from_adapter(first, token_dim=model.output_dim, max_tokens=model.max_seq_len)
+    first = next(iter(paths.values()))[0]
+    adapter = read_adapter(first).to(torch.float32)
+    try:
+        layout = TokenLayout.from_adapter(adapter, token_dim=model.output_dim, max_tokens=model.max_seq_len)
+    except LoraTokenizerError as error:
+        raise LoragenTrainError(
+            f"{first} does not fit model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}: "
+            f"{error}"
+        ) from error
     tokens: list[torch.Tensor] = []
     tasks: list[str] = []
     for task, files in paths.items():
         logger.info("%s: %d checkpoints in %s.", task, len(files), folders[task])
         for file in files:
-            tokens.append(layout.encode(read_adapter(file).to(torch.float32)))
+            adapter = read_adapter(file).to(torch.float32)
+            try:
+                tokens.append(layout.encode(adapter))
+            except LoraTokenizerError as error:
+                raise LoragenTrainError(f"{file} differs from {first}, the first checkpoint: {error}") from error
             tasks.append(task)
     stats = TokenStats.from_tokens(tokens)
     return Zoo(layout=layout, stats=stats, tokens=stats.normalize(torch.stack(tokens)), tasks=tasks)
