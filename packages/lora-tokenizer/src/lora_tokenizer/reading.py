@@ -227,7 +227,7 @@ def _complete(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapte
             module: tensor.shape[0]
             for module, parts in modules.items()
             for part, tensor in parts.items()
-            if part in ("lora_A.weight", "lora_embedding_A") and tensor.dim() > 0
+            if part in ("lora_A.weight", "lora_embedding_A") and tensor.dim() > 0 and tensor.shape[0] > 0
         }
         if ranks:
             full["r"] = Counter(ranks.values()).most_common(1)[0][0]

@@ -1,0 +1,251 @@
+"""Layouts: lossless over everything an adapter can be, deterministic, and clear about what does not fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lora_tokenizer import AdapterConfig, LoraAdapter, LoraTokenizerError, TokenLayout, same_bits
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+QWEN = {
+    "self_attn.q_proj": (896, 896),
+    "self_attn.k_proj": (896, 128),
+    "self_attn.v_proj": (896, 128),
+    "self_attn.o_proj": (896, 896),
+    "mlp.gate_proj": (896, 4864),
+    "mlp.up_proj": (896, 4864),
+    "mlp.down_proj": (4864, 896),
+}
+LLAMA = {
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (4096, 1024),
+    "self_attn.v_proj": (4096, 1024),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (4096, 14336),
+    "mlp.up_proj": (4096, 14336),
+    "mlp.down_proj": (14336, 4096),
+}
+
+
+@st.composite
+def adapters(draw: st.DrawFn) -> LoraAdapter:
+    """Any adapter: uneven layers, stacks, mixed ranks and dtypes, embeddings, DoRA, biases, any finite bits."""
+    r = draw(st.integers(1, 5))
+    use_dora, lora_bias = draw(st.booleans()), draw(st.booleans())
+    stacks = draw(
+        st.lists(st.sampled_from(["model.layers", "encoder.block", "decoder.block"]), max_size=2, unique=True)
+    )
+    modules = [
+        f"{stack}.{layer}.{leaf}"
+        for stack in stacks
+        for layer in draw(st.lists(st.integers(0, 12), min_size=1, max_size=3, unique=True))
+        for leaf in draw(
+            st.lists(st.sampled_from(["attn.q", "attn.v", "mlp.0.up"]), min_size=1, max_size=3, unique=True)
+        )
+    ]
+    modules += draw(st.lists(st.sampled_from(["lm_head", "embed"]), min_size=0 if modules else 1, unique=True))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    rank_pattern, tensors = {}, {}
+    for module in modules:
+        rank = draw(st.sampled_from([r, r, 2 * r]))
+        if rank != r:
+            rank_pattern[f"^{module}"] = rank
+        num_in, num_out = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+        shapes: dict[str, tuple[int, ...]] = {"lora_A.weight": (rank, num_in), "lora_B.weight": (num_out, rank)}
+        if module == "embed":
+            shapes = {"lora_embedding_A": (rank, num_in), "lora_embedding_B": (num_out, rank)}
+        elif lora_bias:
+            shapes["lora_B.bias"] = (num_out,)
+        if use_dora:
+            shapes["lora_magnitude_vector"] = (num_out,)
+        for part, shape in shapes.items():
+            dtype = draw(st.sampled_from(DTYPES))
+            raw = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), generator=generator, dtype=torch.uint8)
+            tensor = raw.view(dtype).view(shape).clone()
+            tensor[~torch.isfinite(tensor)] = -0.0
+            tensors[f"base_model.model.{module}.{part}"] = tensor
+    config = AdapterConfig(
+        r=r,
+        lora_alpha=draw(st.sampled_from([1, 16, 0.5])),
+        target_modules=tuple(modules),
+        use_dora=use_dora,
+        lora_bias=lora_bias,
+        use_rslora=draw(st.booleans()),
+        rank_pattern=rank_pattern,
+        base_model_name_or_path=draw(st.sampled_from([None, "x/y"])),
+    )
+    return LoraAdapter(config=config, tensors=tensors)
+
+
+@settings(max_examples=300, deadline=None)
+@given(adapters(), st.integers(1, 20), st.randoms(use_true_random=False))
+def test_nothing_is_lost_and_file_order_does_not_matter(
+    adapter: LoraAdapter, token_dim: int, rng: random.Random
+) -> None:
+    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens="auto")
+    again = TokenLayout.from_json(layout.to_json())
+    assert again == layout
+    tokens = layout.encode(adapter)
+    assert tokens.shape == (layout.num_tokens, token_dim)
+    assert same_bits(again.decode(tokens), adapter)
+    assert again.decode(tokens).config == adapter.config
+
+    mask = layout.mask()
+    assert int(mask.sum()) == adapter.num_parameters == layout.num_values
+    assert not tokens[~mask].any()
+    noisy = torch.where(mask, tokens, torch.ones_like(tokens))
+    assert same_bits(layout.decode(noisy), adapter), "padding is ignored"
+
+    names = list(adapter.tensors)
+    rng.shuffle(names)
+    shuffled = LoraAdapter(config=adapter.config, tensors={name: adapter.tensors[name] for name in names})
+    assert TokenLayout.from_adapter(shuffled, token_dim=token_dim, max_tokens="auto").fingerprint == layout.fingerprint
+
+
+@settings(max_examples=100, deadline=None)
+@given(adapters(), adapters())
+def test_different_adapters_have_different_fingerprints(left: LoraAdapter, right: LoraAdapter) -> None:
+    def shape(adapter: LoraAdapter) -> Any:
+        config = adapter.config.to_peft() | {"base_model_name_or_path": None}
+        return config, [(name, tensor.shape, tensor.dtype) for name, tensor in adapter.tensors.items()]
+
+    layouts = [TokenLayout.from_adapter(adapter, token_dim=7, max_tokens="auto") for adapter in (left, right)]
+    assert (layouts[0].fingerprint == layouts[1].fingerprint) == (shape(left) == shape(right))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "dims", "r", "num_values", "grid", "padding"),
+    [
+        (24, QWEN, 8, 4_399_104, (24, 483, 384), 0.0118),
+        (32, LLAMA, 16, 41_943_040, (32, 3419, 384), 0.0017),
+        (30, {"q_proj": (576, 576), "v_proj": (576, 192)}, 4, 230_400, (30, 20, 384), 0.0),
+    ],
+    ids=["Qwen2.5-0.5B", "Llama-3.1-8B", "SmolLM2-135M"],
+)
+def test_padding_of_the_usual_bases(
+    num_layers: int, dims: Any, r: int, num_values: int, grid: Any, padding: float, make_adapter: Any
+) -> None:
+    with torch.device("meta"):
+        adapter = make_adapter(num_layers, dims, r)
+    layout = TokenLayout.from_adapter(adapter, max_tokens="auto")
+    assert adapter.num_parameters == num_values
+    assert layout.grid == grid
+    assert layout.padding == pytest.approx(padding, abs=1e-4)
+
+
+def test_rows_are_layers_and_the_rest_follows(make_adapter: Any) -> None:
+    tensors = dict(make_adapter(num_layers=11, dims={"q": (8, 8)}).tensors)
+    tensors["base_model.model.lm_head.lora_A.weight"] = torch.randn(4, 8)
+    tensors["base_model.model.lm_head.lora_B.weight"] = torch.randn(40, 4)
+    adapter = LoraAdapter(config=AdapterConfig(r=4, lora_alpha=8, target_modules=("q", "lm_head")), tensors=tensors)
+    layout = TokenLayout.from_adapter(adapter, token_dim=8)
+    assert layout.grid == (14, 8, 8)
+    tokens_LHW = layout.encode(adapter).view(layout.grid)
+    for layer in range(11):
+        a = adapter.tensors[f"base_model.model.model.layers.{layer}.q.lora_A.weight"]
+        assert torch.equal(tokens_LHW[layer, :4].flatten(), a.flatten())
+    assert torch.equal(
+        tokens_LHW[11, :4].flatten(), adapter.tensors["base_model.model.lm_head.lora_A.weight"].flatten()
+    )
+
+
+def test_over_the_budget_says_what_would_fit(make_adapter: Any) -> None:
+    adapter = make_adapter(30, {"q_proj": (576, 576), "v_proj": (576, 192)}, 4)
+    with pytest.raises(
+        LoraTokenizerError, match=r"needs 600 .* max_tokens=600 or 'auto', or leave out the modules v_proj"
+    ):
+        TokenLayout.from_adapter(adapter)
+    assert TokenLayout.from_adapter(adapter, max_tokens=600).num_tokens == 600
+    for wrong in (0, -1, "all", True, 1.5):
+        with pytest.raises(LoraTokenizerError, match="max_tokens"):
+            TokenLayout.from_adapter(adapter, max_tokens=wrong)  # type: ignore[arg-type]  # what a user may pass
+    with pytest.raises(LoraTokenizerError, match="token_dim"):
+        TokenLayout.from_adapter(adapter, token_dim=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_layers": 1}, r"lacks tensor 'base_model\.model\.model\.layers\.1\."),
+        ({"num_layers": 3}, r"layers\.2\..* is not in the layout"),
+        ({"r": 2}, "shape"),
+        ({"lora_alpha": 16}, "alpha 16 where the layout has 8"),
+        ({"alpha_pattern": {"v_proj": 1}}, "v_proj' has the alpha"),
+        ({"use_rslora": True}, "scaling"),
+        ({"dtype": torch.float64}, "would round"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+    ],
+)
+def test_another_adapter_is_refused_by_its_first_difference(other: Any, message: str, make_adapter: Any) -> None:
+    layout = TokenLayout.from_adapter(make_adapter(), token_dim=8)
+    with pytest.raises(LoraTokenizerError, match=message):
+        layout.encode(make_adapter(**other))
+
+
+def test_what_need_not_be_the_same(make_adapter: Callable[..., LoraAdapter], caplog: pytest.LogCaptureFixture) -> None:
+    layout = TokenLayout.from_adapter(make_adapter(), token_dim=8)
+    half = make_adapter(dtype=torch.float16)
+    assert layout.encode(half).dtype == torch.float16
+    assert same_bits(layout.decode(layout.encode(half)).to(torch.float16), half)
+    with caplog.at_level(logging.WARNING):
+        layout.encode(make_adapter(base_model_name_or_path="other/base-of-this-test"))
+        layout.encode(make_adapter(target_modules=("self_attn.q_proj", "self_attn.v_proj")))
+    assert [record.getMessage().count("other/base-of-this-test") for record in caplog.records] == [1]
+
+
+def test_tokens_are_their_own(make_adapter: Any) -> None:
+    adapter = make_adapter()
+    layout = TokenLayout.from_adapter(adapter, token_dim=8)
+    tokens = layout.encode(adapter)
+    decoded = layout.decode(tokens)
+    tokens.zero_()
+    assert same_bits(decoded, adapter)
+    for wrong in (tokens[:-1], tokens.view(-1), tokens.long()):
+        with pytest.raises(LoraTokenizerError, match="do not fit the layout"):
+            layout.decode(wrong)
+
+
+def test_gradients_flow_through_decode(make_adapter: Any) -> None:
+    layout = TokenLayout.from_adapter(make_adapter(), token_dim=7)
+    tokens = torch.randn(layout.num_tokens, 7, requires_grad=True)
+    sum(tensor.sum() for tensor in layout.decode(tokens).tensors.values()).backward()
+    assert torch.equal(tokens.grad, layout.mask().float())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("grid"),
+        lambda c: c.update(format=99),
+        lambda c: c.update(grid=[1, 1, 8]),
+        lambda c: c.update(tensors=[]),
+        lambda c: c["tensors"][0].__setitem__(1, [10**30, 4]),
+        lambda c: c["tensors"][0].__setitem__(1, [4, -1]),
+        lambda c: c["tensors"][0].__setitem__(2, "int8"),
+        lambda c: c["tensors"].pop(),
+        lambda c: c.update(token_dim=10**9),
+        lambda c: c["config"].update(r="x"),
+        lambda c: c["config"].update(surprise=1),
+        lambda c: c["config"].update(rank_pattern={"(": 3}),
+    ],
+)
+def test_a_damaged_layout_is_an_error(change: Any, make_adapter: Any) -> None:
+    content = json.loads(TokenLayout.from_adapter(make_adapter(), token_dim=8).to_json())
+    change(content)
+    with pytest.raises(LoraTokenizerError):
+        TokenLayout.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"format": 1}'])
+def test_text_that_is_no_layout_is_an_error(text: str) -> None:
+    with pytest.raises(LoraTokenizerError):
+        TokenLayout.from_json(text)

@@ -1,0 +1,270 @@
+"""Checkpoints of every kind: the same adapter comes out of all of them; what is unclear is an error that says so."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_tokenizer import (
+    AdapterConfig,
+    LoraAdapter,
+    LoraTokenizerError,
+    find_adapters,
+    read_adapter,
+    same_bits,
+    write_adapter,
+)
+from safetensors.torch import load_file, save_file
+
+
+class CustomSettings:
+    """A class of the training code, which a reader elsewhere does not have."""
+
+    def __init__(self) -> None:
+        self.lora_alpha, self.r, self.bias = 8, 4, True
+
+
+def raw_state(adapter: LoraAdapter, before: str = "", adapter_name: str = "default") -> dict[str, torch.Tensor]:
+    """The state dict as a module tree has it: a prefix, and the adapter's name inside."""
+    state = {}
+    for name, tensor in adapter.tensors.items():
+        stem, dot, field = name.rpartition(".")
+        raw = f"{stem}.{adapter_name}{dot}{field}" if field in ("weight", "bias") else f"{name}.{adapter_name}"
+        state[before + raw] = tensor
+    return state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("before", ["", "model.", "_forward_module.module.model."])
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth", ".ckpt"])
+def test_any_prefix_in_any_file(
+    ending: str, before: str, dtype: torch.dtype, tmp_path: Path, make_adapter: Any
+) -> None:
+    adapter = make_adapter(dtype=dtype)
+    state = raw_state(adapter, before)
+    path = tmp_path / f"x{ending}"
+    if ending == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state if ending != ".ckpt" else {"state_dict": state, "epoch": 1}, path)
+    read = read_adapter(path, lora_alpha=8)
+    assert same_bits(read, adapter)
+    assert (read.config.r, read.config.lora_alpha) == (4, 8)
+    assert read.config.target_modules == tuple(sorted(adapter.modules))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+        {"model": {"lora": {"lora_r": 4, "lora_alpha": 8}}, "bias": True, "folder": pathlib.PurePosixPath("/x")},
+        {"lora": argparse.Namespace(lora_rank=4, lora_alpha=8, target_modules={"q_proj", "v_proj"})},
+        collections.OrderedDict(lora=CustomSettings()),
+    ],
+    ids=["flat", "nested", "namespace", "class"],
+)
+def test_settings_come_from_the_hyper_parameters(settings: Any, tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    state = raw_state(adapter, "model.") | {"model.base_model.model.embed.weight": torch.randn(8, 4)}
+    optimizer = [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}]
+    checkpoint = {"state_dict": state, "hyper_parameters": settings, "optimizer_states": optimizer}
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    read = read_adapter(tmp_path / "x.ckpt")
+    assert same_bits(read, adapter)
+    assert read.scaling(read.modules[0]) == 2.0
+
+
+def test_a_peft_config_object_in_the_hyper_parameters(tmp_path: Path, make_adapter: Any) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj"], use_rslora=True, task_type="CAUSAL_LM")
+    torch.save({"state_dict": raw_state(make_adapter()), "hyper_parameters": {"peft": config}}, tmp_path / "x.ckpt")
+    read = read_adapter(tmp_path / "x.ckpt")
+    assert read.config == AdapterConfig(
+        r=4, lora_alpha=12, target_modules=("q_proj", "v_proj"), use_rslora=True, task_type="CAUSAL_LM"
+    )
+
+
+def test_a_missing_alpha_names_the_option(tmp_path: Path, make_adapter: Any) -> None:
+    torch.save(raw_state(make_adapter()), tmp_path / "x.pt")
+    with pytest.raises(LoraTokenizerError, match=r"x\.pt: lora_alpha is missing .* pass lora_alpha="):
+        read_adapter(tmp_path / "x.pt")
+
+
+def test_ranks_are_seen_in_the_shapes(tmp_path: Path, make_adapter: Any) -> None:
+    big, small = make_adapter(num_layers=3), make_adapter(num_layers=1, r=2)
+    tensors = dict(big.tensors) | dict(small.tensors)
+    save_file(tensors, tmp_path / "x.safetensors")
+    read = read_adapter(tmp_path / "x.safetensors", lora_alpha=8)
+    assert [read.config.rank(module) for module in read.modules] == [2, 2, 4, 4, 4, 4]
+    assert same_bits(read, read_adapter(write_adapter(read, tmp_path / "out")))
+
+
+def test_parameters_views_and_shared_storages(tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in adapter.tensors.items():
+        turned = tensor.T.contiguous().T  # column-major
+        state[name] = torch.nn.Parameter(turned) if "lora_A" in name else torch.cat([tensor, tensor])[len(tensor) :]
+    torch.save(state, tmp_path / "x.pt")
+    assert same_bits(read_adapter(tmp_path / "x.pt", lora_alpha=8), adapter)
+
+
+def test_several_adapters_need_a_name(tmp_path: Path, make_adapter: Any) -> None:
+    first, second = make_adapter(), make_adapter()
+    torch.save(raw_state(first, adapter_name="one") | raw_state(second, adapter_name="two"), tmp_path / "x.pt")
+    with pytest.raises(LoraTokenizerError, match=r"2 adapters \(one, two\): pick one with adapter_name="):
+        read_adapter(tmp_path / "x.pt", lora_alpha=8)
+    assert same_bits(read_adapter(tmp_path / "x.pt", lora_alpha=8, adapter_name="two"), second)
+
+
+def test_a_given_prefix_is_cut_off(tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    state = {name.replace("base_model.model.", "net."): tensor for name, tensor in adapter.tensors.items()}
+    torch.save(state, tmp_path / "x.pt")
+    assert same_bits(read_adapter(tmp_path / "x.pt", lora_alpha=8, prefix="net."), adapter)
+    assert read_adapter(tmp_path / "x.pt", lora_alpha=8).modules[0].startswith("net.model.")
+
+
+def test_two_names_for_one_tensor_are_refused(tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    torch.save(dict(adapter.tensors) | {f"ema.{n}": t for n, t in adapter.tensors.items()}, tmp_path / "x.pt")
+    with pytest.raises(LoraTokenizerError, match="once prefixes are off"):
+        read_adapter(tmp_path / "x.pt", lora_alpha=8)
+
+
+def test_bin_needs_the_opt_in(peft_folder: Path) -> None:
+    adapter = read_adapter(peft_folder)
+    torch.save(load_file(peft_folder / "adapter_model.safetensors"), peft_folder / "adapter_model.bin")
+    (peft_folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(LoraTokenizerError, match="allow_bin=True"):
+        read_adapter(peft_folder)
+    assert same_bits(read_adapter(peft_folder, allow_bin=True), adapter)
+
+
+def test_no_code_of_a_pickle_runs(tmp_path: Path, make_adapter: Any) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    state = dict(make_adapter().tensors)
+    torch.save(
+        {"state_dict": state, "evil": Evil(), "hyper_parameters": {"lora_alpha": 8, "x": Evil()}}, tmp_path / "x.pt"
+    )
+    read_adapter(tmp_path / "x.pt")
+    torch.save(state | {"base_model.model.evil.lora_A.weight": Evil()}, tmp_path / "y.pt")
+    with pytest.raises(LoraTokenizerError, match="not a plain dense tensor"):
+        read_adapter(tmp_path / "y.pt", lora_alpha=8)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_compressed_zip_is_refused(tmp_path: Path, make_adapter: Any) -> None:
+    torch.save(dict(make_adapter().tensors), tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as source, zipfile.ZipFile(tmp_path / "y.pt", "w", 8) as target:
+        for item in source.namelist():
+            target.writestr(item, source.read(item), zipfile.ZIP_DEFLATED)
+    with pytest.raises(LoraTokenizerError, match="compressed or encrypted"):
+        read_adapter(tmp_path / "y.pt", lora_alpha=8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_nan_and_inf_are_named(value: float, dtype: torch.dtype, tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter(dtype=dtype)
+    name = list(adapter.tensors)[2]
+    adapter.tensors[name][1, 0] = value
+    save_file(dict(adapter.tensors), tmp_path / "x.safetensors")
+    with pytest.raises(LoraTokenizerError, match=f"x.safetensors: tensor '{name}' holds 1 NaN or Inf"):
+        read_adapter(tmp_path / "x.safetensors", lora_alpha=8)
+    assert same_bits(read_adapter(tmp_path / "x.safetensors", lora_alpha=8, check_values=False), adapter)
+    with pytest.raises(LoraTokenizerError, match="NaN or Inf"):
+        write_adapter(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_finite_values_are_not_taken_for_inf(tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter(dtype=torch.float16)
+    for tensor in adapter.tensors.values():
+        tensor.fill_(65504)
+    huge = make_adapter()
+    for tensor in huge.tensors.values():
+        tensor.fill_(3e38)
+    for index, each in enumerate([adapter, huge]):
+        assert same_bits(read_adapter(write_adapter(each, tmp_path / str(index))), each)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"), "has no lora_B.weight"),
+        (lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(0, 4)}), "lora_A.weight"),
+        (lambda t: t.update({"base_model.model.../x.lora_A.weight": torch.zeros(4, 4)}), "not a dotted module name"),
+        (lambda t: t.update({"base_model.model.x.lora_E": torch.zeros(4, 4)}), "lora_E"),
+        (lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(4, 4, 3, 3)}), "convolutions"),
+        (lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(4, 4, dtype=torch.int8)}), "I8"),
+        (lambda t: t.update({"lm_head.modules_to_save.default.weight": torch.zeros(4, 4)}), "modules_to_save"),
+        (lambda t: t.update({"base_model.model.x.lora_magnitude_vector": torch.zeros(4)}), "lora_magnitude_vector"),
+    ],
+)
+def test_what_is_wrong_with_a_tensor_is_said(change: Any, message: str, tmp_path: Path, make_adapter: Any) -> None:
+    tensors = dict(make_adapter().tensors)
+    change(tensors)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(LoraTokenizerError, match=message) as caught:
+        read_adapter(tmp_path / "x.safetensors", lora_alpha=8)
+    assert "x.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rank_that_is_not_that_of_the_config(peft_folder: Path) -> None:
+    with pytest.raises(LoraTokenizerError, match="do not fit the rank r=16"):
+        read_adapter(peft_folder, r=16)
+
+
+def test_a_slow_pattern_is_refused_and_not_run(peft_folder: Path) -> None:
+    config = json.loads((peft_folder / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {"(a+)+b": 3}
+    (peft_folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(LoraTokenizerError, match="repeats too much"):
+        read_adapter(peft_folder)
+
+
+def test_finding_adapters_in_natural_order(tmp_path: Path, peft_folder: Path, make_adapter: Any) -> None:
+    root = tmp_path / "runs"
+    for name in ("checkpoint-10", "checkpoint-9", "b/checkpoint-2"):
+        shutil.copytree(peft_folder, root / name)
+    (root / "checkpoint-9" / "optimizer.pt").write_bytes(b"")
+    (root / "c").mkdir()
+    save_file(dict(make_adapter().tensors), root / "c" / "step=100.safetensors")
+    (root / "c" / "step=20.ckpt").write_bytes(b"")
+    (root / "c" / "readme.txt").write_bytes(b"")
+    found = [str(path.relative_to(root)) for path in find_adapters(root)]
+    assert found == ["b/checkpoint-2", "c/step=20.ckpt", "c/step=100.safetensors", "checkpoint-9", "checkpoint-10"]
+    assert find_adapters(peft_folder) == [peft_folder]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LoraTokenizerError, match="no adapters"):
+        find_adapters(tmp_path / "empty")
+    with pytest.raises(LoraTokenizerError, match="does not exist"):
+        find_adapters(tmp_path / "nowhere")
+
+
+def test_writing_replaces_adapters_only(tmp_path: Path, make_adapter: Any) -> None:
+    first, second = make_adapter(), make_adapter()
+    folder = write_adapter(first, tmp_path / "a")
+    with pytest.raises(LoraTokenizerError, match="overwrite=True"):
+        write_adapter(second, folder)
+    assert same_bits(read_adapter(write_adapter(second, folder, overwrite=True)), second)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(LoraTokenizerError, match="something else than an adapter"):
+        write_adapter(first, tmp_path / "mine", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "mine"]
