@@ -76,7 +76,7 @@ def test_truncation_is_said_once_with_numbers(encoder, caplog):
     torch.testing.assert_close(long_PD[0], long_PD[3], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("character", ["数", "각"])  # the second is three tokens
+@pytest.mark.parametrize("character", ["数", "각 "])  # the second is three tokens
 def test_a_prompt_of_few_but_costly_characters_is_counted_too(encoder, caplog, character):
     # Apart, since a word of very many characters is a single unknown token.
     count = (encoder._model.max_seq_length - 1) // len(encoder._model.tokenizer.tokenize(character))

@@ -1,0 +1,191 @@
+"""The command line: exit codes, one-sentence errors, configs and options."""
+
+import dataclasses
+import doctest
+import importlib
+import logging
+import pkgutil
+import subprocess
+import sys
+
+import loragen_infer
+import pytest
+from loragen_infer import LoragenInferError
+from loragen_infer.cli import main
+from loragen_infer.command_line import Command, run_command_line
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section."""
+
+    size: int = 1
+    """How large."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A config."""
+
+    output_dir: str = "out"
+    """Where to."""
+    section: Section = dataclasses.field(default_factory=Section)
+    """Nested."""
+    parts: list[Section] = dataclasses.field(default_factory=list)
+    """A list."""
+
+    def __post_init__(self) -> None:
+        if self.output_dir == "forbidden":
+            raise LoragenInferError("output_dir is forbidden; choose another.")
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging():
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.fixture
+def call():
+    """Run ``prog go`` with options; gives exit code and the config that arrived."""
+
+    def run(*options, action=None):
+        seen = []
+        command = Command(
+            name="go", help="go", description="Go.", example="prog go", run=action or seen.append, config_class=Config
+        )
+        try:
+            code = run_command_line("prog", "A program.", [command], ["go", *map(str, options)])
+        except SystemExit as stop:
+            code = stop.code
+        return code, seen[0] if seen else None
+
+    return run
+
+
+def test_options_win_over_files_and_later_files_over_earlier_ones(call, tmp_path):
+    (tmp_path / "a.yaml").write_text("output_dir: a\nsection: {size: 2}\n")
+    (tmp_path / "b.yaml").write_text("output_dir: b\n")
+    code, config = call("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml", "--section.size", 3)
+    assert code == 0
+    assert config == Config(output_dir="b", section=Section(size=3))
+
+
+@pytest.mark.parametrize("option", ["--output-dir", "--output_dir"])
+def test_dashes_and_underscores_are_the_same(call, option):
+    assert call(option, "x")[1].output_dir == "x"
+    assert call(f"{option}=x")[1].output_dir == "x"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("outptu_dir: x", ["file.yaml", "outptu_dir", "did you mean 'output_dir'"]),
+        ("section: {siez: 1}", ["section.siez", "did you mean 'size'"]),
+        ("parts: [{size: 1}, {siez: 1}]", ["parts[1].siez", "did you mean 'size'"]),
+        ("section: {size: large}", ["section.size", "int", "large"]),
+        ("a: [", ["file.yaml", "not valid YAML"]),
+        ("- a", ["file.yaml", "list"]),
+        ("output_dir: forbidden", ["output_dir is forbidden"]),
+    ],
+)
+def test_a_bad_file_is_one_sentence_and_exit_code_2(call, capsys, tmp_path, yaml, words):
+    (tmp_path / "file.yaml").write_text(yaml)
+    assert call("--config", tmp_path / "file.yaml") == (2, None)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("prog go: error: ")
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--section.siez", "3"], ["section.siez", "did you mean 'section.size'"]),
+        (["--section.siz", "3"], ["section.siz", "did you mean 'section.size'"]),
+        (["--section.size", "x"], ["section.size", "int"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+    ],
+)
+def test_a_bad_option_is_one_sentence_and_exit_code_2(call, capsys, options, words):
+    assert call(*options) == (2, None)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert all(word in line for word in words), line
+
+
+def test_the_printed_config_is_a_valid_file(call, capsys, tmp_path):
+    assert call("--section.size", 7, "--print_config")[0] == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert call("--config", tmp_path / "printed.yaml")[1] == Config(section=Section(size=7))
+
+
+def raise_known(_config):
+    raise LoragenInferError("The cup is empty; fill it.")
+
+
+def raise_interrupt(_config):
+    raise KeyboardInterrupt
+
+
+def test_a_known_error_is_exit_code_1_and_verbose_shows_where(call, capsys):
+    assert call(action=raise_known)[0] == 1
+    assert capsys.readouterr().err == "prog go: error: The cup is empty; fill it.\n"
+    assert call("--verbose", action=raise_known)[0] == 1
+
+
+def test_verbose_shows_the_traceback(call, caplog):
+    call("--verbose", action=raise_known)
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_an_interrupt_is_exit_code_130(call, capsys):
+    assert call(action=raise_interrupt)[0] == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_an_unknown_error_is_a_defect_and_stays_raw(call):
+    with pytest.raises(ZeroDivisionError):
+        call(action=lambda config: 1 / 0)
+
+
+def test_generate_writes_an_adapter_that_peft_loads(zoo, tmp_path, capsys):
+    folder = tmp_path / "made"
+    (tmp_path / "prompts.txt").write_text("say cd\n\nsay ef\n")
+    options = ["--model", str(zoo.experiment), "--prompt", "say ab", "--prompt-file", str(tmp_path / "prompts.txt")]
+    assert main(["generate", *options, "--output-dir", str(folder)]) == 0
+    assert "from 3 prompts" in capsys.readouterr().out
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(zoo.model), str(folder))
+    assert main(["generate", *options, "--output-dir", str(folder)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_generate_without_a_prompt(zoo, tmp_path, capsys):
+    options = ["--model", str(zoo.experiment), "--output-dir", str(tmp_path / "made")]
+    assert main(["generate", *options]) == 2
+    assert "--prompt" in capsys.readouterr().err
+    (tmp_path / "empty.txt").write_text("\n")
+    assert main(["generate", *options, "--prompt-file", str(tmp_path / "empty.txt")]) == 1
+    assert "empty.txt is empty" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["evaluate", "--help"]])
+def test_help_loads_nothing_heavy(words):
+    code = (
+        "import sys\nfrom loragen_infer.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert words == ["--help"] or "example:" in done.stdout
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(loragen_infer.__path__)])
+def test_the_examples_in_the_docstrings_hold(name):
+    module = importlib.import_module(f"loragen_infer.{name}")
+    assert doctest.testmod(module).failed == 0
