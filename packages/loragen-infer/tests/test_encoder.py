@@ -46,7 +46,7 @@ def test_tells_texts_apart_by_meaning(encoder):
     assert sum_D @ other_sum_D > sum_D @ capital_D + 0.2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(prompt=st.text(min_size=1, max_size=60).filter(str.strip))
 def test_any_text_has_an_embedding_of_length_one(encoder, prompt):
     embedding_1D = encoder.encode([prompt])
@@ -76,7 +76,7 @@ def test_truncation_is_said_once_with_numbers(encoder, caplog):
     torch.testing.assert_close(long_PD[0], long_PD[3], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("character", ["数", "각 "])  # the second is three tokens
+@pytest.mark.parametrize("character", ["数", "각"])  # the second is three tokens
 def test_a_prompt_of_few_but_costly_characters_is_counted_too(encoder, caplog, character):
     # Apart, since a word of very many characters is a single unknown token.
     count = (encoder._model.max_seq_length - 1) // len(encoder._model.tokenizer.tokenize(character))

@@ -1,8 +1,11 @@
 """A whole evaluation on a tiny language model: what is scored, shown and written."""
 
+import dataclasses
+import errno
 import json
 
 import pytest
+from lora_tokenizer import LoraTokenizerError
 from loragen_infer import LoragenInferError
 from loragen_infer.evaluate import evaluate
 from loragen_infer.evaluate_config import EvaluateConfig, EvaluateTask
@@ -68,6 +71,59 @@ def test_a_task_without_prompts_is_named_and_nothing_is_written(config, tmp_path
     (tmp_path / "prompts.jsonl").write_text('{"task": "other", "prompt": "x"}\n', encoding="utf-8")
     with pytest.raises(LoragenInferError, match=r"prompts.jsonl has no prompts of the task 'one'"):
         evaluate(config)
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_adapters_own_base_model_is_the_default(config):
+    named = evaluate(config)
+    assert evaluate(dataclasses.replace(config, base_model=None)) == named
+
+
+def test_the_model_is_named_where_the_adapters_name_none(config, zoo, tmp_path):
+    layout = zoo.bundle.layout
+    nameless = dataclasses.replace(layout.config, base_model_name_or_path=None)
+    bundle = dataclasses.replace(zoo.bundle, layout=dataclasses.replace(layout, config=nameless))
+    path = bundle.save(tmp_path / "nameless.safetensors")
+    with pytest.raises(LoragenInferError, match="does not know its language model; name it with --base-model"):
+        evaluate(dataclasses.replace(config, model=str(path), base_model=None))
+
+
+def test_limits_on_prompts_and_examples_hold(config):
+    limited = evaluate(dataclasses.replace(config, num_examples=1, batch_size=1))
+    assert [result.scores["base"].num_examples for result in limited] == [1, 1]
+
+
+def test_a_chart_that_cannot_be_drawn_leaves_no_results(config, tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(LoragenInferError, match=r"evaluation\.png cannot be written: No space left on device"):
+        evaluate(config)
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_what_cannot_end_well_is_said_before_the_long_work(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("loragen_infer.evaluate.load_base_model", None)  # calling it would be a TypeError
+    (tmp_path / "r").write_text("a file")
+    with pytest.raises(LoragenInferError, match=r"output_dir .* is a file"):
+        evaluate(config)
+    (tmp_path / "r").unlink()
+    monkeypatch.setattr("loragen_infer.evaluate.find_spec", lambda name: None if name == "peft" else name)
+    with pytest.raises(LoragenInferError, match=r"Evaluating needs peft; install it with: pip install"):
+        evaluate(config)
+
+
+def test_a_row_of_prompts_without_a_prompt_is_named(config, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"task": "one", "words": "x"}\n', encoding="utf-8")
+    with pytest.raises(LoragenInferError, match=r"prompts\.jsonl, row 1 has the columns task, words"):
+        evaluate(config)
+
+
+def test_an_own_adapter_that_is_not_there_is_named(config, tmp_path):
+    tasks = [dataclasses.replace(config.tasks[0], adapter=str(tmp_path / "nowhere")), config.tasks[1]]
+    with pytest.raises(LoraTokenizerError, match="nowhere"):
+        evaluate(dataclasses.replace(config, tasks=tasks))
     assert not (tmp_path / "r").exists()
 
 

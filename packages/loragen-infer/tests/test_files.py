@@ -6,7 +6,7 @@ import os
 import stat
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
 from loragen_infer.examples import read_jsonl
@@ -145,6 +145,8 @@ JSON_VALUES = st.recursive(
 )
 
 
+# Characters that str.splitlines() takes for the end of a line, and JSON does not.
+@example(rows=[{"text": "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"}])
 @given(rows=st.lists(st.dictionaries(st.text(), JSON_VALUES, max_size=4), min_size=1, max_size=5))
 def test_jsonl_comes_back_as_it_was(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"

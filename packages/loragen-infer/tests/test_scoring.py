@@ -42,13 +42,15 @@ def half_trained(make, llama):
     """A model that was trained, in the scorer's own format, on some of the examples until it knows some of them."""
     model, tokenizer = copy.deepcopy(llama).train(), make.tokenizer()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    items = [tokenize_example(tokenizer, example) for example in EXAMPLES[:3]]
+    # Padded on the right, where a causal model needs no mask.
+    width = max(len(item.input_ids) for item in items)
+    input_ids = torch.tensor([item.input_ids + [2] * (width - len(item.input_ids)) for item in items])
+    labels = torch.tensor([item.labels + [-100] * (width - len(item.labels)) for item in items])
     for _ in range(60):
-        for example in EXAMPLES[:3]:
-            item = tokenize_example(tokenizer, example)
-            loss = model(torch.tensor([item.input_ids]), labels=torch.tensor([item.labels])).loss
-            loss.backward()
-        optimizer.step()
         optimizer.zero_grad()
+        model(input_ids, labels=labels).loss.backward()
+        optimizer.step()
     return model.eval()
 
 
