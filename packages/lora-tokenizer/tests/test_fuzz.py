@@ -1,6 +1,6 @@
 """Thousands of broken and hostile files: each ends in a sentence that names the file, or in a correct adapter.
 
-All files are made here from seeds: whole files are truncated, flipped, overwritten, given wrong headers and wrong shapes.
+All files are made here from seeds: whole files are truncated, flipped, overwritten, given wrong headers and shapes.
 No code in them runs, nothing is written, and memory stays bounded.
 """
 
