@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -187,16 +187,40 @@ class TokenLayout:
             self._check_same(adapter)
         if self.canonical == "svd":
             adapter = canonical_form(adapter)
-        tensors = adapter.tensors
-        dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+        for slot in self.slots:
+            tensor = adapter.tensors[slot.name]
+            if tensor.shape != slot.shape or not _fits(tensor.dtype, slot.dtype):
+                self._check_same(adapter)
+        dtypes = {tensor.dtype for tensor in adapter.tensors.values()}
+        tensors = adapter.tensors.values()
+        plain = all(t.is_cpu and t.is_contiguous() and not t.requires_grad for t in tensors)
+        if len(dtypes) == 1 and plain:
+            return self._copy_bytes(adapter.tensors, dtypes.pop())
+        return self._concatenate(adapter.tensors, functools.reduce(torch.promote_types, dtypes))
+
+    def _copy_bytes(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Tokens of CPU tensors of one dtype.
+
+        numpy copies each piece in the calling thread. torch would wake its thread pool once per matrix, which is not
+        faster for pieces of this size and hundreds of times slower when the cores are busy with something else.
+        """
+        tokens_NW = torch.empty(self.num_tokens, self.token_dim, dtype=dtype)
+        as_integer = torch.int16 if dtype == torch.bfloat16 else dtype  # numpy has no bfloat16
+        flat = tokens_NW.view(as_integer).numpy().reshape(-1)
+        for slot, gap in self._slots_and_gaps:
+            start = slot.start * self.token_dim
+            end = start + slot.num_values
+            flat[start:end] = tensors[slot.name].view(as_integer).numpy().reshape(-1)
+            flat[end : end + gap] = 0
+        return tokens_NW
+
+    def _concatenate(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Tokens of tensors of any dtype on any device; gradients flow."""
         device = next(iter(tensors.values())).device
         zeros = {gap: torch.zeros(gap, dtype=dtype, device=device) for gap in self._gaps}
         pieces = []
         for slot, gap in self._slots_and_gaps:
-            tensor = tensors[slot.name]
-            if tensor.shape != slot.shape or not _fits(tensor.dtype, slot.dtype):
-                self._check_same(adapter)
-            pieces.append(tensor.reshape(-1))
+            pieces.append(tensors[slot.name].reshape(-1))
             if gap:
                 pieces.append(zeros[gap])
         return torch.cat(pieces).view(self.num_tokens, self.token_dim)

@@ -1,0 +1,17 @@
+"""The examples in the docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import lora_tokenizer
+import pytest
+
+MODULES = [info.name for info in pkgutil.iter_modules(lora_tokenizer.__path__, "lora_tokenizer.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -1,0 +1,66 @@
+"""Statistics: those of torch over all checkpoints at once, and z-scores that come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lora_tokenizer import LoraTokenizerError, TokenStats
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    tokens_MNW = torch.randn(7, 5, 4) * torch.logspace(-4, 2, 4) + 1000
+    tokens_MNW[:, 2] = 3.5
+    return tokens_MNW
+
+
+def test_they_are_those_of_all_tokens_at_once(tokens: torch.Tensor) -> None:
+    stats = TokenStats.from_tokens(iter(tokens), floor=1e-5)
+    exact = tokens.double()
+    torch.testing.assert_close(stats.mean, exact.mean(0).float())
+    torch.testing.assert_close(stats.std, exact.std(0, unbiased=False).clamp(min=1e-5).float())
+    assert stats.count == 7
+
+
+def test_z_scores_come_back_and_constants_stay(tokens: torch.Tensor) -> None:
+    stats = TokenStats.from_tokens(tokens)
+    z = stats.normalize(tokens)
+    torch.testing.assert_close(stats.denormalize(z), tokens)
+    assert not z[:, 2].any()
+    torch.testing.assert_close(z[:, 0, 3].std(unbiased=False), torch.tensor(1.0), atol=1e-3, rtol=0)
+
+
+def test_importance_has_mean_one_and_follows_the_spread() -> None:
+    tokens = torch.randn(50, 4, 8) * torch.tensor([1.0, 2.0, 0.0, 5.0]).view(4, 1)
+    weight = TokenStats.from_tokens(tokens).importance()
+    assert weight.mean().item() == pytest.approx(1)
+    assert weight[2] == 0
+    assert weight[0] < weight[1] < weight[3]
+    assert TokenStats.from_tokens([tokens[0]]).importance().tolist() == [1] * 4
+
+
+def test_saving(tokens: torch.Tensor, tmp_path: Path) -> None:
+    stats = TokenStats.from_tokens(tokens, floor=0.5)
+    loaded = TokenStats.load(stats.save(tmp_path / "s.safetensors"))
+    again = TokenStats.from_tensors({**stats.to_tensors(), "other": torch.zeros(1)})
+    for other in (loaded, again):
+        assert torch.equal(other.mean, stats.mean)
+        assert torch.equal(other.std, stats.std)
+        assert (other.count, other.floor) == (7, 0.5)
+
+
+def test_what_makes_no_sense_is_refused(tokens: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(LoraTokenizerError, match="no tokens"):
+        TokenStats.from_tokens([])
+    with pytest.raises(LoraTokenizerError, match="checkpoint 1"):
+        TokenStats.from_tokens([tokens[0], tokens[0, :2]])
+    with pytest.raises(LoraTokenizerError, match="NaN"):
+        TokenStats.from_tokens([tokens[0] * float("nan")])
+    with pytest.raises(LoraTokenizerError, match="do not fit the statistics"):
+        TokenStats.from_tokens(tokens).normalize(tokens[:, :2])
+    (tmp_path / "x").write_bytes(b"x")
+    for path in (tmp_path / "x", tmp_path / "nowhere"):
+        with pytest.raises(LoraTokenizerError, match=path.name):
+            TokenStats.load(path)
