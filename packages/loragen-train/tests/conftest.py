@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import settings
 from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
 from loragen_train.cli import main
 from loragen_train.prepare import prepare
@@ -21,6 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 torch.set_num_threads(2)
+# No timings are asserted, not even hypothesis' own: a machine may be busy.
+settings.register_profile("loragen-train", deadline=None)
+settings.load_profile("loragen-train")
 transformers_logging.disable_progress_bar()
 
 QUESTIONS = {

@@ -1,0 +1,186 @@
+"""The command line: exit codes, one-sentence errors, and a --help that waits for nothing heavy."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from loragen_train import lora_training
+from loragen_train.module import GeneratorModule
+
+
+@pytest.fixture(scope="module")
+def fit_config(tmp_path_factory, make) -> dict:
+    root = tmp_path_factory.mktemp("cli")
+    return {
+        "data": make.zoo(root),
+        "model": {"hidden_dim": 16, "output_dim": 16, "num_hyperconv_blocks": 1},
+        "training": {"max_epochs": 2, "accelerator": "cpu"},
+        "output_dir": str(root / "experiments"),
+    }
+
+
+@pytest.fixture
+def fails(make, capsys):
+    """Run the command line, check that it ends with the code and one line on standard error, and return the line."""
+
+    def run(code: int, *words: str) -> str:
+        capsys.readouterr()
+        assert make.cli(*words) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.strip().splitlines()
+        return line
+
+    return run
+
+
+def write_yaml(path: Path, content: object) -> str:
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("words", [[], ["collect"], ["prepare"], ["fit"]])
+def test_help_has_an_example_and_imports_nothing_heavy(words):
+    code = (
+        "import sys\n"
+        "from loragen_train.cli import main\n"
+        "try:\n"
+        f"    main({[*words, '--help']!r})\n"
+        "except SystemExit as stop:\n"
+        "    heavy = {'torch', 'lightning', 'transformers', 'peft', 'sentence_transformers'} & set(sys.modules)\n"
+        "    sys.exit(f'{stop.code} {heavy}' if stop.code or heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not words or f"example:\n  loragen-train {words[0]}" in done.stdout
+
+
+def test_prepare_says_what_it_wrote(make, questions, tmp_path, capsys):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    assert make.cli("prepare", "--source", str(source), "--output-dir", str(tmp_path / "data")) == 0
+    assert capsys.readouterr().out == "sums: 48 samples, 11 train and 1 validation prompts\n"
+
+
+def test_fit_prints_the_folder_whose_config_can_be_given_back(make, fit_config, tmp_path, capsys):
+    assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config)) == 0
+    first = Path(capsys.readouterr().out.strip())
+    assert make.cli("fit", "--config", str(first / "config.yaml"), "--name", "again") == 0
+    second = Path(capsys.readouterr().out.strip())
+    one, two = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second))
+    assert two == {**one, "name": "again"}
+    assert (second / "results" / "final_model" / "generator.safetensors").is_file()
+
+
+def test_an_interrupted_fit_exits_130(make, fit_config, tmp_path, capsys, monkeypatch):
+    def stop(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GeneratorModule, "training_step", stop)
+    assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config)) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("loragen-train fit: interrupted; run the same command")
+
+
+def test_an_interrupted_collect_exits_130(make, questions, tiny_lm, tmp_path, capsys, monkeypatch):
+    def stop(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lora_training._StepProgress, "on_step_end", stop)
+    source = str(make.samples(tmp_path / "sums.jsonl", questions["sums"]))
+    content = {
+        "base_model": str(tiny_lm),
+        "output_dir": str(tmp_path / "zoo"),
+        "tasks": [{"name": "sums", "source": source, "num_train": 8, "num_test": 2}],
+        "training": {"max_steps": 2, "save_every": 1, "precision": "fp32"},
+    }
+    assert make.cli("collect", "--config", write_yaml(tmp_path / "collect.yaml", content)) == 130
+    assert list((tmp_path / "zoo" / "adapters").iterdir()) == []
+
+    monkeypatch.undo()
+    assert make.cli("collect", "--config", str(tmp_path / "collect.yaml")) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/zoo/adapters/sums\n"
+
+
+def test_a_wrong_path_is_named(fails, fit_config, tmp_path):
+    line = fails(1, "prepare", "--source", str(tmp_path / "missing.jsonl"), "--output-dir", str(tmp_path))
+    assert line.startswith("loragen-train prepare: error: ")
+    assert "missing.jsonl is not a file" in line
+    assert "no such file" in fails(2, "fit", "--config", str(tmp_path / "missing.yaml"))
+    config = write_yaml(tmp_path / "fit.yaml", fit_config)
+    assert "train_prompts.jsonl is not a file" in fails(1, "fit", "--config", config, "--data.prompts_dir", "nowhere")
+
+
+def test_a_folder_without_lora_is_named(fails, fit_config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    tasks = [{**task, "checkpoint_dir": str(tmp_path / "empty")} for task in fit_config["data"]["tasks"]]
+    content = {**fit_config, "data": {**fit_config["data"], "tasks": tasks}}
+    line = fails(1, "fit", "--config", write_yaml(tmp_path / "fit.yaml", content))
+    assert f"{tmp_path}/empty holds no adapters" in line
+
+
+def test_an_empty_prompt_file_is_named(fails, fit_config, tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / f"{part}_prompts.jsonl").write_text("")
+    config = write_yaml(tmp_path / "fit.yaml", fit_config)
+    line = fails(1, "fit", "--config", config, "--data.prompts_dir", str(tmp_path))
+    assert "train_prompts.jsonl is empty" in line
+
+
+def test_an_adapter_that_does_not_fit_the_grid_is_named(fails, fit_config, tmp_path):
+    config = write_yaml(tmp_path / "fit.yaml", fit_config)
+    line = fails(1, "fit", "--config", config, "--model.max_seq_len", "10")
+    assert "checkpoint-1 does not fit model.max_seq_len=10" in line
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "nearest"),
+    [
+        ("training", "learning_rat", "learning_rate"),
+        ("data", "bacth_size", "batch_size"),
+        ("model", "hiden_dim", "hidden_dim"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(fails, fit_config, tmp_path, section, key, nearest):
+    content = {**fit_config, section: {**fit_config[section], key: 1}}
+    line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", content))
+    assert f"unknown key '{section}.{key}'; did you mean '{nearest}'?" in line
+
+
+def test_an_unknown_key_of_a_task_and_an_unknown_option_are_named(fails, fit_config, tmp_path):
+    tasks = [{**fit_config["data"]["tasks"][0], "nam": "x"}]
+    content = {**fit_config, "data": {**fit_config["data"], "tasks": tasks}}
+    line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", content))
+    assert "unknown key 'data.tasks[0].nam'; did you mean 'name'?" in line
+    line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config), "--training.max_epoch", "3")
+    assert "training.max_epoch" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--training.max_epochs", "many"), ("--data.batch_size", "1.5"), ("--training.scheduler_type", "linear")],
+)
+def test_a_wrong_type_is_named(fails, fit_config, tmp_path, option, value):
+    line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config), option, value)
+    assert option.lstrip("-") in line
+    assert value in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--training.seed", "-1"), ("--data.batch_size", "0"), ("--model.kernel_size", "-3")]
+)
+def test_a_value_out_of_range_is_named(fails, fit_config, tmp_path, option, value):
+    line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config), f"{option}={value}")
+    assert f"{option.lstrip('-')} is {value}" in line
+
+
+def test_neither_or_both_ways_of_naming_checkpoints_is_refused(fails, fit_config, tmp_path):
+    data = {"prompts_dir": fit_config["data"]["prompts_dir"]}
+    for content in ({"data": data}, {"data": {**fit_config["data"], "checkpoint_dir": "x"}}):
+        line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", content))
+        assert "Give either data.checkpoint_dir (one task) or data.tasks (several)" in line
+
+
+def test_no_command_is_a_usage_error(make):
+    assert make.cli() == 2
+    assert make.cli("train") == 2
