@@ -1,11 +1,16 @@
 """The command line: exit codes, one-sentence errors, and a --help that waits for nothing heavy."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from loragen_infer import GeneratorBundle
 from loragen_train import lora_training
 from loragen_train.module import GeneratorModule
 
@@ -63,14 +68,19 @@ def test_prepare_says_what_it_wrote(make, questions, tmp_path, capsys):
     assert capsys.readouterr().out == "sums: 48 samples, 11 train and 1 validation prompts\n"
 
 
-def test_fit_prints_the_folder_whose_config_can_be_given_back(make, fit_config, tmp_path, capsys):
+def test_the_config_in_the_folder_repeats_the_run_to_the_bit(make, fit_config, tmp_path, capsys):
     assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config)) == 0
     first = Path(capsys.readouterr().out.strip())
-    assert make.cli("fit", "--config", str(first / "config.yaml"), "--name", "again") == 0
+    assert make.cli("fit", "--config", str(first / "config.yaml")) == 0
     second = Path(capsys.readouterr().out.strip())
-    one, two = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second))
-    assert two == {**one, "name": "again"}
-    assert (second / "results" / "final_model" / "generator.safetensors").is_file()
+    assert first != second
+    one, two = ((folder / "config.yaml").read_text() for folder in (first, second))
+    assert one == two
+    bundles = [folder / "results" / "final_model" / "generator.safetensors" for folder in (first, second)]
+    bundle, again = (GeneratorBundle.load(file) for file in bundles)
+    weights, repeated = bundle.generator.state_dict(), again.generator.state_dict()
+    assert all(torch.equal(weights[name], repeated[name]) for name in weights)
+    assert bundle.fingerprint == again.fingerprint
 
 
 def test_an_interrupted_fit_exits_130(make, fit_config, tmp_path, capsys, monkeypatch):
@@ -79,7 +89,41 @@ def test_an_interrupted_fit_exits_130(make, fit_config, tmp_path, capsys, monkey
 
     monkeypatch.setattr(GeneratorModule, "training_step", stop)
     assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config)) == 130
-    assert capsys.readouterr().err.splitlines()[-1].startswith("loragen-train fit: interrupted; run the same command")
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("loragen-train fit: interrupted; run the same command")
+
+
+def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
+    content = {**fit_config, "training": {"max_epochs": 1_000_000, "accelerator": "cpu"}, "output_dir": str(tmp_path)}
+    config = write_yaml(tmp_path / "fit.yaml", content)
+    # A test run in the background of a shell ignores SIGINT, and its children would too.
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from loragen_train.cli import main\n"
+        "sys.exit(main(['fit', '--config', sys.argv[1]]))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    log = tmp_path / "stderr.txt"
+    with log.open("w") as stderr:
+        process = subprocess.Popen([sys.executable, "-c", code, config], stderr=stderr, env=environment)
+        try:
+            deadline = time.monotonic() + 60
+            # The losses reach the disk when the training is some steps old, and only then.
+            while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.rglob("metrics.csv")):
+                time.sleep(0.1)
+            assert process.poll() is None, log.read_text()
+            assert list(tmp_path.rglob("metrics.csv")), log.read_text()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 130, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("loragen-train fit: interrupted; ")
+    assert said.count("nterrupt") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_an_interrupted_collect_exits_130(make, questions, tiny_lm, tmp_path, capsys, monkeypatch):

@@ -109,10 +109,27 @@ def test_two_runs_of_one_second_get_two_folders_and_the_same_generator(config, t
 
 
 def test_a_training_that_diverges_writes_no_bundle(config, tmp_path):
-    with pytest.raises(
-        LoragenTrainError, match=r"^The training diverged \(val_loss is nan\); lower training\.learning_"
-    ):
-        fit(short(config, tmp_path, learning_rate=1e6, max_epochs=20))
+    for learning_rate in (1e6, 1e30):
+        with pytest.raises(
+            LoragenTrainError, match=r"^The training diverged \(.* val_loss, nan, .*\); lower training\.learning_rate"
+        ) as caught:
+            fit(short(config, tmp_path, learning_rate=learning_rate))
+        assert str(caught.value).endswith(f"which is {learning_rate}.")
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_training_that_diverges_after_the_last_validation_writes_no_bundle(config, tmp_path, monkeypatch):
+    original = GeneratorModule.training_step
+
+    def diverge_at_the_end(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        return loss * float("nan") if self.trainer.current_epoch == 20 else loss
+
+    monkeypatch.setattr(GeneratorModule, "training_step", diverge_at_the_end)
+    # Of 21 epochs every second is validated, so the last is not.
+    with pytest.raises(LoragenTrainError, match=r"its weights or val_loss, \d.*, are not finite"):
+        fit(short(config, tmp_path, max_epochs=21))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

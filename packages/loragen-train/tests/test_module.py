@@ -95,7 +95,11 @@ def test_the_constant_rate_stays():
     [
         ({"max_epochs": 0}, r"training\.max_epochs is 0"),
         ({"learning_rate": -1.0}, r"training\.learning_rate is -1\.0"),
+        ({"learning_rate": 1e38}, r"training\.learning_rate is 1e\+38, .* at most 1e30"),
+        ({"learning_rate": float("inf")}, r"training\.learning_rate is inf"),
         ({"l1_weight": -0.1}, r"training\.l1_weight is -0\.1"),
+        ({"mse_weight": float("nan")}, r"training\.mse_weight is nan"),
+        ({"weight_decay": float("inf")}, r"training\.weight_decay is inf"),
         ({"mse_weight": 0.0, "l1_weight": 0.0}, "both 0; there would be no loss"),
         ({"seed": -1}, r"training\.seed is -1"),
     ],

@@ -1,5 +1,6 @@
 """The configuration of ``loragen-train collect``; imports nothing heavy, so that ``--help`` is fast."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,10 +31,10 @@ def check_task_names(names: list[str]) -> None:
 
 
 def check_positive(section: str, **values: float) -> None:
-    """Raise LoragenTrainError for a value that is not positive; ``section`` is the prefix of its key."""
+    """Raise LoragenTrainError for a value that is not positive and finite; ``section`` is the prefix of its key."""
     for name, value in values.items():
-        if not value > 0:
-            raise LoragenTrainError(f"{section}{name} is {value}, but must be positive.")
+        if not 0 < value < math.inf:
+            raise LoragenTrainError(f"{section}{name} is {value}, but must be positive and finite.")
 
 
 def check_seed(section: str, seed: int) -> None:

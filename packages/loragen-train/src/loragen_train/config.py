@@ -1,5 +1,6 @@
 """The configuration of ``loragen-train fit``; imports nothing heavy, so that ``--help`` is fast."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,10 +64,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_positive("training.", max_epochs=self.max_epochs, learning_rate=self.learning_rate)
+        # AdamW's first step is ten times as large and must still be a float32.
+        if self.learning_rate > 1e30:
+            raise LoragenTrainError(f"training.learning_rate is {self.learning_rate}, but must be at most 1e30.")
         check_seed("training.", self.seed)
         for name in ("weight_decay", "mse_weight", "l1_weight"):
-            if getattr(self, name) < 0:
-                raise LoragenTrainError(f"training.{name} is {getattr(self, name)}, but must be 0 or more.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise LoragenTrainError(f"training.{name} is {getattr(self, name)}, but must be 0 or more and finite.")
         if self.mse_weight == self.l1_weight == 0:
             raise LoragenTrainError("training.mse_weight and training.l1_weight are both 0; there would be no loss.")
 

@@ -7,6 +7,7 @@
 """
 
 import logging
+import math
 import signal
 import time
 from dataclasses import asdict
@@ -80,10 +81,12 @@ def fit(config: FitConfig) -> Path:
     module = GeneratorModule(generator, zoo.layout.mask(), config.training)
     _run(trainer, module, data)
     val_loss = float(trainer.callback_metrics["val_loss"])
-    if not torch.isfinite(torch.tensor(val_loss)):
+    # The last epochs may come after the last validation, so a finite val_loss says nothing of the weights.
+    is_finite = math.isfinite(val_loss) and all(value.isfinite().all() for value in generator.parameters())
+    if not is_finite:
         raise LoragenTrainError(
-            f"The training diverged (val_loss is {val_loss}); lower training.learning_rate, which is "
-            f"{config.training.learning_rate}."
+            f"The training diverged (its weights or val_loss, {val_loss}, are not finite); lower "
+            f"training.learning_rate, which is {config.training.learning_rate}."
         )
     bundle = GeneratorBundle(
         generator=generator.eval(),
