@@ -262,6 +262,8 @@ def test_hostile_torch_files(tmp_path: Path) -> None:
         '{"r": 1e400}',
         '{"r": -1}',
         '{"r": 99999999999999999999}',
+        f'{{"lora_alpha": 1{"0" * 400}}}',
+        f'{{"lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "alpha_pattern": {{"q_proj": 1{"0" * 400}}}}}',
         '{"rank_pattern": 3}',
         '{"rank_pattern": {"(": 3}}',
         '{"alpha_pattern": {"(.*)*x": 3}}',
@@ -301,6 +303,7 @@ def test_odd_paths(tmp_path: Path) -> None:
         tmp_path / "folder.pt",
         tmp_path / "x.txt",
         Path("/dev/null"),
+        Path("x" * 5000),
     ):
         with pytest.raises(LoraTokenizerError):
             read_adapter(path)

@@ -158,6 +158,19 @@ def test_rows_are_layers_and_the_rest_follows(make_adapter: Any) -> None:
     )
 
 
+def test_names_that_count_alike_keep_their_order() -> None:
+    names = [f"base_model.model.layers.{layer}.q.lora_{part}.weight" for layer in ("1", "01") for part in "AB"]
+    config = AdapterConfig(r=2, lora_alpha=4, target_modules=("q",))
+    layouts = [
+        TokenLayout.from_adapter(
+            LoraAdapter(config=config, tensors={name: torch.ones(2, 2) for name in order}), token_dim=2
+        )
+        for order in (names, names[::-1])
+    ]
+    assert layouts[0] == layouts[1]
+    assert layouts[0].fingerprint == layouts[1].fingerprint
+
+
 def test_over_the_budget_says_what_would_fit(make_adapter: Any) -> None:
     adapter = make_adapter(30, {"q_proj": (576, 576), "v_proj": (576, 192)}, 4)
     with pytest.raises(
@@ -235,6 +248,7 @@ def test_gradients_flow_through_decode(make_adapter: Any) -> None:
         lambda c: c.update(token_dim=10**9),
         lambda c: c["config"].update(r="x"),
         lambda c: c["config"].update(surprise=1),
+        lambda c: c["config"].update(lora_alpha=10**400),
         lambda c: c["config"].update(rank_pattern={"(": 3}),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lora_tokenizer import LoraTokenizerError, TokenStats
+from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -64,3 +65,11 @@ def test_what_makes_no_sense_is_refused(tokens: torch.Tensor, tmp_path: Path) ->
     for path in (tmp_path / "x", tmp_path / "nowhere"):
         with pytest.raises(LoraTokenizerError, match=path.name):
             TokenStats.load(path)
+
+
+@pytest.mark.parametrize("count", [float("nan"), float("inf"), -3.0, 2.5, 0.0])
+def test_a_count_that_is_none_is_refused(count: float, tokens: torch.Tensor, tmp_path: Path) -> None:
+    tensors = TokenStats.from_tokens(tokens).to_tensors() | {"count": torch.tensor(count)}
+    save_file(tensors, tmp_path / "s.safetensors")
+    with pytest.raises(LoraTokenizerError, match=r"s\.safetensors .* count"):
+        TokenStats.load(tmp_path / "s.safetensors")

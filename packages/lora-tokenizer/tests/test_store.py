@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -134,6 +135,16 @@ def test_a_damaged_set_is_made_again(where: str, zoo: Zoo, tmp_path: Path, monke
     reads = count_reads(monkeypatch)
     assert_right(store.get(paths, layout), adapters, layout)
     assert reads == ([paths[4]] if where == "data" else paths)
+
+
+def test_a_damaged_record_of_a_source_is_made_again(zoo: Zoo, tmp_path: Path) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    store.get(paths, layout)
+    for record in (store.folder / "sources").iterdir():
+        content = json.loads(record.read_bytes())
+        record.write_text(json.dumps(content | {"content": "\ud800"}))
+    assert_right(store.get(paths, layout), adapters, layout)
 
 
 def test_a_damaged_part_is_made_again(zoo: Zoo, tmp_path: Path) -> None:

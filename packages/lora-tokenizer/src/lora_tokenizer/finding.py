@@ -40,4 +40,4 @@ def find_adapters(folder: str | Path) -> list[Path]:
         raise LoraTokenizerError(
             f"{root} holds no adapters: neither a folder with {CONFIG_NAME} nor a .safetensors, .pt, .pth or .ckpt file"
         )
-    return sorted(found, key=lambda path: [natural_key(part) for part in path.relative_to(root).parts])
+    return sorted(found, key=lambda path: ([natural_key(part) for part in path.relative_to(root).parts], path))

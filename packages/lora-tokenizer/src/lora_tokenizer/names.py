@@ -133,10 +133,13 @@ def join_name(module: str, part: str) -> str:
 
 
 @functools.lru_cache(maxsize=65536)
-def packing_key(name: str) -> tuple[tuple[str | int, ...], int]:
-    """Sort key of tensors: modules in natural order, the parts of one module in the order of `PARTS`."""
+def packing_key(name: str) -> tuple[tuple[str | int, ...], str, int]:
+    """Sort key of tensors: modules in natural order, the parts of one module in the order of `PARTS`.
+
+    The name itself decides between those that count alike (`layers.1`, `layers.01`), so that file order never does.
+    """
     module, part = split_name(name)
-    return natural_key(module), PARTS.index(part)
+    return natural_key(module), module, PARTS.index(part)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -72,7 +72,10 @@ def read_adapter(
     lora_tokenizer.errors.LoraTokenizerError: nowhere does not exist: give an adapter folder or a checkpoint file
     """
     source = Path(path)
-    file = _weights_file(source, allow_bin)
+    try:
+        file = _weights_file(source, allow_bin)
+    except OSError as error:
+        raise LoraTokenizerError(f"cannot read {source}: {error.strerror or error}") from error
     settings = _folder_settings(file.parent)
     try:
         if config is None:

@@ -127,6 +127,8 @@ class TokenStats:
             raise LoraTokenizerError(f"the token statistics lack the tensor {missing[0]!r}")
         if tensors["count"].numel() != 1 or tensors["floor"].numel() != 1:
             raise LoraTokenizerError("count and floor of the token statistics must be single numbers")
+        if tensors["count"].dtype != torch.int64 or tensors["count"].item() < 1:
+            raise LoraTokenizerError("count of the token statistics is not a whole number from 1")
         return cls(
             mean=tensors["mean"],
             std=tensors["std"],

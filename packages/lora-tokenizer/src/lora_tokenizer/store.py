@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -45,6 +46,7 @@ from lora_tokenizer.token_set import CHUNK_BYTES, Entry, Manifest, TokenSet, che
 from lora_tokenizer.writing import CONFIG_NAME
 
 VERSION = version("lora-tokenizer")
+_CONTENT = re.compile(r"[0-9a-f]{64}")
 
 
 def content_hash(adapter: LoraAdapter) -> str:
@@ -203,7 +205,7 @@ class _Builder:
         try:
             record = json.loads(self._source_record(source).read_bytes())
             content = record["content"]
-            return content if isinstance(content, str) and record["state"] == _state(source) else None
+            return content if _CONTENT.fullmatch(content) and record["state"] == _state(source) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
