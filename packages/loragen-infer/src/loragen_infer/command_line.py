@@ -164,7 +164,7 @@ def _run(prog: str, command: Command, parser: ArgumentParser, options: Namespace
     try:
         command.run(options if command.config_class is None else _build_config(command.config_class, parser, options))
     except KeyboardInterrupt:
-        _say(f"{prog}: interrupted; run the same command again to go on.")
+        _say(f"{prog}: interrupted; what is finished is kept.")
         return 130
     except UsageError as error:
         _say(f"{prog}: error: {error} (see {prog} --help)")
