@@ -90,7 +90,7 @@ def test_an_interrupted_fit_exits_130(make, fit_config, tmp_path, capsys, monkey
     monkeypatch.setattr(GeneratorModule, "training_step", stop)
     assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", fit_config)) == 130
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("loragen-train fit: interrupted; run the same command")
+    assert line.startswith("loragen-train fit: interrupted; what is finished is kept.")
 
 
 def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
