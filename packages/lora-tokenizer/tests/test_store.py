@@ -59,6 +59,7 @@ def test_items_are_the_encoded_checkpoints_in_order(zoo: Zoo, tmp_path: Path) ->
     assert list(tokens.sources) == paths
     assert torch.equal(tokens[-1], tokens[4])
     assert len(tokens[1:3]) == 2
+    assert all(torch.equal(tokens.read(index), tokens[index]) for index in range(-1, 5))
     with pytest.raises(IndexError):
         tokens[5]
     assert TokenStats.from_tokens(tokens).count == 5
@@ -72,6 +73,15 @@ def test_the_set_is_one_plain_safetensors_file_and_parts_are_gone(zoo: Zoo, tmp_
     assert len(load_file(tokens.path)) == 5
     assert list((store.folder / "parts").iterdir()) == []
     assert [path.suffix for path in sorted((store.folder / "sets").iterdir())] == [".json", ".safetensors"]
+
+
+def test_reading_a_set_that_was_cut_short_says_so(zoo: Zoo, tmp_path: Path) -> None:
+    paths, _, layout = zoo
+    tokens = TokenStore(tmp_path / "store").get(paths, layout)
+    assert tokens.read(0).shape == (layout.num_tokens, layout.token_dim)
+    os.truncate(tokens.path, tokens.path.stat().st_size - 1)
+    with pytest.raises(LoraTokenizerError, match="ends early: build it again"):
+        tokens.read(4)
 
 
 def test_writing_to_an_item_does_not_reach_the_file(zoo: Zoo, tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ class TokenSet(Sequence[Tensor]):
         count = place.num_bytes // place.dtype.itemsize
         return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=place.start).view(place.shape)
 
+    def read(self, index: int) -> Tensor:
+        """The tokens `[N, W]` of one checkpoint in memory of their own.
+
+        Unlike an item's, their pages are not of the map, so that reading all of a large set, one after the other, takes
+        the memory of one.
+        """
+        place = self.ranges[tensor_name(range(len(self))[index])]
+        tokens_NW = torch.empty(place.shape, dtype=place.dtype)
+        with self.path.open("rb") as stream:
+            stream.seek(place.start)
+            if stream.readinto(tokens_NW.view(torch.uint8).numpy().data) != place.num_bytes:
+                raise LoraTokenizerError(f"the token set {self.path} ends early: build it again")
+        return tokens_NW
+
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
 
