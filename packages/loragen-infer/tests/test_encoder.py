@@ -72,7 +72,8 @@ def test_truncation_is_said_once_with_numbers(encoder, caplog):
         long_PD = encoder.encode([over, under, "word", over + "word"])
     [message] = caplog.messages
     assert message.startswith(f"2 of 4 prompts are longer than the {limit} tokens that all-MiniLM-L6-v2 reads")
-    assert f"the longest has {limit + 23})" in message
+    # "word" is one token, and two special tokens stand around each prompt.
+    assert message.endswith(f"{2 * 22 + 1} tokens are ignored (the longest prompt has {limit + 23}).")
     torch.testing.assert_close(long_PD[0], long_PD[3], rtol=0, atol=1e-5)
 
 
@@ -88,6 +89,77 @@ def test_a_prompt_of_few_but_costly_characters_is_counted_too(encoder, caplog, c
 def test_no_warning_where_nothing_is_cut(encoder, caplog):
     encoder.encode(["word " * (encoder._model.max_seq_length - 10)])
     assert caplog.messages == []
+
+
+def test_many_calls_can_share_one_warning(encoder, caplog):
+    over = "word " * encoder.module.max_seq_length
+    with encoder.one_truncation_warning():
+        for _ in range(3):
+            encoder.encode([over, "word"])
+        assert caplog.messages == []
+    [message] = caplog.messages
+    assert message.startswith("3 of 6 prompts are longer")
+    assert "6 tokens are ignored" in message
+    encoder.encode([over])
+    assert len(caplog.messages) == 2
+
+
+def test_half_a_character_is_refused(encoder):
+    with pytest.raises(LoragenInferError, match=r"Prompt 2 of 2 holds half a character .* at place 3"):
+        encoder.encode(["a", "ab\udc80"])
+
+
+def test_token_states_have_the_sentence_embedding_as_their_mean(encoder):
+    states_nTD, mask_nT = encoder.encode_tokens(PROMPTS)
+    assert states_nTD.shape == (4, mask_nT.shape[1], 384)
+    assert mask_nT.dtype == torch.bool
+    lengths = [len(ids) for ids in encoder.module.tokenizer(PROMPTS)["input_ids"]]
+    assert mask_nT.sum(dim=1).tolist() == lengths
+    assert states_nTD[~mask_nT].abs().max() == 0
+    mean_nD = (states_nTD * mask_nT[..., None]).sum(dim=1) / mask_nT.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(mean_nD, encoder.encode(PROMPTS), rtol=0, atol=1e-6)
+
+
+def test_tokens_and_embeddings_for_training_give_what_encode_gives_and_gradients(folder):
+    encoder = PromptEncoder(str(folder))
+    features = encoder.tokenize(PROMPTS)
+    assert all(isinstance(value, torch.Tensor) and len(value) == len(PROMPTS) for value in features.values())
+    torch.testing.assert_close(encoder.embed(features), encoder.encode(PROMPTS), rtol=0, atol=1e-6)
+    encoder.module.requires_grad_(True).train()
+    embedding_nD = encoder.embed(features)
+    assert embedding_nD.dtype == torch.float32
+    (embedding_nD[0] @ embedding_nD[1]).backward()
+    assert all(p.grad is not None for name, p in encoder.module.named_parameters() if "pooler" not in name)
+    frozen_nD = encoder.encode(PROMPTS)  # dropout is off here whatever the mode
+    assert torch.equal(encoder.encode(PROMPTS), frozen_nD)
+    assert not frozen_nD.requires_grad
+    assert encoder.module.training
+    # A layer that trains takes what encode returns, which it would not take of inference mode.
+    torch.nn.Linear(384, 2)(frozen_nD).sum().backward()
+
+
+def test_fine_tuned_weights_replace_the_loaded_ones(encoder, folder):
+    state = {name: value.clone() for name, value in encoder.module.state_dict().items()}
+    name = "0.model.encoder.layer.5.output.dense.weight"
+    state[name] += 0.1 * torch.randn(state[name].shape, generator=torch.Generator().manual_seed(0))
+    tuned = PromptEncoder(str(folder), state=state)
+    assert torch.equal(tuned.module.state_dict()[name], state[name])
+    assert not torch.allclose(tuned.encode(PROMPTS), encoder.encode(PROMPTS), atol=1e-3)
+    part = PromptEncoder(str(folder), state={name: state[name]})
+    assert torch.equal(part.encode(PROMPTS), tuned.encode(PROMPTS))
+    assert part.fingerprint() == tuned.fingerprint() != encoder.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"nonsense": torch.zeros(1)}, "have 'nonsense', which the text encoder .* lacks"),
+        ({"0.model.embeddings.LayerNorm.weight": torch.zeros(3)}, r"is \(3,\), but the text encoder .* has \(384,\)"),
+    ],
+)
+def test_weights_of_another_encoder_are_refused_by_name(folder, state, message):
+    with pytest.raises(LoragenInferError, match=message):
+        PromptEncoder(str(folder), state=state)
 
 
 def test_weights_are_frozen(encoder):
