@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import read_adapter, write_adapter
-from loragen_infer import LoraGenerator, LoragenInferError, adapter_attached
+from loragen_infer import LoraGenerator, LoragenInferError, PromptEncoder, adapter_attached
 from peft import PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict
 from transformers import LlamaForCausalLM
@@ -79,6 +79,16 @@ def test_from_pretrained_finds_the_encoder_that_the_bundle_names(zoo, generator)
     loaded = LoraGenerator.from_pretrained(zoo.experiment)
     assert loaded.encoder.name == "all-MiniLM-L6-v2"
     assert same(loaded.generate(PROMPTS), generator.generate(PROMPTS), atol=1e-6)
+
+
+def test_from_pretrained_uses_the_fine_tuned_encoder_of_the_bundle(zoo, generator, encoder, tmp_path):
+    name = "0.model.encoder.layer.5.output.dense.weight"
+    state = {name: 2 * encoder.module.state_dict()[name]}
+    bundle = dataclasses.replace(zoo.bundle, text_encoder_state=state)
+    loaded = LoraGenerator.from_pretrained(bundle.save(tmp_path / "x.safetensors"))
+    tuned = PromptEncoder("all-MiniLM-L6-v2", state=state)
+    assert same(loaded.generate(PROMPTS), LoraGenerator(bundle, tuned).generate(PROMPTS), atol=1e-6)
+    assert not same(loaded.generate(PROMPTS), generator.generate(PROMPTS), atol=1e-3)
 
 
 def test_no_prompt_is_refused(generator):

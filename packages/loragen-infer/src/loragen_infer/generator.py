@@ -44,14 +44,21 @@ class LoraGenerator:
         bundle.generator.to(self._device)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str = "cpu") -> "LoraGenerator":
+    def from_pretrained(
+        cls, path: str | Path, *, device: str = "cpu", cache_dir: Path | None = None
+    ) -> "LoraGenerator":
         """Load a bundle (a file, a ``final_model`` or an experiment folder) and the encoder that it names.
+
+        With ``cache_dir`` the encoder keeps its embeddings there.
 
         Raises:
             LoragenInferError: The bundle or its encoder is missing or unreadable.
         """
         bundle = GeneratorBundle.load(Path(path))
-        return cls(bundle, PromptEncoder(bundle.text_encoder_name, device=device), device=device)
+        encoder = PromptEncoder(
+            bundle.text_encoder_name, device=device, cache_dir=cache_dir, state=bundle.text_encoder_state
+        )
+        return cls(bundle, encoder, device=device)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str]) -> LoraAdapter:
