@@ -60,7 +60,8 @@ def with_output(config: CollectConfig, folder: Path, **changes: object) -> Colle
 
 def test_it_returns_the_folders_of_the_trained_tasks(zoo):
     assert zoo.folders == [zoo.root / "adapters" / "sums", zoo.root / "adapters" / "spelling"]
-    assert sorted(path.name for path in zoo.root.iterdir()) == ["adapters", "initial_adapter", "test", "train"]
+    found = sorted(path.name for path in zoo.root.iterdir() if not path.name.startswith("."))
+    assert found == ["adapters", "base_model.json", "initial_adapter", "loss_curves.png", "test", "train"]
 
 
 def test_the_last_checkpoints_are_kept_and_the_last_step_is_among_them(zoo):
@@ -193,7 +194,7 @@ def test_other_settings_on_the_same_folder_are_refused_and_change_nothing(zoo, c
     with pytest.raises(LoragenTrainError) as caught:
         collect(replace(config, **change))
     message = str(caught.value)
-    assert f"{zoo.root}/adapters/sums was made with other settings ({key}: " in message
+    assert f"{zoo.root}/adapters/sums was made with other settings ({key}" in message
     assert message.endswith("; remove it or choose another output_dir.")
     assert "\n" not in message
     assert contents(zoo.root) == before
@@ -203,7 +204,7 @@ def test_other_settings_on_the_same_folder_are_refused_and_change_nothing(zoo, c
 def test_a_new_task_cannot_join_a_zoo_of_another_initialisation(zoo, config, key, change):
     new = CollectTask(name="capitals", source="reasoning-gym:gcd", num_train=5, num_test=1)
     before = contents(zoo.root)
-    with pytest.raises(LoragenTrainError, match=rf"initial_adapter was made with other settings \({key}: "):
+    with pytest.raises(LoragenTrainError, match=rf"initial_adapter was made with other settings \({key}"):
         collect(replace(config, tasks=[new], **change))
     assert contents(zoo.root) == before
 
@@ -232,7 +233,8 @@ def test_a_training_that_diverges_is_refused_and_leaves_no_adapter(config, tmp_p
     training = replace(config.training, learning_rate=3e38)
     with pytest.raises(LoragenTrainError, match=r"^The training of sums diverged.*; lower training\.learning_rate"):
         collect(with_output(config, tmp_path, training=training))
-    assert list((tmp_path / "adapters").iterdir()) == []
+    assert not (tmp_path / "adapters").exists()
+    assert not (tmp_path / "unfinished").exists()
 
 
 def test_trained_adapters_can_be_tokenized_together(zoo):

@@ -41,7 +41,7 @@ def test_the_loss_is_the_mean_over_response_tokens(model_and_tokenizer, tmp_path
             terms += [-logits[position - 1, item.input_ids[position]].item() for position in positions]
     assert len(terms) == sum(len(example.response) + 1 for example in EXAMPLES)
 
-    (logged,) = train_lora("task", settings(), 0, tmp_path, items, model, tokenizer)
+    (logged,) = train_lora("task", settings(), 0, tmp_path, items, model, tokenizer, precision="fp32").losses
     assert logged["step"] == 1
     assert logged["loss"] == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
@@ -50,7 +50,8 @@ def test_training_fits_the_responses(model_and_tokenizer, tmp_path):
     model, tokenizer = model_and_tokenizer
     items = [tokenize_example(tokenizer, example) for example in EXAMPLES]
     training = settings(max_steps=30, save_every=10, learning_rate=3e-2)
-    losses = [row["loss"] for row in train_lora("task", training, 0, tmp_path, items, model, tokenizer)]
+    trained = train_lora("task", training, 0, tmp_path, items, model, tokenizer, precision="fp32")
+    losses = [row["loss"] for row in trained.losses]
     assert len(losses) == 3
     assert losses[2] < 0.8 * losses[0]
 
@@ -59,7 +60,8 @@ def test_only_the_adapter_is_trained(model_and_tokenizer, tmp_path):
     model, tokenizer = model_and_tokenizer
     before = {name: value.clone() for name, value in model.state_dict().items()}
     items = [tokenize_example(tokenizer, example) for example in EXAMPLES]
-    train_lora("task", settings(max_steps=3, learning_rate=0.1), 0, tmp_path, items, model, tokenizer)
+    training = settings(max_steps=3, learning_rate=0.1)
+    train_lora("task", training, 0, tmp_path, items, model, tokenizer, precision="fp32")
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if "lora_" in name}
 

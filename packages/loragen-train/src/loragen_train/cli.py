@@ -1,5 +1,6 @@
 """The command line ``loragen-train``: collect, prepare and fit."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +52,22 @@ def _collect(config: CollectConfig) -> None:
 
 
 def _add_prepare_options(parser: ArgumentParser) -> None:
-    source_help = "JSON/JSONL files, one task each; a task is called after its file, or NAME with NAME=FILE."
+    source_help = (
+        "JSON/JSONL files, reasoning-gym:NAME or hf:DATASET/CONFIG, one task each; a task is called after its source, "
+        "or NAME with NAME=SOURCE."
+    )
+    number_help = "Different samples to take of each source; reasoning-gym needs it, of others it is the most."
+    response_help = "Column of the responses, which are counted and never written; if given, every row must have it."
     parser.add_argument("--source", nargs="+", required=True, help=source_help)
     parser.add_argument("--output-dir", default="data", help="Folder to write to.")
     parser.add_argument("--samples-per-prompt", type=int, default=4, help="Number of samples joined to one prompt.")
     parser.add_argument("--test-ratio", type=float, default=0.1, help="Share of the prompts kept for validation.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the combinations and of the split.")
+    parser.add_argument("--num-samples", type=int, help=number_help)
+    parser.add_argument("--prompt-column", help="Column of the prompts, if it is none of the usual ones.")
+    parser.add_argument("--response-column", help=response_help)
+    parser.add_argument("--split", default="train", help="Split to take of data sets of the hub.")
+    parser.add_argument("--json", action="store_true", help="Print the manifest instead of a line per task.")
 
 
 def _prepare(options: Namespace) -> None:
@@ -68,7 +79,14 @@ def _prepare(options: Namespace) -> None:
         samples_per_prompt=options.samples_per_prompt,
         test_ratio=options.test_ratio,
         seed=options.seed,
+        num_samples=options.num_samples,
+        prompt_column=options.prompt_column,
+        response_column=options.response_column,
+        split=options.split,
     )
+    if options.json:
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+        return
     for name, task in manifest["tasks"].items():
         counts = f"{task['num_train_prompts']} train and {task['num_val_prompts']} validation prompts"
         print(f"{name}: {task['num_samples']} samples, {counts}")

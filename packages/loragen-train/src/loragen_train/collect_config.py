@@ -12,10 +12,14 @@ __all__ = [
     "CollectTask",
     "LoraSettings",
     "LoraTraining",
+    "Precision",
     "check_positive",
     "check_seed",
     "check_task_names",
 ]
+
+Precision = Literal["fp32", "bf16"]
+"""What a training computes in; weights are float32 in both."""
 
 
 def check_task_names(names: list[str]) -> None:
@@ -50,13 +54,19 @@ class CollectTask:
     name: str
     """Name of the task; its adapters and samples are filed under it."""
     source: str
-    """A JSON/JSONL file with prompts and responses, or ``reasoning-gym:NAME``."""
+    """A JSON/JSONL file with prompts and responses, ``reasoning-gym:NAME``, or ``hf:DATASET/CONFIG``."""
     num_train: int = 320
     """Number of samples to train on."""
     num_test: int = 32
     """Number of further samples kept for evaluation, never trained on."""
     held_out: bool = False
     """True: train no adapter, only write the samples, so that an unseen task can be evaluated."""
+    prompt_column: str | None = None
+    """Column of the prompts in the source; by default the first of prompt, question, instruction and text."""
+    response_column: str | None = None
+    """Column of the responses; by default the first of response, answer, output and completion."""
+    split: str = "train"
+    """Split to read of a data set of the hub."""
 
     def __post_init__(self) -> None:
         check_task_names([self.name])
@@ -101,7 +111,8 @@ class LoraTraining:
     max_length: int = 512
     """Longest sample in tokens of the language model, prompt and response together."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``bf16`` autocast, ``fp32``, or ``auto``: bf16 where a matrix product is measurably faster in it."""
+    """``bf16`` autocast, ``fp32``, or ``auto``: bf16 where a matrix product is measurably faster in it. That is
+    measured once for a zoo and kept with its initialisation, so that the zoo is continued as it was begun."""
 
     def __post_init__(self) -> None:
         check_positive(
