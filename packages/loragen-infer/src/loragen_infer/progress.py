@@ -12,12 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar:
-    """Counts to ``total``; elsewhere than on a terminal it logs a line at every tenth of the way."""
+    """Counts from ``done`` to ``total``; elsewhere than on a terminal it logs a line at every tenth of the way."""
 
-    def __init__(self, description: str, *, total: int, unit: str) -> None:
-        self._bar = tqdm(total=total, desc=description, unit=unit, disable=not sys.stderr.isatty(), file=sys.stderr)
+    def __init__(self, description: str, *, total: int, unit: str, done: int = 0) -> None:
+        self._bar = tqdm(
+            total=total, initial=done, desc=description, unit=unit, disable=not sys.stderr.isatty(), file=sys.stderr
+        )
         self._description, self._total, self._unit = description, total, unit
-        self._done = 0
+        self._done = done
 
     def advance(self, **shown: str) -> None:
         """Count one more and show ``shown`` (names and formatted values) beside it."""
