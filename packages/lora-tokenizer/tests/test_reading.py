@@ -268,3 +268,39 @@ def test_writing_replaces_adapters_only(tmp_path: Path, make_adapter: Any) -> No
     with pytest.raises(LoraTokenizerError, match="something else than an adapter"):
         write_adapter(first, tmp_path / "mine", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "mine"]
+
+
+def test_writing_through_a_link_keeps_the_link(tmp_path: Path, make_adapter: Any) -> None:
+    first, second = make_adapter(), make_adapter()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_adapter(first, tmp_path / "link")
+    write_adapter(second, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert same_bits(read_adapter(tmp_path / "real"), second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    values = torch.randn(12)
+    name = "base_model.model.q.lora_{}.weight"
+    tensors = {name.format("A"): values[:8].view(2, 4), name.format("B"): values[4:].view(4, 2)}
+    adapter = LoraAdapter(config=AdapterConfig(r=2, lora_alpha=4, target_modules=("q",)), tensors=tensors)
+    assert same_bits(read_adapter(write_adapter(adapter, tmp_path / "a")), adapter)
+
+
+@pytest.mark.parametrize(
+    "path", ["x" * 5000, "a/" * 3000, "a\0b", "/etc/passwd/x"], ids=["long", "deep", "null", "file"]
+)
+def test_paths_that_the_system_refuses_are_one_sentence(path: str, tmp_path: Path, make_adapter: Any) -> None:
+    for read in (find_adapters, read_adapter):
+        with pytest.raises(LoraTokenizerError, match=r"cannot read|does not exist"):
+            read(path)
+    with pytest.raises(LoraTokenizerError, match="cannot write"):
+        write_adapter(make_adapter(), tmp_path / path.replace("/etc/passwd", str(tmp_path / "a") + "\0"))
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="the superuser may read everything")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(LoraTokenizerError, match="closed: Permission denied"):
+        find_adapters(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -15,8 +17,18 @@ from typing import Any
 
 import pytest
 import torch
-from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, TokenStats, TokenStore, write_adapter
-from lora_tokenizer import store as store_module
+from lora_tokenizer import (
+    LoraAdapter,
+    LoraTokenizerError,
+    TokenLayout,
+    TokenStats,
+    TokenStore,
+    store_parts,
+    store_places,
+    store_sets,
+    write_adapter,
+)
+from lora_tokenizer.locks import file_lock
 from safetensors.torch import load_file
 
 Zoo = tuple[list[Path], list[LoraAdapter], TokenLayout]
@@ -31,13 +43,13 @@ def zoo(tmp_path: Path, make_adapter: Callable[..., LoraAdapter]) -> Zoo:
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     reads: list[Path] = []
-    original = store_module.read_adapter
+    original = store_parts.read_adapter
 
     def counting(path: Path, **options: Any) -> LoraAdapter:
         reads.append(path)
         return original(path, **options)
 
-    monkeypatch.setattr(store_module, "read_adapter", counting)
+    monkeypatch.setattr(store_parts, "read_adapter", counting)
     return reads
 
 
@@ -120,7 +132,7 @@ def test_another_layout_or_version_is_another_entry(zoo: Zoo, tmp_path: Path, mo
     wider = TokenLayout.from_adapter(adapters[0], token_dim=16)
     assert_right(store.get(paths, wider), adapters, wider)
     reads = count_reads(monkeypatch)
-    monkeypatch.setattr(store_module, "VERSION", "9.9.9")
+    monkeypatch.setattr(store_places, "VERSION", "9.9.9")
     assert_right(store.get(paths, layout), adapters, layout)
     assert reads == paths
 
@@ -176,7 +188,7 @@ def test_a_damaged_part_is_made_again(zoo: Zoo, tmp_path: Path) -> None:
 BUILD = """
 import sys, time
 from pathlib import Path
-import lora_tokenizer.store as s
+import lora_tokenizer.store_parts as s
 from lora_tokenizer import TokenLayout, TokenStore, find_adapters
 root, pause = Path(sys.argv[1]), float(sys.argv[2])
 read = s.read_adapter
@@ -263,6 +275,165 @@ def test_a_full_disk_is_reported_with_nothing_half_written(zoo: Zoo, tmp_path: P
     assert f"/{folder}/" in output
     assert list((tmp_path / "store" / folder).iterdir()) == []
     assert_right(TokenStore(tmp_path / "store").get(paths, layout), adapters, layout)
+
+
+SMALL_DISK = """
+import sys
+from pathlib import Path
+from lora_tokenizer import LoraTokenizerError, TokenLayout, TokenStore, find_adapters, write_adapter, read_adapter
+root, disk = Path(sys.argv[1]), Path(sys.argv[2])
+layout = TokenLayout.from_json((root / "layout.json").read_text())
+paths = find_adapters(root / "zoo")
+filler = disk / "filler"
+room = int(sys.argv[3])
+with filler.open("wb") as stream:
+    stream.write(bytes((256 << 10) - room))
+def everything():
+    return sorted(str(p.relative_to(disk)) for p in disk.rglob("*") if p.is_file() and "locks" not in p.parts)
+def attempt(what):
+    try:
+        what()
+    except LoraTokenizerError as error:
+        print(error)
+    print(everything())
+attempt(lambda: TokenStore(disk / "store").get(paths, layout))
+attempt(lambda: write_adapter(read_adapter(paths[0]), disk / "adapter"))
+filler.unlink()
+tokens = TokenStore(disk / "store").get(paths, layout)
+print(float(sum(t.double().sum() for t in tokens)))
+"""
+
+
+@pytest.mark.parametrize("room", [0, 4 << 10, 20 << 10, 44 << 10])
+def test_a_disk_that_is_really_full(room: int, zoo: Zoo, tmp_path: Path) -> None:
+    _, adapters, layout = zoo
+    (tmp_path / "layout.json").write_text(layout.to_json())
+    (tmp_path / "disk").mkdir()
+    mount = f"mount -t tmpfs -o size=256k small {tmp_path}/disk"
+    shell = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*shell, mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine lets no test mount a small disk")
+    script = f'{mount} && exec "$0" -c "$1" {tmp_path} {tmp_path}/disk {room}'
+    command = [*shell, script, sys.executable, SMALL_DISK]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.splitlines()
+    error, after_store, *others, total = output
+    assert error.startswith(("no space left to write", "cannot write")), output
+    assert ".tmp-" not in after_store
+    assert ".tmp-" not in others[-1]
+    assert ("adapter/" in others[-1]) == ("adapter/adapter_model.safetensors" in others[-1])
+    assert float(total) == float(sum(layout.encode(a).double().sum() for a in adapters)), "with room it goes on"
+
+
+def test_pruning_deletes_what_is_not_kept(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    assert store.prune() == 0
+    kept, other = store.get(paths[:3], layout), store.get(paths, layout)
+    first_of_other = other[0]
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"x")
+    wider = TokenLayout.from_adapter(adapters[0], token_dim=16)
+    with pytest.raises(LoraTokenizerError, match="bad"):
+        store.get([paths[4], bad], wider)
+    assert store.prune(unused_days=1) == 0
+    before = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
+    freed = store.prune(keep=[kept])
+    assert freed == before - sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
+    assert freed > layout.num_tokens * layout.token_dim * 4 * len(paths)
+    assert sorted(path.stem for path in (store.folder / "sets").iterdir()) == [kept.path.stem] * 2
+    assert torch.equal(first_of_other, layout.encode(adapters[0])), "what is mapped stays readable"
+    with pytest.raises(LoraTokenizerError, match="build it again"):
+        pickle.loads(pickle.dumps(other))[0]
+    reads = count_reads(monkeypatch)
+    assert_right(store.get(paths[:3], layout), adapters[:3], layout)
+    assert reads == []
+    assert_right(store.get(paths, layout), adapters, layout)
+    assert reads == paths[3:]
+
+
+def test_pruning_goes_by_the_last_use(zoo: Zoo, tmp_path: Path) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    used, unused = store.get(paths[:2], layout), store.get(paths[2:], layout)
+    for path in store.folder.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    store.get(paths[:2], layout)
+    assert store.prune(unused_days=30) > 0
+    assert used.path.exists()
+    assert not unused.path.exists()
+    assert_right(store.get(paths, layout), adapters, layout)
+
+
+def test_pruning_leaves_a_set_that_is_being_made(zoo: Zoo, tmp_path: Path) -> None:
+    paths, _, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    path = store.get(paths, layout).path
+    with file_lock(store.folder / "locks" / f"{path.stem}.lock"):
+        store.prune()
+        assert path.exists()
+    store.prune()
+    assert not path.exists()
+
+
+def test_a_part_that_another_process_takes_away_is_found_in_its_set_or_made_again(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, adapters, layout = zoo
+    store = TokenStore(tmp_path / "store")
+    original = store_sets._kind
+
+    def other_process_wins(places: Any, source: Path, content: str, in_sets: Any) -> Any:
+        kind = original(places, source, content, in_sets)
+        if source == paths[-1]:  # all parts were seen, none is copied yet
+            monkeypatch.setattr(store_sets, "_kind", original)
+            store.get(paths[:3], layout)
+            places.part(places.key(content)).unlink()
+        return kind
+
+    monkeypatch.setattr(store_sets, "_kind", other_process_wins)
+    reads = count_reads(monkeypatch)
+    assert_right(store.get(paths, layout), adapters, layout)
+    assert reads == [*paths, paths[4]]
+
+
+def test_a_source_that_changes_meanwhile_is_an_error(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_adapter: Any
+) -> None:
+    paths, _, layout = zoo
+    original = store_sets._kind
+
+    def changed(places: Any, source: Path, content: str, in_sets: Any) -> Any:
+        kind = original(places, source, content, in_sets)
+        write_adapter(make_adapter(), source, overwrite=True)
+        places.part(places.key(content)).unlink()
+        return kind
+
+    monkeypatch.setattr(store_sets, "_kind", changed)
+    with pytest.raises(LoraTokenizerError, match="checkpoint-0 changed while it was tokenized"):
+        TokenStore(tmp_path / "store").get(paths, layout)
+    assert list((tmp_path / "store" / "sets").iterdir()) == []
+
+
+def test_a_file_system_without_locks(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    paths, adapters, layout = zoo
+    assert_right(TokenStore(tmp_path / "store").get(paths, layout), adapters, layout)
+
+
+def test_what_the_system_refuses_is_one_sentence(zoo: Zoo, tmp_path: Path) -> None:
+    paths, _, layout = zoo
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        with pytest.raises(LoraTokenizerError, match="cannot write"):
+            TokenStore(folder).get(paths, layout)
+    for source in ("x" * 5000, "a\0b"):
+        with pytest.raises(LoraTokenizerError, match=r"read|exist"):
+            TokenStore(tmp_path / "store").get([source], layout)
 
 
 def test_no_checkpoints_is_an_error(zoo: Zoo, tmp_path: Path) -> None:

@@ -1,23 +1,95 @@
-"""Writing things whole or not at all: a temporary name in the same folder, fsync, rename.
+"""Writing that appears whole or not at all: a temporary name in the same folder, fsync, rename.
 
-A temporary name tells which process on which machine made it, so that what a killed process left can be cleared away.
+A temporary name tells which process on which machine made it, so that what a killed process left can be cleared away
+(`clear_leftovers`). What the system refuses comes out as the OSError it is; callers make their own sentence of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_tokenizer.errors import LoraTokenizerError
+__all__ = ["atomic_file", "atomic_folder", "clear_leftovers", "is_temporary"]
 
 _MARK = ".tmp-"
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """An empty temporary file to write to, which becomes `target` when the block ends well, replacing what is there.
+
+    The folder of `target` is made where it is missing. When the block raises, the temporary file is removed and
+    `target` is as it was. The file gets at least the permissions of an ordinary new file, even if a library in the
+    block made it for its owner only, as safetensors does.
+
+    Raises:
+        OSError: the system refuses (permissions, a full disk, a name that is too long), or `target` is a folder, a
+            device or a pipe, which a file must not take the place of.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     with atomic_file(Path(root) / "sub" / "x.txt") as temporary:
+    ...         _ = temporary.write_text("whole")
+    ...     (Path(root) / "sub" / "x.txt").read_text()
+    'whole'
+    """
+    _refuse_special(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(target)
+    temporary.touch(exist_ok=False)
+    permissions = temporary.stat().st_mode & 0o666  # those that the umask leaves
+    try:
+        yield temporary
+        temporary.chmod(temporary.stat().st_mode | permissions)
+        _sync(temporary)
+        _refuse_special(target)
+        temporary.replace(target)
+        _sync(target.parent)
+    finally:
+        _remove(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty temporary folder to fill, which becomes `target` when the block ends well; permissions as `atomic_file`.
+
+    `target` must be missing or empty, or, with `replace`, anything: it is then exchanged for the new folder and
+    removed. On Linux the exchange is one step of the file system, so that every reader sees either the old folder or
+    the new one. Where the system or file system cannot exchange, the old folder is renamed aside, the new one renamed
+    into its place, and the old one renamed back if that fails; a reader, or a process that is killed, between the two
+    renames finds no `target`, and the old folder lies beside it under a name that begins with a dot, the target's
+    name and `.tmp-`.
+
+    Raises:
+        OSError: as `atomic_file`, or `target` holds something and `replace` is off.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(target)
+    temporary.mkdir()
+    permissions = temporary.stat().st_mode & 0o666
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | permissions)
+                _sync(path)
+        _sync(temporary)
+        if replace and os.path.lexists(target):
+            _swap(temporary, target)
+        else:
+            temporary.replace(target)
+        _sync(target.parent)
+    finally:
+        _remove(temporary)
 
 
 def is_temporary(path: Path) -> bool:
@@ -25,13 +97,27 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and _MARK in path.name
 
 
-def temporary_beside(target: Path) -> Path:
-    """A name for unfinished work in the folder of `target`."""
-    host = socket.gethostname().replace("-", "_").replace(".", "_")[:40]
-    return target.with_name(f".{target.name[:100]}{_MARK}{host}-{os.getpid()}-{secrets.token_hex(4)}")
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that are gone have left unfinished in `folder`."""
+    for path in folder.iterdir():
+        if not is_temporary(path):
+            continue
+        host, _, rest = path.name.split(_MARK)[-1].partition("-")
+        pid = rest.split("-")[0]
+        if host == _host() and pid.isdigit() and not _is_alive(int(pid)):
+            _remove(path)
 
 
-def sync(path: Path) -> None:
+def _temporary_beside(target: Path) -> Path:
+    """A name for unfinished work in the folder of `target`, short enough for any file system."""
+    return target.with_name(f".{target.name[:40]}{_MARK}{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _host() -> str:
+    return socket.gethostname().replace("-", "_").replace(".", "_")[:40]
+
+
+def _sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -40,50 +126,52 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder if it is there."""
+def _refuse_special(target: Path) -> None:
+    """A rename would take the place of a device as readily as that of a file, and /dev/null would be gone."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "there is a device or a pipe and not a file", str(target))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `target` when the block ends well and vanishes when it does not.
+def _swap(temporary: Path, target: Path) -> None:
+    """Put `temporary` in the place of `target`; the old one is left under the temporary name, for the caller to remove.
 
-    Raises:
-        LoraTokenizerError: the disk is full or the folder cannot be written.
+    Where the two cannot be exchanged, the old one is removed here.
     """
-    temporary = temporary_beside(target)
+    if _exchange(temporary, target):
+        return
+    aside = _temporary_beside(target)
+    target.rename(aside)
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(target)
-        sync(target.parent)
-    except OSError as error:
-        raise cannot_write(target, error) from error
-    finally:
-        remove(temporary)
+        temporary.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    _remove(aside)
 
 
-def cannot_write(target: Path, error: OSError) -> LoraTokenizerError:
-    """The sentence for a failed write."""
-    if error.errno in _NO_SPACE:
-        return LoraTokenizerError(f"no space left to write {target} ({error.strerror}): free some and run it again")
-    return LoraTokenizerError(f"cannot write {target}: {error.strerror or error}")
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of processes of this machine that are gone."""
-    host = temporary_beside(folder / "x").name.split(_MARK)[1].split("-")[0]
-    for path in folder.iterdir():
-        if not is_temporary(path):
-            continue
-        owner, _, rest = path.name.split(_MARK)[-1].partition("-")
-        pid = rest.split("-")[0]
-        if owner == host and pid.isdigit() and not _is_alive(int(pid)):
-            remove(path)
+def _exchange(left: Path, right: Path) -> bool:
+    """Exchange two names in one step (Linux `renameat2`); False where the system or the file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(right))
 
 
 def _is_alive(pid: int) -> bool:

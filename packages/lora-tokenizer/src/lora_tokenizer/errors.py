@@ -1,15 +1,41 @@
-"""The one exception of this package, and the one warning helper: every refusal is one sentence."""
+"""The one exception of this package, and the helpers that keep its sentences alike: every refusal is one of them."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 logger = logging.getLogger("lora_tokenizer")
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class LoraTokenizerError(ValueError):
     """Anything this package refuses: the message says what, the value, where, and the way out."""
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn an OSError of the block, which writes `target`, into a LoraTokenizerError.
+
+    So with a name that holds a null character, which Python reports as a bare ValueError.
+    """
+    if "\0" in str(target):
+        raise LoraTokenizerError(f"cannot write {str(target)!r}: a name cannot hold a null character")
+    try:
+        yield
+    except OSError as error:
+        raise LoraTokenizerError(_cannot_write(target, error)) from error
+
+
+def _cannot_write(target: Path, error: OSError) -> str:
+    if error.errno in _NO_SPACE:
+        return f"no space left to write {target} ({error.strerror}): free some and run it again"
+    return f"cannot write {target}: {error.strerror or error}: choose another place or free it"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from typing import NoReturn
 
 from lora_tokenizer.atomic import is_temporary
 from lora_tokenizer.errors import LoraTokenizerError
@@ -20,15 +22,18 @@ def find_adapters(folder: str | Path) -> list[Path]:
     followed. The path of an adapter itself gives that adapter.
 
     Raises:
-        LoraTokenizerError: there is none.
+        LoraTokenizerError: there is none, or a folder cannot be read.
     """
     root = Path(folder)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise LoraTokenizerError(f"{root} does not exist: give a folder of adapters")
+    try:
+        if stat.S_ISREG(root.stat().st_mode):
+            return [root]
+    except FileNotFoundError as error:
+        raise LoraTokenizerError(f"{root} does not exist: give a folder of adapters") from error
+    except (OSError, ValueError) as error:
+        raise _cannot_read(root, error) from error
     found: list[Path] = []
-    for where, folders, names in os.walk(root):
+    for where, folders, names in os.walk(root, onerror=_refuse):
         here = Path(where)
         folders[:] = [name for name in folders if not is_temporary(here / name)]
         if CONFIG_NAME in names:
@@ -41,3 +46,13 @@ def find_adapters(folder: str | Path) -> list[Path]:
             f"{root} holds no adapters: neither a folder with {CONFIG_NAME} nor a .safetensors, .pt, .pth or .ckpt file"
         )
     return sorted(found, key=lambda path: ([natural_key(part) for part in path.relative_to(root).parts], path))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise _cannot_read(Path(error.filename), error) from error
+
+
+def _cannot_read(path: Path, error: OSError | ValueError) -> LoraTokenizerError:
+    # a ValueError is Python's word for a name with a null character
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return LoraTokenizerError(f"cannot read {str(path)[:200]}: {reason}: give a folder of adapters")

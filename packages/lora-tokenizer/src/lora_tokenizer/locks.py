@@ -1,16 +1,19 @@
 """Locks between processes, which the system lets go of when their holder dies, by kill -9 too.
 
 They only keep two processes from doing the same work: everything a store writes appears whole under a name that says
-what it is, so without locks (on Windows, or a file system that has none) work is done twice and the result is the same.
+what it is, so on a file system without locks work is done twice and the result is the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+_NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL})
 
 
 @contextlib.contextmanager
@@ -25,12 +28,11 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
     return True

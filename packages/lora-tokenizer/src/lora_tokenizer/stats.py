@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_tokenizer.atomic import whole_file
-from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.atomic import atomic_file
+from lora_tokenizer.errors import LoraTokenizerError, writing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,7 +139,7 @@ class TokenStats:
     def save(self, path: str | Path) -> Path:
         """Write a .safetensors file, whole or not at all."""
         target = Path(path)
-        with whole_file(target) as temporary:
+        with writing(target), atomic_file(target) as temporary:
             save_file(self.to_tensors(), temporary)
         return target
 

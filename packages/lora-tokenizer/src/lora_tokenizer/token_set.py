@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import mmap
@@ -72,21 +73,26 @@ def tensor_name(index: int) -> str:
     return f"tokens.{index:06d}"
 
 
+def pieces(path: Path, place: TensorRange) -> Iterator[bytes]:
+    """One tensor's bytes, a few megabytes at a time; they end early where the file does or cannot be read."""
+    left = place.num_bytes
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as stream:
+        stream.seek(place.start)
+        while left:
+            piece = stream.read(min(CHUNK_BYTES, left))
+            if not piece:
+                return
+            yield piece
+            left -= len(piece)
+
+
 def checksum(path: Path, place: TensorRange) -> int | None:
-    """CRC-32 of one tensor's bytes, read in pieces; None if the file ends before them or cannot be read."""
-    crc, at, end = 0, place.start, place.start + place.num_bytes
-    try:
-        with path.open("rb", buffering=0) as stream:
-            stream.seek(at)
-            while at < end:
-                piece = stream.read(min(CHUNK_BYTES, end - at))
-                if not piece:
-                    return None
-                crc = zlib.crc32(piece, crc)
-                at += len(piece)
-    except OSError:
-        return None
-    return crc
+    """CRC-32 of one tensor's bytes; None if the file ends before them or cannot be read."""
+    crc = count = 0
+    for piece in pieces(path, place):
+        crc = zlib.crc32(piece, crc)
+        count += len(piece)
+    return crc if count == place.num_bytes else None
 
 
 class TokenSet(Sequence[Tensor]):

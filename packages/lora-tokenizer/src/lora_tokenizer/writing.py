@@ -1,4 +1,7 @@
-"""Writing an adapter as the folder that `PeftModel.from_pretrained` loads, whole or not at all."""
+"""Writing an adapter as the folder that `PeftModel.from_pretrained` loads, whole or not at all.
+
+Decides what may be replaced and what may be written; how a folder appears whole is `atomic`'s business.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_tokenizer.adapter import LoraAdapter
-from lora_tokenizer.atomic import cannot_write, remove, sync, temporary_beside
-from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.atomic import atomic_folder
+from lora_tokenizer.errors import LoraTokenizerError, writing
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -23,10 +26,11 @@ def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool =
     """Write `adapter_config.json` and `adapter_model.safetensors` into a new folder.
 
     The folder appears under its name only when both files are on the disk. With `overwrite`, an adapter folder (and no
-    other kind of folder) of that name is replaced.
+    other kind of folder) of that name is replaced, with everything in it: on Linux in one step, so that readers see
+    the old adapter or the new one; elsewhere see `atomic_folder` for the moment between two renames.
 
     Raises:
-        LoraTokenizerError: the folder exists, a tensor holds NaN or Inf, or the disk refuses.
+        LoraTokenizerError: the folder holds something, a tensor holds NaN or Inf, or the disk refuses.
 
     >>> import tempfile
     >>> from lora_tokenizer import AdapterConfig, read_adapter
@@ -40,25 +44,16 @@ def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool =
     """
     target = Path(folder).absolute()
     check_finite(adapter, str(target))
-    _check_target(target, overwrite)
-    temporary = temporary_beside(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+    with writing(target):
+        place = target.resolve()  # what a link points to is written to, the link stays
+        _check_target(place, overwrite)
+    with writing(target), atomic_folder(place, replace=overwrite) as folder_to_fill:
         text = json.dumps(adapter.config.to_peft(), indent=2) + "\n"
-        (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
-        save_file(_separate(adapter), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            sync(temporary / name)
-        sync(temporary)
-        _put_in_place(temporary, target)
-        sync(target.parent)
-    except OSError as error:
-        raise cannot_write(target, error) from error
-    except SafetensorError as error:
-        raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
-    finally:
-        remove(temporary)
+        (folder_to_fill / CONFIG_NAME).write_text(text, encoding="utf-8")
+        try:
+            save_file(_separate(adapter), folder_to_fill / WEIGHTS_NAME, metadata={"format": "pt"})
+        except SafetensorError as error:  # how a full disk comes back
+            raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
     return target
 
 
@@ -96,7 +91,7 @@ def _stretches(adapter: LoraAdapter) -> Iterator[Tensor]:
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists() and not target.is_symlink():
+    if not target.exists():
         return
     if not target.is_dir():
         raise LoraTokenizerError(f"{target} is a file: give the name of a folder to write the adapter to")
@@ -113,24 +108,10 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 def _separate(adapter: LoraAdapter) -> dict[str, Tensor]:
     """Row-major CPU tensors of which no two share memory, as safetensors demands."""
-    out: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in adapter.tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        out[name] = plain.clone() if plain.data_ptr() in seen else plain
-        seen.add(plain.data_ptr())
-    return out
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    if not target.exists() or next(target.iterdir(), None) is None:
-        temporary.rename(target)
-        return
-    aside = temporary_beside(target)
-    target.rename(aside)
-    try:
-        temporary.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise
-    remove(aside)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    end = 0
+    for name, tensor in sorted(plain.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            plain[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return plain

@@ -1,13 +1,15 @@
-"""Writing that appears whole or not at all: a temporary name beside the target, fsync, rename."""
+"""Writing that appears whole or not at all, with this package's error and in the two formats that it writes.
+
+How a file or folder appears whole is decided in :mod:`lora_tokenizer.atomic`.
+"""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lora_tokenizer import atomic
 
 from loragen_infer.errors import LoragenInferError
 
@@ -21,42 +23,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         LoragenInferError: The operating system refuses (permissions, a full disk); nothing is left behind.
     """
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
-        # mkstemp makes files that only their owner may read; what is published has the usual permissions.
-        part.chmod(0o666 & ~_umask())
-        try:
-            yield part
-            _fsync(part)
-            part.replace(path)
-            _fsync(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
+    with _reported(path), atomic.atomic_file(path) as part:
+        yield part
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; when the block ends well it becomes ``path``, which must not exist yet.
+    """Yield a temporary folder to fill; when the block ends well it becomes ``path``, which must be missing or empty.
 
     Raises:
         LoragenInferError: As :func:`atomic_file`, or ``path`` exists and is not an empty folder.
     """
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        part.chmod(0o777 & ~_umask())
-        try:
-            yield part
-            for file in sorted(part.rglob("*")):
-                _fsync(file)
-            _fsync(part)
-            part.replace(path)
-            _fsync(path.parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with _reported(path), atomic.atomic_folder(path) as part:
+        yield part
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -80,17 +59,3 @@ def _reported(path: Path) -> Iterator[None]:
         raise LoragenInferError(
             f"{path} cannot be written: {error.strerror or error}; choose another place or free it."
         ) from error
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
