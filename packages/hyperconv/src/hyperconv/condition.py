@@ -19,6 +19,10 @@ class RunningCentering(nn.Module):
     the mean is what tells tasks apart. The statistics are exact averages over all training batches, kept in the
     state dict, frozen in `eval()`, and untouched by gradients.
 
+    Where torch.distributed is initialised, a batch is that of all ranks of the default process group together, so that
+    every rank holds the same statistics as one process with the whole batch. Two small all-reduces per training forward
+    do it: every rank must then make the same number of forward passes in training mode.
+
     >>> centering = RunningCentering(3)
     >>> x_BPD = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]])
     >>> centering(x_BPD, torch.ones(2, 1)).squeeze(1)
@@ -41,21 +45,28 @@ class RunningCentering(nn.Module):
         """[B, P, D] to [B, P, D]; in training mode the statistics first take in the prompts of positive weight."""
         if self.training:
             with torch.no_grad():
-                self._update(x_BPD.float(), weight_BP.float())
+                self._update(x_BPD.float(), (weight_BP > 0).float()[..., None])
         centred = (x_BPD - self.mean) * torch.rsqrt(self.square + 1e-12)
         return centred.to(x_BPD.dtype)
 
-    def _update(self, x_BPD: Tensor, weight_BP: Tensor) -> None:
-        weight_BP1 = (weight_BP > 0).float()[..., None]
-        fresh = weight_BP1.sum()
+    def _update(self, x_BPD: Tensor, kept_BP1: Tensor) -> None:
+        # A masked place may hold anything, and 0 times infinity is NaN.
+        x_BPD = torch.where(kept_BP1 > 0, x_BPD, 0.0)
+        sums = _sum_over_ranks(torch.cat([x_BPD.sum((0, 1)), kept_BP1.sum()[None]]))
+        fresh, fresh_mean = sums[-1], sums[:-1] / sums[-1]
+        fresh_square = _sum_over_ranks(((x_BPD - fresh_mean).square() * kept_BP1).sum()) / (fresh * x_BPD.shape[-1])
         share = fresh / (self.count + fresh)
-        fresh_mean = (x_BPD * weight_BP1).sum((0, 1)) / fresh
-        fresh_square = ((x_BPD - fresh_mean).square() * weight_BP1).sum() / (fresh * x_BPD.shape[-1])
         between = (fresh_mean - self.mean).square().mean() * share * (1 - share)
-        square = torch.where(self.count > 0, self.square, 0.0)
-        self.square.copy_(square + (fresh_square - square) * share + between)
-        self.mean.copy_(self.mean + (fresh_mean - self.mean) * share)
-        self.count.copy_(self.count + fresh)
+        self.square.copy_(torch.lerp(self.square, fresh_square, share) + between)
+        self.mean.copy_(torch.lerp(self.mean, fresh_mean, share))
+        self.count.add_(fresh)
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    """`x` summed over all processes of the default process group; `x` itself where there is one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+    return x
 
 
 class ConditionEncoder(nn.Module):
