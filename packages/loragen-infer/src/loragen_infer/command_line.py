@@ -12,7 +12,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,13 +38,15 @@ class Command:
     """What it does, in a sentence or two."""
     example: str
     """A command line that works."""
-    run: Callable[[Any], None]
-    """Does it: takes an instance of ``config_class``, or without one the parsed options."""
+    run: Callable[..., None]
+    """Does it: takes an instance of ``config_class`` and, if there are any, the options of ``add_options``."""
     config_class: type | None = None
     """A dataclass whose fields become ``--key`` and ``--section.key`` options and the keys of the YAML files given with
     ``--config`` (repeatable: the later file wins, and options win over files)."""
     add_options: Callable[[ArgumentParser], None] | None = None
-    """Adds the options of a command without ``config_class``."""
+    """Adds options that are no fields of ``config_class``."""
+    short_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Other names of options: ``{"--checkpoint-dir": "--data.checkpoint_dir"}``."""
 
 
 def run_command_line(prog: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None) -> int:
@@ -72,7 +74,7 @@ def run_command_line(prog: str, description: str, commands: Sequence[Command], a
     words = list(sys.argv[1:] if argv is None else argv)
     named = next((command for command in commands if words[:1] == [command.name]), None)
     if named is not None and named.config_class is not None:
-        words = _take_dashes(words, named.config_class)
+        words = _take_dashes(words, named)
     parsed = root.parse_args(words)
     chosen = next(command for command in commands if command.name == parsed.subcommand)
     return _run(prog, chosen, parsers[chosen.name], parsed[chosen.name])
@@ -125,8 +127,9 @@ class _CheckedConfigFile(ActionConfigFile):
         if not isinstance(content, dict):
             parser.error(f"{path} must hold 'key: value' lines, but holds {type(content).__name__}")
         try:
-            # --print_config prints the option --verbose too, and its output is a valid file.
-            _check_keys({key: value for key, value in content.items() if key != "verbose"}, kind, path, "")
+            # --print_config prints the options that are no fields too, and its output is a valid file.
+            others = {action.dest for action in parser._actions} - set(typing.get_type_hints(kind))
+            _check_keys({key: value for key, value in content.items() if key not in others}, kind, path, "")
         except UsageError as error:
             parser.error(str(error))
         self.apply_config(parser, cfg, self.dest, values)
@@ -149,10 +152,12 @@ def _check_keys(content: Any, kind: Any, path: Path, prefix: str) -> None:
         _check_keys(value, hints[key], path, f"{prefix}{key}.")
 
 
-def _take_dashes(words: list[str], config_class: type) -> list[str]:
-    """Spell ``--output-dir`` as the field is called, ``--output_dir``."""
-    names = [field.name for field in dataclasses.fields(config_class)]
-    known = {f"--{name.replace('_', '-')}": f"--{name}" for name in names}
+def _take_dashes(words: list[str], command: Command) -> list[str]:
+    """Spell ``--output-dir`` as the field is called, ``--output_dir``, and short names as what they stand for."""
+    names = [field.name for field in dataclasses.fields(command.config_class or Command)]
+    known = {f"--{name.replace('_', '-')}": f"--{name}" for name in [*names, "print_config"]} | dict(
+        command.short_names
+    )
     parts = [word.partition("=") for word in words]
     return [known.get(head, head) + equals + tail for head, equals, tail in parts]
 
@@ -162,7 +167,10 @@ def _run(prog: str, command: Command, parser: ArgumentParser, options: Namespace
     _quieten(verbose=options.verbose)
     prog = f"{prog} {command.name}"
     try:
-        command.run(options if command.config_class is None else _build_config(command.config_class, parser, options))
+        arguments = [] if command.config_class is None else [_build_config(command.config_class, parser, options)]
+        if command.config_class is None or command.add_options is not None:
+            arguments.append(options)
+        command.run(*arguments)
     except KeyboardInterrupt:
         _say(f"{prog}: interrupted; what is finished is kept.")
         return 130
@@ -184,8 +192,11 @@ def _quieten(*, verbose: bool) -> None:
         return
     # Lightning sets the level of its root logger when it is imported, but not that of this talkative child.
     lightning = "lightning.pytorch.utilities.rank_zero"
-    for name in ("filelock", "fsspec", "httpcore", "httpx", lightning, "matplotlib", "sentence_transformers"):
+    talkative = ("filelock", "fsspec", "httpcore", "httpx", "matplotlib", "sentence_transformers")
+    for name in (*talkative, lightning):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its warnings are of retries, which whoever retries reports.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
     if not sys.stderr.isatty():

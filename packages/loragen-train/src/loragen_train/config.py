@@ -1,13 +1,14 @@
 """The configuration of ``loragen-train fit``; imports nothing heavy, so that ``--help`` is fast."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from loragen_train.collect_config import check_positive, check_seed, check_task_names
+from loragen_train.collect_config import check_positive, check_task_names
 from loragen_train.errors import LoragenTrainError
+from loragen_train.logging_config import LoggingConfig
+from loragen_train.training_config import TrainingConfig
 
-__all__ = ["DataConfig", "FitConfig", "ModelConfig", "TaskConfig", "TrainingConfig"]
+__all__ = ["DataConfig", "ExportConfig", "FitConfig", "ModelConfig", "TaskConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class ModelConfig:
     """Values per token."""
     kernel_size: int = 3
     """Kernel of the convolutions over tokens and layers, odd."""
+    freeze_text_encoder: bool = True
+    """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
+    into the bundle."""
 
     def __post_init__(self) -> None:
         check_positive("model.", hidden_dim=self.hidden_dim, output_dim=self.output_dim, kernel_size=self.kernel_size)
@@ -38,51 +42,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How the generator is trained."""
-
-    max_epochs: int = 100
-    """Number of passes over all checkpoints."""
-    learning_rate: float = 1e-4
-    """Peak learning rate."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    mse_weight: float = 1.0
-    """Weight of the mean squared error in the loss."""
-    l1_weight: float = 0.1
-    """Weight of the mean absolute error in the loss."""
-    optimizer_type: Literal["adamw"] = "adamw"
-    """Optimizer."""
-    scheduler_type: Literal["cosine", "constant"] = "cosine"
-    """Learning rate over the steps: ``cosine`` falls to zero at the last one, ``constant`` stays."""
-    precision: str = "32-true"
-    """Precision in Lightning's terms, such as ``32-true`` or ``bf16-mixed``."""
-    accelerator: str = "auto"
-    """Hardware in Lightning's terms: ``auto``, ``cpu``, ``gpu``."""
-    seed: int = 0
-    """Seed of the weights, of the order of checkpoints and of the prompts drawn for them."""
-
-    def __post_init__(self) -> None:
-        check_positive("training.", max_epochs=self.max_epochs, learning_rate=self.learning_rate)
-        # AdamW's first step is ten times as large and must still be a float32.
-        if self.learning_rate > 1e30:
-            raise LoragenTrainError(f"training.learning_rate is {self.learning_rate}, but must be at most 1e30.")
-        check_seed("training.", self.seed)
-        for name in ("weight_decay", "mse_weight", "l1_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise LoragenTrainError(f"training.{name} is {getattr(self, name)}, but must be 0 or more and finite.")
-        if self.mse_weight == self.l1_weight == 0:
-            raise LoragenTrainError("training.mse_weight and training.l1_weight are both 0; there would be no loss.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """One task: a name and the folder of its LoRA checkpoints."""
+    """One task: its name, its LoRA checkpoints and, where they are not in ``prompts_dir``, its prompts."""
 
     name: str
     """The task as it is called in the prompt files."""
     checkpoint_dir: str
     """Folder that holds the task's checkpoints, at any depth."""
+    prompts: str | None = None
+    """A JSON/JSONL file with the task's samples, of which ``samples_per_prompt`` are joined to a prompt and a tenth of
+    the prompts is kept for validation; by default the task's prompts in ``prompts_dir``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +65,40 @@ class DataConfig:
     tasks: list[TaskConfig] = field(default_factory=list)
     """The tasks, each with its folder of LoRA checkpoints."""
     batch_size: int = 8
-    """Number of checkpoints per step."""
+    """Number of checkpoints per step and device."""
+    samples_per_prompt: int = 4
+    """Number of samples joined to one prompt, for tasks with ``prompts`` of their own."""
     prompts_per_condition: int = 8
     """Number of a task's prompts drawn afresh for every visit of a checkpoint."""
     max_checkpoints: int = 50
     """Most checkpoints used per task: the last ones in natural order."""
+    cache_tokenized: bool = True
+    """Keep tokens and prompt embeddings in ``cache_dir``, so that the next start is fast; False makes them anew."""
+    cache_dir: str | None = None
+    """Folder of the cache, which several runs may share; by default ``~/.cache/loragen``."""
+    skip_unreadable: bool = False
+    """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
 
     def __post_init__(self) -> None:
         check_positive(
             "data.",
             batch_size=self.batch_size,
+            samples_per_prompt=self.samples_per_prompt,
             prompts_per_condition=self.prompts_per_condition,
             max_checkpoints=self.max_checkpoints,
         )
         if (self.checkpoint_dir is None) == (not self.tasks):
             raise LoragenTrainError("Give either data.checkpoint_dir (one task) or data.tasks (several), not both.")
         check_task_names([task.name for task in self.tasks])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is written of the trained generator."""
+
+    format: Literal["safetensors", "pt"] = "safetensors"
+    """``safetensors``: the bundle. ``pt``: besides it ``generator_model.pt`` of plain tensors, which
+    ``torch.load(..., weights_only=True)`` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +111,17 @@ class FitConfig:
     """The text encoder and the generator."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How the generator is trained."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Where the curves go."""
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """What is written of the result."""
     name: str = "generator"
     """Name of the experiment; its folder is called ``<name>_<date>_<time>``."""
     output_dir: str = "experiments"
     """Folder that experiment folders are made in."""
+    provenance: dict[str, Any] | None = None
+    """Written by ``fit`` into an experiment's config.yaml: versions, git commit and hashes of the data. A run from that
+    file warns of what is different now."""
 
     def __post_init__(self) -> None:
         check_task_names([self.name])

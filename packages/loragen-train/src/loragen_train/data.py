@@ -1,46 +1,141 @@
 """Pairs checkpoints with prompts: every visit of a checkpoint sees a fresh random batch of its own task's prompts.
 
-Legend: B batch, P prompts per condition, D embedding size, N tokens, W values per token.
+The order of visits and the prompts of each follow from the seed and the visit's number alone. So a run that resumes
+in the middle of an epoch goes on with the visit after the last one, and several processes share an epoch without
+talking: each takes its part of every global batch.
+
+Legend: B batch, P prompts per condition, N tokens, W values per token.
 """
 
 import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lora_tokenizer import TokenSet
 from torch.utils.data import DataLoader, Dataset
 
 from loragen_train.config import DataConfig
 from loragen_train.zoo import Zoo
 
-__all__ = ["CheckpointPromptPairs", "ZooDataModule"]
-
-Pair = tuple[torch.Tensor, torch.Tensor]
+__all__ = ["Batch", "PairLoader", "ZooDataModule"]
 
 
-class CheckpointPromptPairs(Dataset[Pair]):
-    """One pair (condition ``[P, D]``, target tokens ``[N, W]``) per checkpoint.
+class Batch(NamedTuple):
+    """What one step sees."""
 
-    Which prompts a checkpoint is paired with depends on ``seed`` and the index alone, so that an epoch can be
-    repeated to the bit whatever was drawn before it. A task with fewer than P prompts repeats some.
+    prompts: torch.Tensor
+    """``[B, P]``, numbers of prompts in the table of all prompts, int64."""
+    tokens: torch.Tensor
+    """``[B, N, W]``, tokens of the checkpoints, not yet z-scored."""
+
+
+class _Visit(NamedTuple):
+    """One visit of a checkpoint."""
+
+    epoch: int
+    number: int
+    checkpoint: int
+
+
+class _Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Prompts and tokens of a visit; holds the tokens' file, not their values."""
+
+    def __init__(
+        self, tokens: TokenSet, tasks: list[str], prompts: dict[str, range], num_prompts: int, seed: str
+    ) -> None:
+        self._tokens, self._tasks, self._prompts = tokens, tasks, prompts
+        self._num_prompts, self._seed = num_prompts, seed
+
+    def __getitem__(self, visit: _Visit) -> tuple[torch.Tensor, torch.Tensor]:
+        known = self._prompts[self._tasks[visit.checkpoint]]
+        draw = random.Random(f"{self._seed}/{visit.epoch}/{visit.number}")
+        # A task with fewer prompts than asked for repeats some.
+        enough = len(known) >= self._num_prompts
+        chosen = draw.sample(known, self._num_prompts) if enough else draw.choices(known, k=self._num_prompts)
+        return torch.tensor(chosen), self._tokens.read(visit.checkpoint)
+
+
+def _collate(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+    prompts, tokens = zip(*pairs, strict=True)
+    return Batch(torch.stack(prompts), torch.stack(tokens))
+
+
+class PairLoader:
+    """Batches of pairs, epoch after epoch, with a position that can be saved in the middle of one.
+
+    An epoch visits every checkpoint once; the last global batch is filled up with visits of some again, so that all
+    batches, on all devices, are of one size.
+
+    Args:
+        zoo: The checkpoints.
+        prompts: The numbers of each task's prompts.
+        config: Batch size and prompts per condition.
+        seed: Seed of order and prompts; another one for validation than for training.
+        shuffle: True: another order every epoch, and other prompts. False: every epoch is the same.
+        rank: Number of this process among ``world_size``.
+        world_size: Number of processes that share a global batch.
+        num_workers: Processes that read ahead.
     """
 
-    def __init__(self, zoo: Zoo, embeddings: dict[str, torch.Tensor], num_prompts: int, seed: str) -> None:
-        self._zoo = zoo
-        self._embeddings = embeddings
-        self._num_prompts = num_prompts
-        self._seed = seed
+    def __init__(
+        self,
+        zoo: Zoo,
+        prompts: dict[str, range],
+        config: DataConfig,
+        *,
+        seed: str,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        self._dataset = _Pairs(zoo.tokens, zoo.tasks, prompts, config.prompts_per_condition, seed)
+        self._num_checkpoints = len(zoo.tasks)
+        self._batch_size = config.batch_size
+        self._seed, self._shuffle = seed, shuffle
+        self._rank, self._world_size, self._num_workers = rank, world_size, num_workers
+        self._epoch = 0
+        self._num_done = 0
 
     def __len__(self) -> int:
-        return len(self._zoo.tasks)
+        """Number of batches in an epoch."""
+        return -(-self._num_checkpoints // (self._batch_size * self._world_size))
 
-    def __getitem__(self, index: int) -> Pair:
-        embeddings = self._embeddings[self._zoo.tasks[index]]
-        draw = random.Random(f"{self._seed}/{index}")
-        if len(embeddings) >= self._num_prompts:
-            chosen = draw.sample(range(len(embeddings)), self._num_prompts)
-        else:
-            chosen = draw.choices(range(len(embeddings)), k=self._num_prompts)
-        return embeddings[chosen], self._zoo.tokens[index]
+    def __iter__(self) -> Iterator[Batch]:
+        """What is left of the epoch that the position is in; of the next one where nothing is left."""
+        if self._num_done == len(self):
+            self._epoch, self._num_done = self._epoch + 1, 0
+        batches = self._visits(self._epoch)[self._num_done :]
+        for batch in DataLoader(
+            self._dataset,
+            batch_sampler=batches,
+            collate_fn=_collate,
+            num_workers=self._num_workers,
+        ):
+            # Counted before it is handed out: whoever saves the position has seen this batch.
+            self._num_done += 1
+            yield batch
+
+    def _visits(self, epoch: int) -> list[list[_Visit]]:
+        if not self._shuffle:
+            epoch = 0
+        order = list(range(self._num_checkpoints))
+        if self._shuffle:
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        size = self._batch_size * self._world_size
+        visits = [_Visit(epoch, number, order[number % self._num_checkpoints]) for number in range(len(self) * size)]
+        start = self._rank * self._batch_size
+        return [visits[first + start : first + start + self._batch_size] for first in range(0, len(visits), size)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: Lightning keeps it in its checkpoints."""
+        return {"epoch": self._epoch, "num_done": self._num_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the position ``state``."""
+        self._epoch, self._num_done = state["epoch"], state["num_done"]
 
 
 class ZooDataModule(LightningDataModule):
@@ -48,34 +143,43 @@ class ZooDataModule(LightningDataModule):
 
     Args:
         zoo: The tokenized checkpoints.
-        train: Prompt embeddings ``[num_prompts, D]`` of each task.
+        train: The numbers of each task's training prompts in the table of all prompts.
         val: The same for the validation prompts.
         config: Batch size and prompts per condition.
         seed: Seed of the order of checkpoints and of the prompts drawn.
+        num_workers: Processes that read ahead, per device.
     """
 
     def __init__(
         self,
         zoo: Zoo,
         *,
-        train: dict[str, torch.Tensor],
-        val: dict[str, torch.Tensor],
+        train: dict[str, range],
+        val: dict[str, range],
         config: DataConfig,
         seed: int,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self._zoo, self._train, self._val, self._config, self._seed = zoo, train, val, config, seed
+        self._zoo, self._train, self._val, self._config = zoo, train, val, config
+        self._seed, self._num_workers = seed, num_workers
 
-    def train_dataloader(self) -> DataLoader[Pair]:
-        """A fresh epoch: the trainer reloads this every epoch, and order and prompts follow from its number."""
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        pairs = self._pairs(self._train, f"{self._seed}/train/{epoch}")
-        order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        return DataLoader(pairs, batch_size=self._config.batch_size, shuffle=True, generator=order)
+    def train_dataloader(self) -> PairLoader:
+        """Another order and other prompts every epoch."""
+        return self._loader(self._train, f"{self._seed}/train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Pair]:
-        """Every checkpoint once, always with the same validation prompts."""
-        return DataLoader(self._pairs(self._val, f"{self._seed}/val"), batch_size=self._config.batch_size)
+    def val_dataloader(self) -> PairLoader:
+        """Every checkpoint, always with the same validation prompts."""
+        return self._loader(self._val, f"{self._seed}/val", shuffle=False)
 
-    def _pairs(self, embeddings: dict[str, torch.Tensor], seed: str) -> CheckpointPromptPairs:
-        return CheckpointPromptPairs(self._zoo, embeddings, self._config.prompts_per_condition, seed)
+    def _loader(self, prompts: dict[str, range], seed: str, *, shuffle: bool) -> PairLoader:
+        return PairLoader(
+            self._zoo,
+            prompts,
+            self._config,
+            seed=seed,
+            shuffle=shuffle,
+            rank=self.trainer.global_rank if self.trainer is not None else 0,
+            world_size=self.trainer.world_size if self.trainer is not None else 1,
+            num_workers=self._num_workers,
+        )

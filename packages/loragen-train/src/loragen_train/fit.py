@@ -1,187 +1,259 @@
-"""Trains a generator: zoo and prompts in, an experiment folder with the bundle out.
-
-<output_dir>/<name>_YYYYMMDD_HHMMSS/config.yaml            the full configuration
-                                    checkpoints/           Lightning checkpoints: the best, and last.ckpt
-                                    csv_logs/metrics.csv   losses per epoch
-                                    results/final_model/   the bundle
-"""
+"""Trains a generator: zoo and prompts in, an experiment folder (see experiment.py) with the bundle out."""
 
 import logging
 import math
-import signal
 import time
-from dataclasses import asdict
-from datetime import datetime
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from hyperconv import GeneratorConfig, HyperConvGenerator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loragen_infer.bundle import BUNDLE_NAME, GeneratorBundle
-from loragen_infer.encoder import PromptEncoder
-from loragen_infer.progress import ProgressBar
+from loragen_infer.files import atomic_file, atomic_folder, write_json
 
+from loragen_train.callbacks import EpochProgress, Interrupted, MachineUse, StopAfterStep, ValidateLastEpoch
 from loragen_train.config import FitConfig
-from loragen_train.data import ZooDataModule
 from loragen_train.errors import LoragenTrainError
-from loragen_train.module import GeneratorModule
-from loragen_train.zoo import Zoo, read_prompts, read_zoo
+from loragen_train.experiment import (
+    FINAL_MODEL,
+    LAST_CHECKPOINT,
+    differences,
+    find_last,
+    make_experiment_folder,
+    write_config,
+)
+from loragen_train.parts import Parts, build_parts, cache_folder, is_first_process
+from loragen_train.tracking import Outcome, Tracker, make_trackers
+from loragen_train.validation import task_means, validate
 
 __all__ = ["fit"]
 
 logger = logging.getLogger(__name__)
 
 
-def fit(config: FitConfig) -> Path:
+def fit(config: FitConfig, *, resume: str | None = None) -> Path | None:
     """Train the generator that ``config`` describes and return the experiment folder.
 
+    Args:
+        config: The training.
+        resume: ``auto`` to continue the newest unfinished experiment of this name, if there is one, or the folder of
+            the experiment to continue.
+
+    Returns:
+        The experiment's folder; None in the processes of a distributed training that do not write.
+
     Raises:
-        LoragenTrainError: Prompts and checkpoints do not belong together, or the training diverged.
+        LoragenTrainError: Prompts and checkpoints do not belong together, the hardware is not what ``config`` asks for
+            or runs out of memory, or the training diverged.
         LoragenInferError: A prompt file or the text encoder cannot be read.
-        LoraTokenizerError: A checkpoint cannot be read or does not fit the token grid.
+        LoraTokenizerError: A folder holds no checkpoints.
+        Interrupted: A signal stopped the training; the experiment can be resumed.
     """
     started = time.perf_counter()
     seed_everything(config.training.seed, workers=True, verbose=False)
-    prompts_dir = Path(config.data.prompts_dir)
-    train = read_prompts(prompts_dir / "train_prompts.jsonl")
-    val = read_prompts(prompts_dir / "val_prompts.jsonl")
-    if missing := sorted(set(train) ^ set(val)):
-        raise LoragenTrainError(f"The task {missing[0]!r} is in only one of the two prompt files in {prompts_dir}.")
-    zoo = read_zoo(config.data, config.model, list(train))
-    use_accelerator = torch.accelerator.is_available() and config.training.accelerator != "cpu"
-    device = torch.accelerator.current_accelerator() if use_accelerator else "cpu"
-    encoder = PromptEncoder(config.model.text_encoder_name, device=str(device))
-    data = ZooDataModule(
-        zoo,
-        train={task: encoder.encode(prompts) for task, prompts in train.items()},
-        val={task: encoder.encode(prompts) for task, prompts in val.items()},
-        config=config.data,
-        seed=config.training.seed,
+    with cache_folder(config) as cache_dir:
+        parts = build_parts(config, cache_dir)
+        provenance = parts.provenance()
+        if config.provenance is not None:
+            for difference in differences(config.provenance, provenance):
+                logger.warning("Not as when this configuration was recorded: %s.", difference)
+        folder, checkpoint = _experiment(config, resume, provenance)
+        trackers = _trackers(config, folder, checkpoint)
+        outcome: tuple[Outcome, str | None] = ("crashed", None)
+        try:
+            trainer = _trainer(config, folder, trackers)
+            _log_start(parts, folder)
+            _train(trainer, parts, config, checkpoint)
+            _check_converged(trainer, parts, config)
+            if not trainer.is_global_zero:
+                return None
+            _write_results(parts, config, folder)
+            outcome = ("success", None)
+        except Interrupted as stop:
+            outcome = ("aborted", str(stop))
+            logger.info("Stopped after step %d; go on with --resume %s.", trainer.global_step, folder)
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            outcome = ("aborted" if isinstance(error, KeyboardInterrupt) else "crashed", str(error))
+            raise
+        finally:
+            for tracker in trackers:
+                tracker.close(*outcome)
+    val_loss = float(trainer.callback_metrics["val_loss"])
+    logger.info(
+        "val_loss %.4f after %.0f s. Generator: %s", val_loss, time.perf_counter() - started, folder / FINAL_MODEL
     )
-    generator = _build_generator(config, zoo, encoder.embedding_dim)
-    folder = _make_experiment_folder(Path(config.output_dir), config.name)
-    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def _experiment(config: FitConfig, resume: str | None, provenance: dict[str, Any]) -> tuple[Path, Path | None]:
+    """The experiment's folder, and the checkpoint to go on from."""
+    output_dir = Path(config.output_dir)
+    found = find_last(resume, output_dir, config.name) if resume is not None else None
+    if found is not None:
+        _warn_of_changes(config, found)
+        logger.info("Resuming %s.", found)
+        return found, found / LAST_CHECKPOINT
+    if resume is not None:
+        logger.info("There is no unfinished experiment called %s in %s; starting one.", config.name, output_dir)
+    if not is_first_process():
+        # Only the first process writes; the others need a path, but never make it.
+        return output_dir / config.name, None
+    folder = make_experiment_folder(output_dir, config.name)
+    write_config(folder, config, provenance)
+    return folder, None
+
+
+def _warn_of_changes(config: FitConfig, folder: Path) -> None:
+    try:
+        before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise LoragenTrainError(f"{folder / 'config.yaml'} cannot be read ({error}); resume needs it.") from error
+    for section in ("data", "model", "training"):
+        for difference in differences(before.get(section, {}), asdict(config)[section], f"{section}."):
+            logger.warning("Resuming with a changed configuration: %s.", difference)
+
+
+def _trackers(config: FitConfig, folder: Path, checkpoint: Path | None) -> list[Tracker]:
+    if not is_first_process():
+        return []
+    step = torch.load(checkpoint, weights_only=True, mmap=True)["global_step"] if checkpoint is not None else 0
+    trackers = make_trackers(config, folder, step)
+    for tracker in trackers:
+        tracker.log_hyperparams(asdict(replace(config, provenance=None)))
+    return trackers
+
+
+def _log_start(parts: Parts, folder: Path) -> None:
+    layout = parts.zoo.layout
     logger.info(
         "%d checkpoints of %d tasks, %d tokens of %d values; the generator has %.1f M parameters. Experiment: %s",
-        *(len(zoo.tasks), len(train), zoo.layout.num_tokens, zoo.layout.token_dim),
-        *(generator.config.num_parameters() / 1e6, folder),
+        *(len(parts.zoo.tasks), len(parts.zoo.names), layout.num_tokens, layout.token_dim),
+        *(parts.module.generator.config.num_parameters() / 1e6, folder),
     )
+
+
+def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker]) -> Trainer:
+    training = config.training
+    strategy = training.strategy
+    if not config.model.freeze_text_encoder and strategy in ("ddp", "auto") and str(training.devices) != "1":
+        # Encoders have parameters, such as those of an unused pooler, that get no gradient.
+        strategy = "ddp_find_unused_parameters_true"
     try:
-        trainer = _trainer(config, folder)
+        return Trainer(
+            default_root_dir=folder,
+            accelerator=training.accelerator,
+            devices=training.devices,
+            num_nodes=training.num_nodes,
+            strategy=strategy,
+            precision=training.precision,  # type: ignore[arg-type]  # Lightning refuses a wrong one by name
+            max_epochs=training.max_epochs,
+            accumulate_grad_batches=training.accumulate_grad_batches,
+            gradient_clip_val=training.gradient_clip_val or None,
+            check_val_every_n_epoch=training.epochs_between_validations,
+            deterministic=True,
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.logging.every_n_steps,
+            use_distributed_sampler=False,
+            logger=list(trackers),
+            callbacks=_callbacks(config, folder),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise LoragenTrainError(
-            f"training.accelerator={config.training.accelerator!r} or training.precision={config.training.precision!r} "
-            f"is nothing that Lightning can use here: {reason}"
+            f"training.accelerator={training.accelerator!r}, devices={training.devices!r}, strategy="
+            f"{training.strategy!r} or precision={training.precision!r} is nothing that Lightning can use here: "
+            f"{reason}"
         ) from error
-    module = GeneratorModule(generator, zoo.layout.mask(), config.training)
-    _run(trainer, module, data)
+
+
+def _callbacks(config: FitConfig, folder: Path) -> list[Callback]:
+    training, checkpoints = config.training, folder / LAST_CHECKPOINT.parent
+    callbacks: list[Callback] = [
+        ValidateLastEpoch(),
+        EpochProgress(),
+        # Each validation: the best, and the last to resume from.
+        ModelCheckpoint(checkpoints, "{epoch}-{val_loss:.4f}", monitor="val_loss", save_last=True),
+    ]
+    if training.checkpoint_every_n_steps:
+        callbacks.append(
+            ModelCheckpoint(
+                checkpoints,
+                LAST_CHECKPOINT.stem,
+                every_n_train_steps=training.checkpoint_every_n_steps,
+                enable_version_counter=False,
+            )
+        )
+    if training.early_stopping_patience:
+        callbacks.append(EarlyStopping("val_loss", patience=training.early_stopping_patience))
+    return [*callbacks, StopAfterStep(folder / LAST_CHECKPOINT), MachineUse()]
+
+
+def _train(trainer: Trainer, parts: Parts, config: FitConfig, checkpoint: Path | None) -> None:
+    try:
+        with warnings.catch_warnings():
+            # What they advise (more workers, a logging interval) is not the user's to change or does not matter.
+            warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+            trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        half = config.data.batch_size // 2
+        hint = f"try data.batch_size {half}" if half else "lower model.hidden_dim or use a GPU with more memory"
+        raise LoragenTrainError(
+            f"The GPU's memory does not hold a step with data.batch_size {config.data.batch_size}; {hint}, and "
+            f"training.accumulate_grad_batches {2 * config.training.accumulate_grad_batches} for the same result."
+        ) from error
+    except SystemExit as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _check_converged(trainer: Trainer, parts: Parts, config: FitConfig) -> None:
     val_loss = float(trainer.callback_metrics["val_loss"])
-    # The last epochs may come after the last validation, so a finite val_loss says nothing of the weights.
-    is_finite = math.isfinite(val_loss) and all(value.isfinite().all() for value in generator.parameters())
+    is_finite = math.isfinite(val_loss) and all(value.isfinite().all() for value in parts.module.parameters())
     if not is_finite:
         raise LoragenTrainError(
             f"The training diverged (its weights or val_loss, {val_loss}, are not finite); lower "
             f"training.learning_rate, which is {config.training.learning_rate}."
         )
+
+
+def _write_results(parts: Parts, config: FitConfig, folder: Path) -> None:
+    module = parts.module.cpu().eval()
+    means = task_means(parts)
+    write_json(folder / "results" / "validation.json", validate(parts, means))
+    state = None
+    if not config.model.freeze_text_encoder:
+        state = {name: value.cpu() for name, value in parts.encoder.module.state_dict().items()}
     bundle = GeneratorBundle(
-        generator=generator.eval(),
-        layout=zoo.layout,
-        stats=zoo.stats,
+        generator=module.generator,
+        layout=parts.zoo.layout,
+        stats=parts.zoo.stats,
         text_encoder_name=config.model.text_encoder_name,
+        text_encoder_state=state,
+        tasks=means,
     )
-    saved = bundle.save(folder / "results" / "final_model" / BUNDLE_NAME)
-    logger.info("val_loss %.4f after %.0f s. Generator: %s", val_loss, time.perf_counter() - started, saved)
-    return folder
+    with atomic_folder(folder / FINAL_MODEL) as part:
+        bundle.save(part / BUNDLE_NAME)
+        if config.export.format == "pt":
+            with atomic_file(part / "generator_model.pt") as file:
+                torch.save(_plain_tensors(bundle), file)
 
 
-def _run(trainer: Trainer, module: GeneratorModule, data: ZooDataModule) -> None:
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, datamodule=data)
-    except SystemExit as error:
-        if not trainer.interrupted:
-            raise
-        # Lightning turns Ctrl+C into exit code 1 and leaves the process deaf to the next one.
-        signal.signal(signal.SIGINT, on_interrupt)
-        raise KeyboardInterrupt from error
-
-
-def _build_generator(config: FitConfig, zoo: Zoo, condition_dim: int) -> HyperConvGenerator:
-    num_layers, tokens_per_layer, token_dim = zoo.layout.grid
-    return HyperConvGenerator(
-        GeneratorConfig(
-            condition_dim=condition_dim,
-            hidden_dim=config.model.hidden_dim,
-            grid=(num_layers, tokens_per_layer),
-            output_dim=token_dim,
-            num_hyperconv_blocks=config.model.num_hyperconv_blocks,
-            kernel_size=config.model.kernel_size,
-        )
-    )
-
-
-def _make_experiment_folder(output_dir: Path, name: str) -> Path:
-    """Make a folder that no other run has, even one started in the same second."""
-    stem = f"{name}_{datetime.now():%Y%m%d_%H%M%S}"
-    for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
-        folder = output_dir / (stem + suffix)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise LoragenTrainError(f"{folder} cannot be made: {error.strerror}; choose another output_dir.") from error
-        return folder
-    raise LoragenTrainError(f"{output_dir} has a thousand experiments called {stem}; choose another name.")
-
-
-def _trainer(config: FitConfig, folder: Path) -> Trainer:
-    training = config.training
-    epochs_between_validations = max(1, training.max_epochs // 10)
-    return Trainer(
-        default_root_dir=folder,
-        accelerator=training.accelerator,
-        devices=1,
-        precision=training.precision,  # type: ignore[arg-type]  # Lightning refuses a wrong one by name
-        max_epochs=training.max_epochs,
-        check_val_every_n_epoch=epochs_between_validations,
-        reload_dataloaders_every_n_epochs=1,
-        deterministic=True,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=CSVLogger(folder, name="", version="csv_logs"),
-        callbacks=[
-            ModelCheckpoint(
-                dirpath=folder / "checkpoints",
-                filename="{epoch}-{val_loss:.4f}",
-                monitor="val_loss",
-                save_last=True,
-            ),
-            _EpochProgress(),
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-class _EpochProgress(Callback):
-    """One bar over all epochs: epochs of a small zoo are too short for a bar each."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar = ProgressBar("fit", total=trainer.max_epochs or 0, unit="epoch")
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shown = {
-            name: f"{trainer.callback_metrics[name].item():.4f}"
-            for name in ("train_loss", "val_loss")
-            if name in trainer.callback_metrics
-        }
-        self._bar.advance(**shown)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.close()
+def _plain_tensors(bundle: GeneratorBundle) -> dict[str, Any]:
+    """The generator's weights, its statistics, and settings as JSON values: what ``weights_only=True`` can read."""
+    return {
+        "state_dict": bundle.generator.state_dict(),
+        "config": bundle.generator.config.to_dict(),
+        "stats": bundle.stats.to_tensors(),
+        "layout": bundle.layout.to_json(),
+        "text_encoder_name": bundle.text_encoder_name,
+        "text_encoder_state": dict(bundle.text_encoder_state or {}),
+    }

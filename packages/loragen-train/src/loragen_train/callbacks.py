@@ -1,0 +1,162 @@
+"""What happens around the training steps: progress, use of the machine, the last validation, and an orderly stop."""
+
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from loragen_infer.progress import ProgressBar
+
+__all__ = ["EpochProgress", "Interrupted", "MachineUse", "StopAfterStep", "ValidateLastEpoch"]
+
+logger = logging.getLogger(__name__)
+
+_MEBIBYTE = 2**20
+
+
+class EpochProgress(Callback):
+    """One bar over all epochs: epochs of a small zoo are too short for a bar each."""
+
+    def __init__(self) -> None:
+        self._bar: ProgressBar | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar, from where a resumed run goes on."""
+        if trainer.is_global_zero:
+            self._bar = ProgressBar("fit", total=trainer.max_epochs or 0, unit="epoch", done=trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count an epoch."""
+        shown = {
+            name: f"{trainer.callback_metrics[name].item():.4f}"
+            for name in ("train_loss", "val_loss")
+            if name in trainer.callback_metrics
+        }
+        if self._bar is not None:
+            self._bar.advance(**shown)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the bar as it stands, also after an interrupt."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class ValidateLastEpoch(Callback):
+    """Validates after the last epoch too, so that the last val_loss is of the final weights."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the last epoch one that is validated."""
+        if trainer.current_epoch == (trainer.max_epochs or 0) - 1:
+            trainer.check_val_every_n_epoch = 1
+
+
+class MachineUse(Callback):
+    """Logs, for every epoch: samples per second, the share of time spent waiting for data, and the machine's use.
+
+    ``gpu_percent`` and ``gpu_memory_mib`` where the training is on a GPU, and ``cpu_percent`` (of one core) and
+    ``rss_mib`` of this process always. It must be the last callback, so that what the others do is not taken for
+    waiting.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._started = self._batch_ended = 0.0
+        self._waited = 0.0
+        self._num_samples = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._started = self._batch_ended = time.perf_counter()
+        self._waited, self._num_samples = 0.0, 0
+        self._process.cpu_percent()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """What passed since the last batch ended was waiting."""
+        self._waited += time.perf_counter() - self._batch_ended
+        self._num_samples += len(batch[0]) * trainer.world_size
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the time."""
+        self._batch_ended = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's numbers."""
+        # Validation, where there was one, lies after the last batch.
+        seconds = max(self._batch_ended - self._started, 1e-9)
+        values = {
+            "samples_per_second": self._num_samples / seconds,
+            "data_wait_share": self._waited / seconds,
+            "cpu_percent": self._process.cpu_percent(),
+            "rss_mib": self._process.memory_info().rss / _MEBIBYTE,
+        }
+        if pl_module.device.type == "cuda":
+            values["gpu_percent"] = float(torch.cuda.utilization(pl_module.device))
+            values["gpu_memory_mib"] = torch.cuda.max_memory_allocated(pl_module.device) / _MEBIBYTE
+        learning_rates = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+        pl_module.log_dict({**values, **learning_rates}, rank_zero_only=True)
+
+
+class Interrupted(BaseException):
+    """The training was stopped from outside, after a step, and can be resumed.
+
+    Args:
+        signal_number: The signal that stopped it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+class StopAfterStep(Callback):
+    """Turns Ctrl+C and SIGTERM into a stop after the step in hand, with a checkpoint to resume from.
+
+    A signal in the middle of an optimizer step would leave weights that no undisturbed run ever has.
+
+    Args:
+        checkpoint: The file to save to.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._received = 0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; a second one of a kind acts at once."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        signal.signal(number, self._before[number])
+        logger.info("Stopping after this step; once more to stop at once.")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and stop, if a signal came to any process."""
+        received = self._received
+        if trainer.world_size > 1:
+            everywhere = trainer.strategy.reduce(torch.tensor(received, device=pl_module.device), reduce_op="max")
+            received = int(everywhere)
+        # In the middle of an accumulation there is no step to save.
+        if received and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            trainer.save_checkpoint(self._checkpoint)
+            raise Interrupted(received)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
