@@ -1,0 +1,146 @@
+"""How alike the weight changes of many checkpoints are: inner products of ΔW, without ever making one.
+
+``<s B A, t D C> = s t sum((B^T D) * (A C^T))`` over all modules, so the product of two ``[out, in]`` matrices costs two
+products of their thin factors. It does not depend on how ΔW is split into factors, as a comparison of A and B would.
+Only two blocks of checkpoints are open at a time; the matrix of inner products (the Gram matrix) is all that grows.
+
+Legend: M checkpoints, T tasks, R ranks of a block one after another, i inputs, o outputs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from lora_tokenizer import LoraAdapter
+
+__all__ = ["cosines", "delta_gram", "principal_axes", "task_gram"]
+
+Matrix = npt.NDArray[np.float64]
+_Key = tuple[str, int, int]
+_Stack = tuple[Matrix, Matrix, list[int], list[int]]
+
+# Files of this size together are open at a time, twice.
+_BLOCK_BYTES = 256 << 20
+
+
+def delta_gram(
+    paths: Sequence[Path],
+    read: Callable[[Path], LoraAdapter],
+    *,
+    block_bytes: int = _BLOCK_BYTES,
+    on_done: Callable[[], None] = lambda: None,
+) -> Matrix:
+    """Return the inner products ``[M, M]`` of the weight changes of all checkpoints, in float64.
+
+    Modules of equal name and shape are compared, whatever their rank; where one checkpoint lacks a module, its change
+    there counts as zero. A magnitude of DoRA and a bias are left out.
+
+    Args:
+        paths: The checkpoints.
+        read: Reads one.
+        block_bytes: Sizes of checkpoints that are open at a time, twice; each is read again for every block.
+        on_done: Is called once for every checkpoint that has been compared with all others.
+
+    Raises:
+        LoraTokenizerError: A checkpoint cannot be read.
+    """
+    gram_MM = np.zeros((len(paths), len(paths)))
+    blocks = list(_blocks(paths, block_bytes))
+    for number, left in enumerate(blocks):
+        opened = [read(paths[index]) for index in left]
+        for right in blocks[number:]:
+            others = opened if right == left else [read(paths[index]) for index in right]
+            part = _products(opened, others)
+            gram_MM[np.ix_(left, right)] = part
+            gram_MM[np.ix_(right, left)] = part.T
+        for _ in left:
+            on_done()
+    return gram_MM
+
+
+def _blocks(paths: Sequence[Path], block_bytes: int) -> Iterator[list[int]]:
+    block: list[int] = []
+    size = 0
+    for index, path in enumerate(paths):
+        files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+        num_bytes = sum(file.stat().st_size for file in files)
+        if block and size + num_bytes > block_bytes:
+            yield block
+            block, size = [], 0
+        block.append(index)
+        size += num_bytes
+    if block:
+        yield block
+
+
+def _products(left: Sequence[LoraAdapter], right: Sequence[LoraAdapter]) -> Matrix:
+    products = np.zeros((len(left), len(right)))
+    stacks = [_modules_of(adapters) for adapters in (left, right)]
+    for key in stacks[0].keys() & stacks[1].keys():
+        a_Ri, b_oR, starts, who = _stack(left, key[0], stacks[0][key])
+        c_Ri, d_oR, other_starts, other_who = _stack(right, key[0], stacks[1][key])
+        pairs_RR = (a_Ri @ c_Ri.T) * (b_oR.T @ d_oR)
+        sums = np.add.reduceat(np.add.reduceat(pairs_RR, starts, axis=0), other_starts, axis=1)
+        products[np.ix_(who, other_who)] += sums
+    return products
+
+
+def _modules_of(adapters: Sequence[LoraAdapter]) -> dict[_Key, list[int]]:
+    """Name, inputs and outputs of every module, and the adapters that have it."""
+    found: dict[_Key, list[int]] = {}
+    for index, adapter in enumerate(adapters):
+        for module in adapter.modules:
+            a_ri, b_or = adapter.factors(module)
+            found.setdefault((module, a_ri.shape[1], b_or.shape[0]), []).append(index)
+    return found
+
+
+def _stack(adapters: Sequence[LoraAdapter], module: str, who: list[int]) -> _Stack:
+    """The factors of one module of several adapters, the scaling in B; and where each adapter's ranks start."""
+    factors = [adapters[index].factors(module) for index in who]
+    scalings = [adapters[index].scaling(module) for index in who]
+    a_Ri = np.concatenate([a_ri.double().numpy() for a_ri, _ in factors])
+    b_oR = np.concatenate([s * b_or.double().numpy() for s, (_, b_or) in zip(scalings, factors, strict=True)], axis=1)
+    ranks = [a_ri.shape[0] for a_ri, _ in factors]
+    return a_Ri, b_oR, [sum(ranks[:index]) for index in range(len(ranks))], who
+
+
+def cosines(gram: Matrix) -> Matrix:
+    """Return the cosines that belong to inner products; NaN where a vector is zero.
+
+    Example:
+        >>> cosines(np.array([[4.0, 3.0], [3.0, 9.0]])).tolist()
+        [[1.0, 0.5], [0.5, 1.0]]
+    """
+    norms = np.sqrt(np.diag(gram))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine: Matrix = np.clip(gram / np.outer(norms, norms), -1.0, 1.0)
+    return cosine
+
+
+def task_gram(gram_MM: Matrix, tasks: Sequence[str], names: Sequence[str]) -> Matrix:
+    """Return the inner products ``[T, T]`` of the tasks' mean weight changes, in the order of ``names``."""
+    share_TM = np.array([[float(task == name) for task in tasks] for name in names])
+    share_TM /= share_TM.sum(axis=1, keepdims=True)
+    means: Matrix = share_TM @ gram_MM @ share_TM.T
+    return means
+
+
+def principal_axes(gram_MM: Matrix, num_axes: int = 2) -> tuple[Matrix, list[float]]:
+    """Return coordinates ``[M, num_axes]`` on the main axes of the centred points, and the share of variance of each.
+
+    This is principal component analysis through the Gram matrix (classical scaling; W. S. Torgerson, Psychometrika 17,
+    1952): the eigenvectors of the doubly centred matrix, times the roots of their eigenvalues. The coordinate of the
+    largest magnitude on each axis is positive.
+    """
+    centred = gram_MM - gram_MM.mean(axis=0) - gram_MM.mean(axis=1, keepdims=True) + gram_MM.mean()
+    values, vectors = np.linalg.eigh(centred)
+    values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
+    total = float(values.sum())
+    points = np.zeros((len(gram_MM), num_axes))
+    known = min(num_axes, len(values))
+    points[:, :known] = vectors[:, :known] * np.sqrt(values[:known])
+    largest = np.take_along_axis(points, np.abs(points).argmax(axis=0)[None], axis=0)
+    shares = [float(value) / total if total > 0 else 0.0 for value in values[:known]]
+    return points * np.where(largest < 0, -1.0, 1.0), shares + [0.0] * (num_axes - known)
