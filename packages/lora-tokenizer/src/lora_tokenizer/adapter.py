@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -100,6 +101,12 @@ class LoraAdapter:
         a_ri, b_or = self.factors(module)
         dtype = torch.promote_types(torch.promote_types(a_ri.dtype, b_or.dtype), torch.float32)
         return self.scaling(module) * (b_or.to(dtype) @ a_ri.to(dtype))
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the adapter as the folder that `PeftModel.from_pretrained` loads; as `write_adapter`."""
+        from lora_tokenizer.writing import write_adapter
+
+        return write_adapter(self, folder)
 
     def to(self, dtype: torch.dtype) -> LoraAdapter:
         """The adapter with every tensor in `dtype`; tensors already in it are shared."""
