@@ -8,18 +8,31 @@ from typing import TYPE_CHECKING
 from loragen_infer.errors import LoragenInferError
 
 if TYPE_CHECKING:
-    from loragen_infer.attach import adapter_attached
+    from loragen_infer.attach import adapter_attached, swap_adapter
     from loragen_infer.bundle import GeneratorBundle
     from loragen_infer.encoder import PromptEncoder
-    from loragen_infer.generator import LoraGenerator
+    from loragen_infer.generator import LoraGenerator, scale_adapter
+    from loragen_infer.task_means import TaskMeans
 
-__all__ = ["GeneratorBundle", "LoraGenerator", "LoragenInferError", "PromptEncoder", "adapter_attached"]
+__all__ = [
+    "GeneratorBundle",
+    "LoraGenerator",
+    "LoragenInferError",
+    "PromptEncoder",
+    "TaskMeans",
+    "adapter_attached",
+    "scale_adapter",
+    "swap_adapter",
+]
 
 _MODULES = {
     "GeneratorBundle": "bundle",
     "LoraGenerator": "generator",
     "PromptEncoder": "encoder",
+    "TaskMeans": "task_means",
     "adapter_attached": "attach",
+    "scale_adapter": "generator",
+    "swap_adapter": "attach",
 }
 
 

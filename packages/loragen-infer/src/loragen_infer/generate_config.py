@@ -1,0 +1,79 @@
+"""The options of ``loragen-infer generate`` and which of them go together, without loading anything."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loragen_infer.errors import LoragenInferError
+
+__all__ = ["GenerateConfig"]
+
+_FORMATS = ("peft", "safetensors", "pt", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """What to generate, how, and where to.
+
+    Raises:
+        LoragenInferError: Options that contradict each other, or a value out of range.
+    """
+
+    model: str
+    """A bundle, a ``final_model`` folder or an experiment folder."""
+    output: str
+    """Where to: the adapter itself, or for a batch the folder of the adapters or one .pt file."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of one task."""
+    prompt_file: str | None = None
+    """A .txt, .jsonl or .json file, or ``-`` for standard input."""
+    pool: bool = False
+    """Take all prompts of the file, and ``prompts``, as one task."""
+    format: str | None = None
+    """``peft``, ``safetensors``, ``pt`` or ``tokens``; None: what the ending of ``output`` says, or ``peft``."""
+    scale: float = 1.0
+    """Factor on the effect of the adapters."""
+    device: str = "cpu"
+    """Torch device of encoder and generator."""
+    dtype: str = "float32"
+    """What the generator computes in."""
+    compile: bool = False
+    """Compile the generator with torch.compile."""
+    batch_size: int = 16
+    """Adapters generated together."""
+    cache_dir: str | None = None
+    """Folder of the embedding cache; None: no cache."""
+    kind: str = field(init=False, default="peft")
+    """The format that ``format`` and ``output`` come to."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts and self.prompt_file is None:
+            raise LoragenInferError("there is no prompt; give --prompt at least once, or --prompt-file")
+        if self.prompts and self.prompt_file is not None and not self.pool:
+            raise LoragenInferError("--prompt and --prompt-file together need --pool, which makes one task of them")
+        if self.batch_size < 1:
+            raise LoragenInferError(f"--batch-size is {self.batch_size}, where a number from 1 belongs")
+        if not self.scale - self.scale == 0:
+            raise LoragenInferError(f"--scale is {self.scale}, where a finite number belongs")
+        ending = {".pt": "pt", ".safetensors": "safetensors"}.get(Path(self.output).suffix, "peft")
+        kind = self.format or ending
+        if kind not in _FORMATS:
+            raise LoragenInferError(f"--format is {kind!r}, where one of {', '.join(_FORMATS)} belongs")
+        if self.is_one_file and kind not in ("pt", "tokens"):
+            raise LoragenInferError(f"--output {self.output} is one .pt file, which --format {kind} cannot be")
+        if not self.is_batch and kind in ("safetensors", "tokens") and ending != "safetensors":
+            raise LoragenInferError(f"--format {kind} needs an --output that ends in .safetensors, not {self.output}")
+        if not self.is_batch and kind == "pt" and ending != "pt":
+            raise LoragenInferError(f"--format pt needs an --output that ends in .pt, not {self.output}")
+        if kind == "peft" and ending != "peft":
+            raise LoragenInferError(f"--format peft needs a folder for --output, not {self.output}")
+        object.__setattr__(self, "kind", kind)
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether every line of the prompt file is a task of its own."""
+        return self.prompt_file is not None and not self.pool
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether a batch goes into one file."""
+        return self.is_batch and Path(self.output).suffix == ".pt"
