@@ -81,7 +81,7 @@ def plain(value: object) -> Any:
     """Text of an enum, list of a set, dict of a mapping class; anything else as it is."""
     if isinstance(value, Inert):
         if value.name.endswith((".set", ".frozenset")):
-            inner = value.args[0] if isinstance(value.args, tuple) and value.args else value.elements
+            inner = value.args[0] if isinstance(value.args, tuple) and value.args else value.elements or []
             return list(inner) if isinstance(inner, list | tuple) else value
         if value.items or isinstance(value.state, dict):
             return as_mapping(value)

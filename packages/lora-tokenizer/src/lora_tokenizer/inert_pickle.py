@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lora_tokenizer.errors import LoraTokenizerError
 
+_U16, _U32 = struct.Struct("<H").unpack_from, struct.Struct("<I").unpack_from
 _PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
 
 
@@ -30,9 +31,9 @@ class Inert:
     """What it would have been called with; None for the bare class or function."""
     state: Any = None
     """What BUILD would have set."""
-    items: dict[Any, Any] = field(default_factory=dict)
+    items: dict[Any, Any] | None = None
     """Items that would have been set on it (classes that derive from dict)."""
-    elements: list[Any] = field(default_factory=list)
+    elements: list[Any] | None = None
     """Elements that would have been added to it (classes that derive from list or set)."""
 
 
@@ -77,16 +78,58 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        data, table = self.data, _TABLE
+        """Go through the stream up to its end.
+
+        A checkpoint's stream has tens of thousands of opcodes, nearly all of them of the kinds that are dealt with
+        in place here; for the others, `at` and `stack` are handed over to the table's handlers and back.
+        """
+        data, memo, stack, at = self.data, self.memo, self.stack, 0
         while True:
-            opcode = data[self.at]
-            self.at += 1
-            if opcode == 0x2E:  # STOP
-                return self.stack.pop()
-            handler = table.get(opcode)
-            if handler is None:
-                raise _RefusedError(f"opcode {opcode:#x} at byte {self.at - 1} is not one that torch.save writes")
-            handler(self)
+            opcode = data[at]
+            at += 1
+            if opcode == 0x72:  # LONG_BINPUT
+                memo[_U32(data, at)[0]] = stack[-1]
+                at += 4
+            elif opcode == 0x68:  # BINGET
+                stack.append(memo[data[at]])
+                at += 1
+            elif opcode == 0x4B:  # BININT1
+                stack.append(data[at])
+                at += 1
+            elif opcode == 0x28:  # MARK
+                self.below.append(stack)
+                stack = []
+            elif opcode == 0x74:  # TUPLE
+                items = tuple(stack)
+                stack = self.below.pop()
+                stack.append(items)
+            elif opcode == 0x52:  # REDUCE
+                args, function = stack.pop(), stack.pop()
+                if type(function) is not Inert:
+                    raise _RefusedError("something that is not a class or function is called")
+                stack.append(Inert(function.name, args))
+            elif opcode == 0x4D:  # BININT2
+                stack.append(_U16(data, at)[0])
+                at += 2
+            elif opcode == 0x86:  # TUPLE2
+                second, first = stack.pop(), stack.pop()
+                stack.append((first, second))
+            elif opcode == 0x6A:  # LONG_BINGET
+                stack.append(memo[_U32(data, at)[0]])
+                at += 4
+            elif opcode == 0x29:  # EMPTY_TUPLE
+                stack.append(())
+            elif opcode == 0x51:  # BINPERSID
+                stack.append(Persistent(stack.pop()))
+            elif opcode == 0x2E:  # STOP
+                return stack.pop()
+            else:
+                handler = _TABLE.get(opcode)
+                if handler is None:
+                    raise _RefusedError(f"opcode {opcode:#x} at byte {at - 1} is not one that torch.save writes")
+                self.stack, self.at = stack, at
+                handler(self)
+                stack, at = self.stack, self.at
 
     def take(self, count: int) -> bytes:
         end = self.at + count
@@ -117,18 +160,22 @@ def _key(value: Any) -> Any:
 def _set_items(target: Any, items: list[Any]) -> None:
     if len(items) % 2:
         raise _RefusedError("a mapping has a key without a value")
-    into = target.items if isinstance(target, Inert) else target
-    if not isinstance(into, dict):
+    if isinstance(target, Inert):
+        target.items = target.items or {}
+        target = target.items
+    if not isinstance(target, dict):
         raise _RefusedError("items are set on something that is not a mapping")
     for index in range(0, len(items), 2):
-        into[_key(items[index])] = items[index + 1]
+        target[_key(items[index])] = items[index + 1]
 
 
 def _add_elements(target: Any, items: list[Any]) -> None:
-    into = target.elements if isinstance(target, Inert) else target
-    if not isinstance(into, list):
+    if isinstance(target, Inert):
+        target.elements = target.elements or []
+        target = target.elements
+    if not isinstance(target, list):
         raise _RefusedError("elements are added to something that is not a list")
-    into.extend(items)
+    target.extend(items)
 
 
 def _global(m: _Machine) -> None:
@@ -143,10 +190,10 @@ def _stack_global(m: _Machine) -> None:
     m.stack.append(Inert(f"{module}.{name}"))
 
 
-def _reduce(m: _Machine) -> None:
+def _newobj(m: _Machine) -> None:
     args, function = m.stack.pop(), m.stack.pop()
     if not isinstance(function, Inert):
-        raise _RefusedError("something that is not a class or function is called")
+        raise _RefusedError("something that is not a class is instantiated")
     m.stack.append(Inert(function.name, args))
 
 
@@ -182,11 +229,6 @@ def _setitems(m: _Machine) -> None:
     _set_items(m.stack[-1], items)
 
 
-def _mark(m: _Machine) -> None:
-    m.below.append(m.stack)
-    m.stack = []
-
-
 def _dict(m: _Machine) -> None:
     out: dict[Any, Any] = {}
     items = m.pop_mark()
@@ -211,15 +253,8 @@ def _push(make: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
     return handler
 
 
-def _put(size: int) -> Callable[[_Machine], None]:
-    def handler(m: _Machine) -> None:
-        m.memo[int.from_bytes(m.take(size), "little")] = m.stack[-1]
-
-    return handler
-
-
-def _get(size: int) -> Callable[[_Machine], None]:
-    return _push(lambda m: m.memo[int.from_bytes(m.take(size), "little")])
+def _binput(m: _Machine) -> None:
+    m.memo[m.number(1)] = m.stack[-1]
 
 
 def _memoize(m: _Machine) -> None:
@@ -245,18 +280,16 @@ def _bytes(size: int) -> Callable[[_Machine], None]:
     return _push(lambda m: m.take(m.number(size)))
 
 
+# Every opcode but those that _Machine.run deals with in place.
 _TABLE: dict[int, Callable[[_Machine], None]] = {
     ord("\x80"): _skip(1),  # PROTO
     ord("\x95"): _skip(8),  # FRAME
-    ord("("): _mark,
     ord("0"): lambda m: m.stack.__delitem__(-1),
     ord("1"): _pop_mark,
     ord("2"): _push(lambda m: m.stack[-1]),
     ord("N"): _push(lambda _: None),
     ord("\x88"): _push(lambda _: True),
     ord("\x89"): _push(lambda _: False),
-    ord("K"): _push(lambda m: m.number(1)),
-    ord("M"): _push(lambda m: m.number(2)),
     ord("J"): _push(lambda m: struct.unpack("<i", m.take(4))[0]),
     ord("\x8a"): _push(lambda m: int.from_bytes(m.take(m.number(1)), "little", signed=True)),
     ord("G"): _push(lambda m: struct.unpack(">d", m.take(8))[0]),
@@ -269,10 +302,7 @@ _TABLE: dict[int, Callable[[_Machine], None]] = {
     ord("\x96"): _bytes(8),
     ord("T"): _bytes(4),
     ord("U"): _bytes(1),
-    ord(")"): _push(lambda _: ()),
-    ord("t"): _push(lambda m: tuple(m.pop_mark())),
     ord("\x85"): _tuple_of(1),
-    ord("\x86"): _tuple_of(2),
     ord("\x87"): _tuple_of(3),
     ord("]"): _push(lambda _: []),
     ord("l"): _push(lambda m: m.pop_mark()),
@@ -287,14 +317,9 @@ _TABLE: dict[int, Callable[[_Machine], None]] = {
     ord("\x91"): _push(lambda m: Inert("builtins.frozenset", (m.pop_mark(),))),
     ord("c"): _global,
     ord("\x93"): _stack_global,
-    ord("R"): _reduce,
-    ord("\x81"): _reduce,  # NEWOBJ
+    ord("\x81"): _newobj,
     ord("\x92"): _newobj_ex,
     ord("b"): _build,
-    ord("q"): _put(1),
-    ord("r"): _put(4),
+    ord("q"): _binput,
     ord("\x94"): _memoize,
-    ord("h"): _get(1),
-    ord("j"): _get(4),
-    ord("Q"): _push(lambda m: Persistent(m.stack.pop())),
 }

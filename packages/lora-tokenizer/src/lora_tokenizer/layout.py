@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +18,9 @@ from torch import Tensor
 from lora_tokenizer.adapter import DTYPES, LoraAdapter, dtype_name
 from lora_tokenizer.canonical import canonical_form
 from lora_tokenizer.config import AdapterConfig
-from lora_tokenizer.errors import LoraTokenizerError, warn_once
-from lora_tokenizer.names import split_name
+from lora_tokenizer.copying import Span, are_plain, concatenate, copy_bytes
+from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.matching import check_same, fits
 from lora_tokenizer.packing import Packing, Slot, check_budget, pack
 from lora_tokenizer.tensor_ranges import row_major
 
@@ -184,46 +184,16 @@ class TokenLayout:
             LoraTokenizerError: the adapter differs from the layout; the message names the first difference.
         """
         if adapter.config != self.config or adapter.tensors.keys() != self._names:
-            self._check_same(adapter)
+            check_same(adapter, self.config, self.slots)
         if self.canonical == "svd":
             adapter = canonical_form(adapter)
         for slot in self.slots:
             tensor = adapter.tensors[slot.name]
-            if tensor.shape != slot.shape or not _fits(tensor.dtype, slot.dtype):
-                self._check_same(adapter)
-        dtypes = {tensor.dtype for tensor in adapter.tensors.values()}
-        tensors = adapter.tensors.values()
-        plain = all(t.is_cpu and t.is_contiguous() and not t.requires_grad for t in tensors)
-        if len(dtypes) == 1 and plain:
-            return self._copy_bytes(adapter.tensors, dtypes.pop())
-        return self._concatenate(adapter.tensors, functools.reduce(torch.promote_types, dtypes))
-
-    def _copy_bytes(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """Tokens of CPU tensors of one dtype.
-
-        numpy copies each piece in the calling thread. torch would wake its thread pool once per matrix, which is not
-        faster for pieces of this size and hundreds of times slower when the cores are busy with something else.
-        """
-        tokens_NW = torch.empty(self.num_tokens, self.token_dim, dtype=dtype)
-        as_integer = torch.int16 if dtype == torch.bfloat16 else dtype  # numpy has no bfloat16
-        flat = tokens_NW.view(as_integer).numpy().reshape(-1)
-        for slot, gap in self._slots_and_gaps:
-            start = slot.start * self.token_dim
-            end = start + slot.num_values
-            flat[start:end] = tensors[slot.name].view(as_integer).numpy().reshape(-1)
-            flat[end : end + gap] = 0
-        return tokens_NW
-
-    def _concatenate(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """Tokens of tensors of any dtype on any device; gradients flow."""
-        device = next(iter(tensors.values())).device
-        zeros = {gap: torch.zeros(gap, dtype=dtype, device=device) for gap in self._gaps}
-        pieces = []
-        for slot, gap in self._slots_and_gaps:
-            pieces.append(tensors[slot.name].reshape(-1))
-            if gap:
-                pieces.append(zeros[gap])
-        return torch.cat(pieces).view(self.num_tokens, self.token_dim)
+            if tensor.shape != slot.shape or not fits(tensor.dtype, slot.dtype):
+                check_same(adapter, self.config, self.slots)
+        dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in adapter.tensors.values()})
+        copy = copy_bytes if are_plain(adapter.tensors) else concatenate
+        return copy(adapter.tensors, self._spans, dtype).view(self.num_tokens, self.token_dim)
 
     def decode(self, tokens_NW: Tensor) -> LoraAdapter:
         """The adapter that tokens stand for; each tensor in the dtype stored for it, padding is ignored.
@@ -248,17 +218,14 @@ class TokenLayout:
         return tuple(sorted({slot.dtype for slot in self.slots}))
 
     @functools.cached_property
-    def _slots_and_gaps(self) -> tuple[tuple[Slot, int], ...]:
-        """Each slot with the number of padding values that follow it."""
-        starts = [slot.start * self.token_dim for slot in self.slots[1:]] + [self.num_tokens * self.token_dim]
+    def _spans(self) -> tuple[Span, ...]:
+        """Each slot's place in the flat tokens; its padding goes on to the next slot or to the end."""
+        starts = [slot.start * self.token_dim for slot in self.slots]
+        ends = [*starts[1:], self.num_tokens * self.token_dim]
         return tuple(
-            (slot, end - slot.start * self.token_dim - slot.num_values)
-            for slot, end in zip(self.slots, starts, strict=True)
+            Span(slot.name, start, start + slot.num_values, end)
+            for slot, start, end in zip(self.slots, starts, ends, strict=True)
         )
-
-    @functools.cached_property
-    def _gaps(self) -> frozenset[int]:
-        return frozenset(gap for _, gap in self._slots_and_gaps)
 
     @functools.cached_property
     def _names(self) -> frozenset[str]:
@@ -270,55 +237,6 @@ class TokenLayout:
         return tuple(
             (slot.name, slot.dtype, (slot.shape, row_major(slot.shape), slot.start * self.token_dim))
             for slot in self.slots
-        )
-
-    def _check_same(self, adapter: LoraAdapter) -> None:
-        for slot in self.slots:
-            tensor = adapter.tensors.get(slot.name)
-            if tensor is None:
-                raise LoraTokenizerError(f"the adapter lacks tensor {slot.name!r} of the layout")
-            if tuple(tensor.shape) != slot.shape:
-                raise LoraTokenizerError(
-                    f"tensor {slot.name!r} has the shape {tuple(tensor.shape)} where the layout has {slot.shape}"
-                )
-            if not _fits(tensor.dtype, slot.dtype):
-                raise LoraTokenizerError(
-                    f"tensor {slot.name!r} is {dtype_name(tensor.dtype)} and the layout stores {slot.dtype}, which "
-                    f"would "
-                    f"round it: convert it with adapter.to(torch.{slot.dtype}) or make the layout from this adapter"
-                )
-        if len(adapter.tensors) != len(self.slots):
-            extra = next(name for name in adapter.tensors if name not in self._names)
-            raise LoraTokenizerError(f"tensor {extra!r} of the adapter is not in the layout")
-        if adapter.config != self.config:
-            _check_config(adapter.config, self.config, dict.fromkeys(split_name(slot.name)[0] for slot in self.slots))
-
-
-@functools.lru_cache(maxsize=64)
-def _fits(dtype: torch.dtype, stored: str) -> bool:
-    """Whether every value of `dtype` is one of the stored dtype."""
-    return torch.promote_types(dtype, DTYPES[stored]) == DTYPES[stored]
-
-
-def _check_config(found: AdapterConfig, wanted: AdapterConfig, modules: Iterable[str]) -> None:
-    """Settings must act alike on every module; how the targets are spelled may differ."""
-    for module in modules:
-        for what in ("rank", "alpha", "scaling"):
-            is_, should_be = getattr(found, what)(module), getattr(wanted, what)(module)
-            if is_ != should_be:
-                raise LoraTokenizerError(
-                    f"module {module!r} has the {what} {is_} where the layout has {should_be}: adapters of one "
-                    f"layout must "
-                    f"share r, lora_alpha, use_rslora and the patterns"
-                )
-    if found.fan_in_fan_out != wanted.fan_in_fan_out:
-        raise LoraTokenizerError(
-            f"fan_in_fan_out is {found.fan_in_fan_out} where the layout has {wanted.fan_in_fan_out}"
-        )
-    if found.base_model_name_or_path != wanted.base_model_name_or_path:
-        warn_once(
-            f"an adapter names the base model {found.base_model_name_or_path!r} where the layout has "
-            f"{wanted.base_model_name_or_path!r}; it is encoded all the same"
         )
 
 

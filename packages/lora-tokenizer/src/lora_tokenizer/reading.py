@@ -6,6 +6,7 @@ what the caller gives, then the folder's adapter_config.json, then the checkpoin
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections import Counter
@@ -19,12 +20,13 @@ from torch import Tensor
 from lora_tokenizer.adapter import LoraAdapter
 from lora_tokenizer.config import AdapterConfig, refuse_unrepresentable
 from lora_tokenizer.errors import LoraTokenizerError, warn_once
+from lora_tokenizer.finite import check_finite
 from lora_tokenizer.hyper_parameters import adapter_settings, find_state_dict
-from lora_tokenizer.names import is_lora_name, join_name, parse_raw_name
+from lora_tokenizer.names import is_lora_name, join_name, parse_raw_name, split_name
 from lora_tokenizer.safetensors_file import read_header
 from lora_tokenizer.tensor_ranges import map_tensors
 from lora_tokenizer.torch_file import TorchFile
-from lora_tokenizer.writing import CONFIG_NAME, WEIGHTS_NAME, check_finite
+from lora_tokenizer.writing import CONFIG_NAME, WEIGHTS_NAME
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 MAX_CONFIG_BYTES = 16 << 20
@@ -159,29 +161,26 @@ def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Con
             ranges = {name: opened.locate(name, value) for name, value in state.items() if is_lora_name(name)}
             others = [name for name in state if name not in ranges]
             settings = adapter_settings(opened.root)
-        renamed = _canonical_names(file, list(ranges), adapter_name, prefix)
-        tensors = map_tensors(
-            file, descriptor, {renamed[name]: place for name, place in ranges.items() if name in renamed}
-        )
+        try:
+            renamed = _canonical_names(tuple(ranges), adapter_name, prefix)
+        except LoraTokenizerError as error:
+            raise LoraTokenizerError(f"{file}: {error}") from error
+        tensors = map_tensors(file, descriptor, {new: ranges[name] for name, new in renamed.items()})
     finally:
         os.close(descriptor)
     return _Content(tensors, others, settings)
 
 
-def _canonical_names(file: Path, names: list[str], adapter_name: str | None, prefix: str | None) -> dict[str, str]:
-    """PEFT's name for each tensor of the chosen adapter."""
-    parsed = {}
-    for name in names:
-        try:
-            parsed[name] = parse_raw_name(name, prefix=prefix)
-        except LoraTokenizerError as error:
-            raise LoraTokenizerError(f"{file}: {error}") from error
+@functools.lru_cache(maxsize=8)
+def _canonical_names(names: tuple[str, ...], adapter_name: str | None, prefix: str | None) -> dict[str, str]:
+    """PEFT's name for each tensor of the chosen adapter; the checkpoints of one training run name them alike."""
+    parsed = {name: parse_raw_name(name, prefix=prefix) for name in names}
     present = {raw.adapter for raw in parsed.values()}
     if len(present) > 1 and adapter_name is None:
         listed = ", ".join(sorted(str(name)[:40] for name in present)[:8])
-        raise LoraTokenizerError(f"{file} holds {len(present)} adapters ({listed}): pick one with adapter_name=…")
+        raise LoraTokenizerError(f"it holds {len(present)} adapters ({listed}): pick one with adapter_name=…")
     if adapter_name is not None and present and adapter_name not in present and present != {None}:
-        raise LoraTokenizerError(f"{file} holds no adapter named {adapter_name!r}")
+        raise LoraTokenizerError(f"it holds no adapter named {adapter_name!r}")
     renamed: dict[str, str] = {}
     taken: dict[str, str] = {}
     for name, raw in parsed.items():
@@ -189,9 +188,7 @@ def _canonical_names(file: Path, names: list[str], adapter_name: str | None, pre
             continue
         new = join_name(raw.module, raw.part)
         if new in taken:
-            raise LoraTokenizerError(
-                f"{file}: tensors {taken[new]!r} and {name!r} are both {new!r} once prefixes are off"
-            )
+            raise LoraTokenizerError(f"tensors {taken[new]!r} and {name!r} are both {new!r} once prefixes are off")
         renamed[name] = new
         taken[new] = name
     return renamed
@@ -220,26 +217,24 @@ def _refuse_others(file: Path, content: _Content, *, in_folder: bool) -> None:
 
 def _complete(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> AdapterConfig:
     """Fill in what can be seen from the tensors: ranks, full module names, DoRA and biases."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        raw = parse_raw_name(name)
-        modules.setdefault(raw.module, {})[raw.part] = tensor
     full = dict(settings)
     if full.get("r") is None:
-        ranks = {
-            module: tensor.shape[0]
-            for module, parts in modules.items()
-            for part, tensor in parts.items()
-            if part in ("lora_A.weight", "lora_embedding_A") and tensor.dim() > 0 and tensor.shape[0] > 0
-        }
-        if ranks:
-            full["r"] = Counter(ranks.values()).most_common(1)[0][0]
-            odd = {
-                f"^{module.replace('.', chr(92) + '.')}": rank for module, rank in ranks.items() if rank != full["r"]
-            }
-            full["rank_pattern"] = full.get("rank_pattern") or odd
-    if full.get("use_dora") is None:
-        full["use_dora"] = any("lora_magnitude_vector" in parts for parts in modules.values())
-    if full.get("lora_bias") is None:
-        full["lora_bias"] = any("lora_B.bias" in parts for parts in modules.values())
-    return AdapterConfig.from_peft(full, modules=modules)
+        full.update(_ranks(full.get("rank_pattern"), tensors))
+    for setting, part in (("use_dora", ".lora_magnitude_vector"), ("lora_bias", ".lora_B.bias")):
+        if full.get(setting) is None:
+            full[setting] = any(name.endswith(part) for name in tensors)
+    return AdapterConfig.from_peft(full, modules=dict.fromkeys(split_name(name)[0] for name in tensors))
+
+
+def _ranks(pattern: object, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`r` and, unless there is one, `rank_pattern`, as the first axis of every A has them."""
+    ranks = {}
+    for name, tensor in tensors.items():
+        module, part = split_name(name)
+        if part in ("lora_A.weight", "lora_embedding_A") and tensor.dim() > 0 and tensor.shape[0] > 0:
+            ranks[module] = tensor.shape[0]
+    if not ranks:
+        return {}
+    most = Counter(ranks.values()).most_common(1)[0][0]
+    odd = {f"^{module.replace('.', chr(92) + '.')}": rank for module, rank in ranks.items() if rank != most}
+    return {"r": most, "rank_pattern": pattern or odd}

@@ -42,11 +42,12 @@ def map_tensors(path: Path, descriptor: int, ranges: Mapping[str, TensorRange]) 
     """
     if not ranges:
         return {}
-    file_bytes = torch.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    num_mapped, file_bytes = len(mapped), torch.frombuffer(mapped, dtype=torch.uint8)
     typed: dict[torch.dtype, Tensor] = {}
     out: dict[str, Tensor] = {}
     for name, place in ranges.items():
-        if place.start + place.num_bytes > len(file_bytes):
+        if place.start + place.num_bytes > num_mapped:
             raise LoraTokenizerError(f"{path} ends inside tensor {name!r}: copy the file again")
         size = place.dtype.itemsize
         offset, remainder = divmod(place.start, size)
@@ -56,7 +57,7 @@ def map_tensors(path: Path, descriptor: int, ranges: Mapping[str, TensorRange]) 
         elif place.dtype in typed:
             values = typed[place.dtype]
         else:
-            values = typed[place.dtype] = file_bytes[: len(file_bytes) // size * size].view(place.dtype)
+            values = typed[place.dtype] = file_bytes[: num_mapped // size * size].view(place.dtype)
         tensor = values.as_strided(place.shape, place.stride or row_major(place.shape), offset)
         out[name] = tensor if place.stride is None else tensor.contiguous()
     return out

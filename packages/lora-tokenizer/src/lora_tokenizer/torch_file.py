@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +18,7 @@ from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.inert_pickle import Inert, Persistent
 from lora_tokenizer.tensor_ranges import TensorRange, num_values, row_major
 
+_ENTRY = struct.Struct("<I4xHH8xIIHHH8xI").unpack_from  # of the zip's directory
 MAX_DIRECTORY_BYTES = 64 << 20
 MAX_PICKLE_BYTES = 64 << 20
 _STORAGES = {
@@ -30,8 +29,7 @@ _STORAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(NamedTuple):
     """One file of the zip: where its local header starts and how long its data is."""
 
     header: int
@@ -48,7 +46,7 @@ class TorchFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
         self._size = os.fstat(descriptor).st_size
-        self._members = dict(self._directory())
+        self._members = self._directory()
         pickles = [name for name in self._members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise LoraTokenizerError(f"{path} is a zip without a data.pkl, so torch.save did not write it")
@@ -71,31 +69,29 @@ class TorchFile:
             raise LoraTokenizerError(f"{self._path} is damaged or cut off at byte {position}: copy the file again")
         return data
 
-    def _directory(self) -> Iterator[tuple[str, _Member]]:
+    def _directory(self) -> dict[str, _Member]:
         """The zip's central directory (APPNOTE 4.3.12 to 4.3.16, zip64 included)."""
         start, length = self._directory_place()
         if length > MAX_DIRECTORY_BYTES:
             raise LoraTokenizerError(f"{self._path} has a zip directory of {length} bytes, over {MAX_DIRECTORY_BYTES}")
-        data, at, seen = self._pread(length, start), 0, set()
+        data, at, members = self._pread(length, start), 0, {}
         while at + 46 <= length:
-            (signature, flags, method, packed, size, name_length, extra_length, comment_length, header) = (
-                struct.unpack_from("<I4xHH8xIIHHH8xI", data, at)
-            )
+            signature, flags, method, packed, size, name_length, extra_length, comment_length, header = _ENTRY(data, at)
             if signature != 0x02014B50:
                 raise LoraTokenizerError(f"{self._path} has a damaged zip directory")
-            raw_name = data[at + 46 : at + 46 + name_length]
-            extra = data[at + 46 + name_length : at + 46 + name_length + extra_length]
-            size, packed, header = _zip64(extra, size, packed, header)
-            name = raw_name.decode("utf-8", "replace")
+            name_end = at + 46 + name_length
+            name = data[at + 46 : name_end].decode("utf-8", "replace")
+            if 0xFFFFFFFF in (size, packed, header):
+                size, packed, header = _zip64(data[name_end : name_end + extra_length], size, packed, header)
             if method != 0 or flags & 1 or size != packed:
                 raise LoraTokenizerError(
                     f"{self._path}: member {name[:200]!r} is compressed or encrypted, which torch.save never does"
                 )
-            if name in seen:
+            if name in members:
                 raise LoraTokenizerError(f"{self._path}: the zip has two members named {name[:200]!r}")
-            seen.add(name)
-            yield name, _Member(header, size)
-            at += 46 + name_length + extra_length + comment_length
+            members[name] = _Member(header, size)
+            at = name_end + extra_length + comment_length
+        return members
 
     def _directory_place(self) -> tuple[int, int]:
         tail_start = max(0, self._size - 66_000)

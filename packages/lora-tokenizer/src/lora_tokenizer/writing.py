@@ -6,10 +6,8 @@ Decides what may be replaced and what may be written; how a folder appears whole
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch import Tensor
 from lora_tokenizer.adapter import LoraAdapter
 from lora_tokenizer.atomic import atomic_folder
 from lora_tokenizer.errors import LoraTokenizerError, writing
+from lora_tokenizer.finite import check_finite
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -32,7 +31,7 @@ def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool =
     Raises:
         LoraTokenizerError: the folder holds something, a tensor holds NaN or Inf, or the disk refuses.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> from lora_tokenizer import AdapterConfig, read_adapter
     >>> config = AdapterConfig(r=1, lora_alpha=2, target_modules=("q",))
     >>> name = "base_model.model.q.lora_{}.weight"
@@ -55,39 +54,6 @@ def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool =
         except SafetensorError as error:  # how a full disk comes back
             raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
     return target
-
-
-def check_finite(adapter: LoraAdapter, where: str) -> None:
-    """Refuse NaN and Inf by the name of the tensor that holds them."""
-    if all(torch.isfinite(values.sum(dtype=_SUM_DTYPES.get(values.dtype))) for values in _stretches(adapter)):
-        return  # sums are several times cheaper than isfinite; they can overflow without a fault, so they only acquit
-    for name, tensor in adapter.tensors.items():
-        finite = torch.isfinite(tensor)
-        if not finite.all():
-            count = int((~finite).sum())
-            raise LoraTokenizerError(
-                f"{where}: tensor {name!r} holds {count} NaN or Inf values: leave this adapter out"
-            )
-
-
-_SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-
-
-def _stretches(adapter: LoraAdapter) -> Iterator[Tensor]:
-    """All values of the adapter; tensors that share memory, as those of one file do, come as one stretch of it."""
-    groups: dict[tuple[int, torch.dtype], list[Tensor]] = {}
-    for tensor in adapter.tensors.values():
-        if tensor.is_contiguous():
-            groups.setdefault((tensor.untyped_storage().data_ptr(), tensor.dtype), []).append(tensor)
-        else:
-            yield tensor
-    for tensors in groups.values():
-        start = min(tensor.storage_offset() for tensor in tensors)
-        end = max(tensor.storage_offset() + tensor.numel() for tensor in tensors)
-        if end - start <= 2 * sum(tensor.numel() for tensor in tensors):
-            yield tensors[0].detach().as_strided((end - start,), (1,), start)
-        else:
-            yield from tensors
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
