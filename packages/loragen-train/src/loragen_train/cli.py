@@ -1,4 +1,4 @@
-"""The command line ``loragen-train``: collect, prepare, analyze, test-tokenizer and fit."""
+"""The command line ``loragen-train``: collect, prepare, analyze, test-tokenizer, fit and report."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from loragen_infer.command_line import run_command_line
 
 from loragen_train.fit_command import FIT, fit_each
-from loragen_train.zoo_commands import ANALYZE, COLLECT, PREPARE, TEST_TOKENIZER
+from loragen_train.zoo_commands import ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER
 
 __all__ = ["main"]
 
@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["fit"] and "--each" in words:
         return fit_each(words)
     description = "Train a generator of LoRA adapters on a zoo of them."
-    return run_command_line("loragen-train", description, [COLLECT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT], words)
+    commands = [COLLECT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT]
+    return run_command_line("loragen-train", description, commands, words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands of ``loragen-train`` around a zoo: collect, prepare, analyze and test-tokenizer.
+"""The commands of ``loragen-train`` around ``fit``: collect, prepare, analyze, test-tokenizer and report.
 
 Imports nothing heavy, so that ``--help`` is fast.
 """
@@ -15,11 +15,12 @@ from loragen_infer.command_line import Command
 from loragen_train.collect_config import CollectConfig
 from loragen_train.errors import LoragenTrainError
 
-__all__ = ["ANALYZE", "COLLECT", "PREPARE", "TEST_TOKENIZER"]
+__all__ = ["ANALYZE", "COLLECT", "PREPARE", "REPORT", "TEST_TOKENIZER"]
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    # A name of a file may hold bytes that are no text.
+    sys.stdout.write(f"{line.encode(errors='replace').decode()}\n")
 
 
 def _say_json(value: Any) -> None:
@@ -194,4 +195,38 @@ TEST_TOKENIZER = Command(
     example="loragen-train test-tokenizer --checkpoint zoo/adapters/gcd/checkpoint-48 --max-tokens 600",
     run=_test_tokenizer,
     add_options=_add_test_options,
+)
+
+
+def _add_report_options(parser: ArgumentParser) -> None:
+    plots_help = "Folder of the PNG files; by default the name of the page, with _plots for its suffix."
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="Folders that fit has written.")
+    parser.add_argument("--output", default="report.html", help="The page to write.")
+    parser.add_argument("--plots", metavar="DIR", help=plots_help)
+    parser.add_argument("--json", action="store_true", help="Print the paths and the metrics as JSON.")
+
+
+def _report(options: Namespace) -> None:
+    from loragen_train.report import write_report
+
+    plots = None if options.plots is None else Path(options.plots)
+    written = write_report([Path(folder) for folder in options.experiments], Path(options.output), plots=plots)
+    if options.json:
+        _say_json(written)
+        return
+    for experiment in written["experiments"]:
+        for sentence in experiment["missing"]:
+            sys.stderr.write(f"{experiment['name']}: {sentence}\n")
+    _say(written["report"])
+
+
+REPORT = Command(
+    name="report",
+    help="show one or several trainings as a page with pictures",
+    description="Write loss and metric curves, errors of every module and predicted against target values, several "
+    "experiments side by side, as PNG files and one HTML page that needs nothing but itself. What an experiment does "
+    "not have (yet) is named.",
+    example="loragen-train report experiments/mine_20260101_120000 --output report.html",
+    run=_report,
+    add_options=_add_report_options,
 )
