@@ -13,7 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_tokenizer import AdapterConfig, LoraAdapter, LoraTokenizerError, TokenLayout, same_bits
+from lora_tokenizer import (
+    AdapterConfig,
+    LoraAdapter,
+    LoraTokenizerError,
+    TokenLayout,
+    read_adapter,
+    same_bits,
+    write_adapter,
+)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 QWEN = {
@@ -54,6 +62,7 @@ def adapters(draw: st.DrawFn) -> LoraAdapter:
     ]
     modules += draw(st.lists(st.sampled_from(["lm_head", "embed"]), min_size=0 if modules else 1, unique=True))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    dtypes = draw(st.sampled_from([DTYPES, DTYPES[:1], DTYPES[2:3]]))
     rank_pattern, tensors = {}, {}
     for module in modules:
         rank = draw(st.sampled_from([r, r, 2 * r]))
@@ -68,14 +77,22 @@ def adapters(draw: st.DrawFn) -> LoraAdapter:
         if use_dora:
             shapes["lora_magnitude_vector"] = (num_out,)
         for part, shape in shapes.items():
-            dtype = draw(st.sampled_from(DTYPES))
+            dtype = draw(st.sampled_from(dtypes))
             raw = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), generator=generator, dtype=torch.uint8)
             tensor = raw.view(dtype).view(shape).clone()
             tensor[~torch.isfinite(tensor)] = -0.0
             tensors[f"base_model.model.{module}.{part}"] = tensor
+    alphas = st.sampled_from([1, 16, 0.5, -3])
+    patterns = st.sampled_from([*(f"^{module}" for module in modules), "attn.q", r".*\.0\..*", "mlp", "nowhere"])
+    numbers = [int(part) for module in modules for part in module.split(".") if part.isdigit()]
+    layers = draw(st.none() | st.lists(st.sampled_from(numbers or [0]), min_size=1, unique=True))
     config = AdapterConfig(
         r=r,
-        lora_alpha=draw(st.sampled_from([1, 16, 0.5])),
+        lora_alpha=draw(alphas),
+        alpha_pattern=draw(st.dictionaries(patterns, alphas, max_size=3)),
+        layers_to_transform=None if layers is None else tuple(layers),
+        layers_pattern=None if layers is None else draw(st.none() | st.just(("layers", "block"))),
+        fan_in_fan_out=draw(st.booleans()),
         target_modules=tuple(modules),
         use_dora=use_dora,
         lora_bias=lora_bias,
@@ -109,6 +126,48 @@ def test_nothing_is_lost_and_file_order_does_not_matter(
     rng.shuffle(names)
     shuffled = LoraAdapter(config=adapter.config, tensors={name: adapter.tensors[name] for name in names})
     assert TokenLayout.from_adapter(shuffled, token_dim=token_dim, max_tokens="auto").fingerprint == layout.fingerprint
+
+
+@settings(max_examples=60, deadline=None)
+@given(adapters(), st.integers(1, 20))
+def test_nothing_is_lost_through_tokens_and_files(
+    tmp_path_factory: pytest.TempPathFactory, adapter: LoraAdapter, token_dim: int
+) -> None:
+    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens="auto")
+    folder = tmp_path_factory.mktemp("adapter")
+    reread = read_adapter(write_adapter(layout.decode(layout.encode(adapter)), folder))
+    assert same_bits(reread, adapter)
+    assert reread.config == adapter.config
+    assert [reread.scaling(module) for module in reread.modules] == [adapter.scaling(m) for m in adapter.modules]
+    assert TokenLayout.from_adapter(reread, token_dim=token_dim, max_tokens="auto") == layout
+
+
+def test_the_property_tests_draw_every_kind_of_adapter() -> None:
+    seen: set[str] = set()
+
+    @settings(max_examples=300, deadline=None, database=None)
+    @given(adapters())
+    def look(adapter: LoraAdapter) -> None:
+        config = adapter.config
+        ranks = {config.rank(module) for module in adapter.modules}
+        alphas = {config.alpha(module) for module in adapter.modules}
+        stacks = {module.partition(".")[0] for module in adapter.modules}
+        kinds = {
+            "ranks": len(ranks) > 1,
+            "alphas": len(alphas) > 1,
+            "layers": config.layers_to_transform is not None and config.layers_pattern is not None,
+            "rslora": config.use_rslora,
+            "dora": config.use_dora,
+            "bias": config.lora_bias,
+            "dtypes": len({tensor.dtype for tensor in adapter.tensors.values()}) == len(DTYPES),
+            "one dtype": len({tensor.dtype for tensor in adapter.tensors.values()}) == 1,
+            "encoder-decoder": {"encoder", "decoder"} <= stacks,
+            "embedding": any("embedding" in name for name in adapter.tensors),
+        }
+        seen.update(name for name, is_there in kinds.items() if is_there)
+
+    look()
+    assert len(seen) == 10, seen
 
 
 @settings(max_examples=100, deadline=None)

@@ -77,7 +77,7 @@ def test_what_peft_writes_comes_back_to_the_bit_and_loads_in_peft(
     decoded = TokenLayout.from_json(layout.to_json()).decode(layout.encode(adapter))
     assert_same(adapter, decoded)
 
-    written = write_adapter(decoded, tmp_path / "out")
+    written = decoded.save_pretrained(tmp_path / "out")
     assert_same(adapter, read_adapter(written))
     model = PeftModel.from_pretrained(make_model().to(dtype), str(written), autocast_adapter_dtype=False)
     result = model.load_adapter(str(written), "again", autocast_adapter_dtype=False)

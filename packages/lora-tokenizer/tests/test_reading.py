@@ -23,7 +23,9 @@ from lora_tokenizer import (
     same_bits,
     write_adapter,
 )
-from safetensors.torch import load_file, save_file
+from lora_tokenizer.__main__ import main
+from peft import PeftModel
+from safetensors.torch import save_file
 
 
 class CustomSettings:
@@ -142,13 +144,15 @@ def test_two_names_for_one_tensor_are_refused(tmp_path: Path, make_adapter: Any)
         read_adapter(tmp_path / "x.pt", lora_alpha=8)
 
 
-def test_bin_needs_the_opt_in(peft_folder: Path) -> None:
-    adapter = read_adapter(peft_folder)
-    torch.save(load_file(peft_folder / "adapter_model.safetensors"), peft_folder / "adapter_model.bin")
-    (peft_folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(LoraTokenizerError, match="allow_bin=True"):
-        read_adapter(peft_folder)
-    assert same_bits(read_adapter(peft_folder, allow_bin=True), adapter)
+def test_bin_needs_the_opt_in(tmp_path: Path, peft_folder: Path, tiny_llama: Any) -> None:
+    adapter, folder = read_adapter(peft_folder), tmp_path / "bin"
+    PeftModel.from_pretrained(tiny_llama(), str(peft_folder)).save_pretrained(str(folder), safe_serialization=False)
+    for path in (folder, folder / "adapter_model.bin"):
+        with pytest.raises(LoraTokenizerError, match=r"adapter_model\.bin is a pickle file: .* allow_bin=True"):
+            read_adapter(path)
+        assert same_bits(read_adapter(path, allow_bin=True), adapter)
+    assert main(["inspect", str(folder)]) == 1
+    assert main(["inspect", str(folder), "--allow-bin"]) == 0
 
 
 def test_no_code_of_a_pickle_runs(tmp_path: Path, make_adapter: Any) -> None:

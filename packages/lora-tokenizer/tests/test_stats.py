@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from lora_tokenizer import LoraTokenizerError, TokenStats
 from safetensors.torch import save_file
 
@@ -23,6 +27,44 @@ def test_they_are_those_of_all_tokens_at_once(tokens: torch.Tensor) -> None:
     torch.testing.assert_close(stats.mean, exact.mean(0).float())
     torch.testing.assert_close(stats.std, exact.std(0, unbiased=False).clamp(min=1e-5).float())
     assert stats.count == 7
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    arrays(
+        np.float64,
+        st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5)),
+        elements=st.floats(-1e6, 1e6, width=32),
+    ),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.sampled_from([1e-6, 1e-3, 1.0]),
+)
+def test_they_are_those_of_numpy_in_float64(values: np.ndarray, dtype: torch.dtype, floor: float) -> None:
+    tokens_MNW = torch.from_numpy(values).to(dtype)
+    exact = tokens_MNW.double().numpy()
+    stats = TokenStats.from_tokens(iter(tokens_MNW), floor=floor)
+    mean, std = exact.mean(axis=0), exact.std(axis=0)
+    largest = np.abs(exact).max()  # float64 loses what lies 16 digits below the largest value
+    np.testing.assert_allclose(stats.mean.numpy(), mean, rtol=1e-6, atol=1e-13 * largest)
+    np.testing.assert_allclose(stats.std.numpy(), np.maximum(std, floor), rtol=1e-6, atol=1e-13 * largest)
+
+    clipped = np.maximum(std, floor)
+    z = (exact - mean) / clipped
+    np.testing.assert_allclose(stats.normalize(tokens_MNW).numpy(), z, rtol=1e-4, atol=1e-6 * (1 + largest / floor))
+
+    spread = np.where(stats.std.numpy() > np.float32(floor), stats.std.numpy(), 0).astype(np.float64)
+    rms = np.sqrt((spread**2).mean(axis=1))
+    expected = rms / rms.mean() if rms.any() else np.ones_like(rms)
+    np.testing.assert_allclose(stats.importance().numpy(), expected, rtol=1e-6)
+    assert stats.importance().mean().item() == pytest.approx(1)
+
+
+def test_many_checkpoints_far_from_zero_lose_nothing() -> None:
+    """Where the textbook formula (mean of squares less square of mean) has no digit left."""
+    rng = np.random.default_rng(0)
+    exact = 1e8 + rng.standard_normal((2000, 3, 4)) * 1e-4
+    stats = TokenStats.from_tokens(torch.from_numpy(tokens_NW) for tokens_NW in exact)
+    np.testing.assert_allclose(stats.std.numpy(), exact.std(axis=0), rtol=1e-4)
 
 
 def test_z_scores_come_back_and_constants_stay(tokens: torch.Tensor) -> None:
