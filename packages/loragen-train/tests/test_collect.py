@@ -1,19 +1,32 @@
 """A zoo trained on a tiny language model: what lies in it, that it can be gone on with, and what is refused."""
 
+import hashlib
 import json
-from dataclasses import replace
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import peft
 import pytest
 import torch
+import yaml
 from lora_tokenizer import find_adapters, read_adapter
 from loragen_infer.base_model import load_base_model
 from loragen_train import LoragenTrainError, lora_training
 from loragen_train.collect import collect
 from loragen_train.collect_config import CollectConfig, CollectTask, LoraSettings, LoraTraining
+from loragen_train.lora_training import faster_precision
 from peft import PeftModel
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -244,6 +257,245 @@ def test_trained_adapters_can_be_tokenized_together(zoo):
     }
     assert len(shapes) == 1
     assert len(next(iter(shapes))) == 8
+
+
+def test_the_record_has_the_work_and_the_versions(zoo):
+    for folder in zoo.folders:
+        record = json.loads((folder / "training.json").read_text())
+        samples = (zoo.root / "train" / f"{folder.name}.jsonl").read_bytes()
+        assert record["samples_sha256"] == hashlib.sha256(samples).hexdigest()
+        assert record["precision"] == "fp32"
+        assert record["cpu_seconds"] > 0
+        assert record["num_tokens"] > 11 * 4
+        assert record["tokens_per_second"] == pytest.approx(record["num_tokens"] / record["seconds"], rel=0.2)
+        assert record["versions"]["peft"] == peft.__version__
+
+
+def test_the_loss_curves_are_drawn(zoo, config):
+    picture = zoo.root / "loss_curves.png"
+    with Image.open(picture) as image:
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    picture.unlink()
+    collect(config)
+    assert picture.is_file()
+
+
+def run_collect(config: CollectConfig, *, code: str = "") -> subprocess.Popen:
+    """``loragen-train collect`` in a process of its own, which answers to SIGINT, below a background shell too."""
+    start = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"{code}\n"
+        "from loragen_train.cli import main\n"
+        "sys.exit(main(['collect', '--config', sys.argv[1]]))\n"
+    )
+    file = Path(config.output_dir).with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(asdict(config)))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-c", start, str(file)]
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    assert path.exists()
+
+
+# A step that takes its time, so that a signal finds the training where it is meant to.
+SLOW = (
+    "import time\n"
+    "from loragen_train import lora_training\n"
+    "step_end = lora_training._StepProgress.on_step_end\n"
+    "def slow(self, *args, **kwargs):\n"
+    "    time.sleep(0.3)\n"
+    "    step_end(self, *args, **kwargs)\n"
+    "lora_training._StepProgress.on_step_end = slow\n"
+)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(zoo, config, tmp_path, sent):
+    config = with_output(config, tmp_path / "zoo")
+    process = run_collect(config, code=SLOW)
+    try:
+        wait_for(tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-4" / "work.json", process)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert said.strip().splitlines()[-1] == "loragen-train collect: interrupted; what is finished is kept."
+        assert "Traceback" not in said
+    assert [path.name for path in (tmp_path / "zoo" / "adapters").iterdir()] == ["sums"]
+    # A checkpoint that was being written is no checkpoint.
+    half = tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-10"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+
+    process = run_collect(config)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert re.search(r"spelling: going on after step (4|6|8)\.", said)
+    assert out == f"{tmp_path}/zoo/adapters/sums\n{tmp_path}/zoo/adapters/spelling\n"
+    assert weights(tmp_path / "zoo") == weights(zoo.root)
+    losses = [json.loads((root / "adapters" / "spelling" / "training.json").read_text())["loss"] for root in
+              (tmp_path / "zoo", zoo.root)]  # fmt: skip
+    assert losses[0] == losses[1]
+    assert not (tmp_path / "zoo" / "unfinished").exists()
+    assert [path.name for path in (tmp_path / "zoo" / "adapters").iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_interrupted_task_of_other_settings_starts_over(zoo, config, tmp_path, caplog):
+    stale = tmp_path / "unfinished" / "sums"
+    (stale / "checkpoint-2").mkdir(parents=True)
+    (stale / "begun.json").write_text('{"settings": {}}')
+    collect(with_output(config, tmp_path))
+    assert "sums was begun with other settings or samples; it starts over" in caplog.text
+    assert weights(tmp_path) == weights(zoo.root)
+
+
+def test_a_training_that_was_stopped_just_before_its_end_is_only_put_in_place(zoo, config, tmp_path, monkeypatch):
+    config = with_output(config, tmp_path, tasks=config.tasks[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr("loragen_train.collect._measured", lambda trained: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            collect(config)
+    assert list((tmp_path / "adapters").iterdir()) == []
+
+    def fail(*args, **kwargs):
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr("transformers.Trainer.train", fail)
+    (folder,) = collect(config)
+    assert weights(folder) == weights(zoo.root / "adapters" / "sums")
+    record = json.loads((folder / "training.json").read_text())
+    assert [row["step"] for row in record["loss"]] == [2, 4, 6, 8, 10]
+    assert record["seconds"] >= 0
+
+
+def test_a_second_process_says_that_the_zoo_is_taken(config, tmp_path, make):
+    config = with_output(config, tmp_path / "zoo")
+    process = run_collect(config, code=SLOW)
+    try:
+        wait_for(tmp_path / "zoo" / "unfinished" / "sums", process)
+        with pytest.raises(LoragenTrainError, match=r"^Another process is collecting into .*zoo; wait for it, or"):
+            collect(config)
+    finally:
+        process.kill()
+        process.communicate()
+    # The lock went with its holder.
+    assert len(collect(with_output(config, tmp_path / "zoo", tasks=config.tasks[:1]))) == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": 3}', "[" * 100_000, "\x00", '{"settings": {}} x'])
+@pytest.mark.parametrize("record", ["adapters/sums/training.json", "initial_adapter/settings.json"])
+def test_a_damaged_record_is_one_sentence(zoo, config, tmp_path, record, content):
+    copy = Path(shutil.copytree(zoo.root, tmp_path / "zoo"))
+    (copy / record).write_text(content)
+    if record.startswith("initial"):
+        shutil.rmtree(copy / "adapters" / "sums")
+    before = contents(copy / "adapters")
+    with pytest.raises(LoragenTrainError) as caught:
+        collect(with_output(config, copy))
+    message = str(caught.value)
+    assert message.startswith(f"{copy / record} is damaged (")
+    assert "\n" not in message
+    assert len(message) < 400
+    assert contents(copy / "adapters") == before
+
+
+def test_what_differs_is_named_to_the_key(zoo, config):
+    with pytest.raises(LoragenTrainError, match=r"settings \(training\.max_steps: 11, and now 12\); remove it or"):
+        collect(replace(config, training=replace(config.training, max_steps=12)))
+
+
+def test_a_base_model_that_changed_is_refused(zoo, config, tiny_lm, tmp_path):
+    base = Path(shutil.copytree(tiny_lm, tmp_path / "base"))
+    first = with_output(config, tmp_path / "zoo", base_model=str(base), tasks=config.tasks[:1])
+    collect(first)
+    tensors = load_file(base / "model.safetensors")
+    name = min(tensors)
+    tensors[name] = tensors[name].clone()
+    tensors[name].view(-1)[0] += 1e-3
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoragenTrainError, match=r"^The base model '.*base' is not what .*zoo was begun with: its"):
+        collect(replace(first, tasks=config.tasks[:2]))
+    assert not (tmp_path / "zoo" / "adapters" / "spelling").exists()
+
+
+def test_the_measured_precision_is_kept_with_the_zoo(config, tmp_path, monkeypatch):
+    training = replace(config.training, precision="auto", max_steps=2)
+    config = with_output(config, tmp_path, training=training, tasks=config.tasks[:2])
+    measured = []
+
+    def measure():
+        # The first time one thing, afterwards the other, as on a busy machine.
+        measured.append(1)
+        return "bf16" if len(measured) == 1 else "fp32"
+
+    monkeypatch.setattr("loragen_train.zoo_records.faster_precision", measure)
+    collect(replace(config, tasks=config.tasks[:1]))
+    assert json.loads((tmp_path / "initial_adapter" / "settings.json").read_text())["precision"] == "bf16"
+    collect(config)
+    assert len(measured) == 1
+    for name in ("sums", "spelling"):
+        assert json.loads((tmp_path / "adapters" / name / "training.json").read_text())["precision"] == "bf16"
+
+
+def test_bf16_gives_other_bits_and_the_measurement_one_of_the_two(zoo, config, tmp_path):
+    assert faster_precision() in ("fp32", "bf16")
+    training = replace(config.training, precision="bf16")
+    collect(with_output(config, tmp_path, training=training, tasks=config.tasks[:1]))
+    assert weights(tmp_path / "adapters") != weights(zoo.root / "adapters" / "sums")
+
+
+def test_samples_come_from_named_columns(config, make, tmp_path):
+    rows = [{"ask": f"{number}?", "reply": f"{number}!"} for number in range(12)]
+    source = str(make.rows(tmp_path / "task.jsonl", rows))
+    task = CollectTask(
+        name="task", source=source, num_train=8, num_test=4, prompt_column="ask", response_column="reply"
+    )
+    config = with_output(config, tmp_path / "zoo", tasks=[task])
+    collect(config)
+    written = make.read(tmp_path / "zoo" / "train" / "task.jsonl")
+    assert all(row["response"] == row["prompt"].replace("?", "!") for row in written)
+    settings = json.loads((tmp_path / "zoo" / "adapters" / "task" / "training.json").read_text())["settings"]
+    assert settings["task"]["prompt_column"] == "ask"
+    with pytest.raises(LoragenTrainError, match=r"task\.prompt_column: ask, and now None"):
+        collect(replace(config, tasks=[replace(task, prompt_column=None)]))
+
+
+def test_a_gguf_file_is_unpacked_once_and_from_no_other_file(config, tiny_lm, tmp_path, monkeypatch):
+    """The unpacking itself is that of loragen-infer; here a folder stands for what comes out of the file."""
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"one")
+    unpacked = []
+
+    def unpack(name, folder):
+        if not folder.is_dir():
+            unpacked.append(name)
+            shutil.copytree(tiny_lm, folder)
+        return folder
+
+    monkeypatch.setattr("loragen_train.collect.save_base_model", unpack)
+    config = with_output(config, tmp_path / "zoo", base_model=str(gguf), tasks=config.tasks[:1])
+    collect(config)
+    collect(replace(config, tasks=[replace(config.tasks[0], name="again")]))
+    assert unpacked == [str(gguf)]
+    gguf.write_bytes(b"another")
+    with pytest.raises(LoragenTrainError, match=r"zoo/base_model was unpacked from another file than .*model\.gguf"):
+        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
+    # Before there is an initialisation, too: an interrupted first run on another file.
+    shutil.rmtree(tmp_path / "zoo" / "initial_adapter")
+    with pytest.raises(LoragenTrainError, match="was unpacked from another file"):
+        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
+    (tmp_path / "zoo" / "base_model_source.json").unlink()
+    with pytest.raises(LoragenTrainError, match="nothing says what it was unpacked from"):
+        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import reasoning_gym
 from hypothesis import given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
@@ -183,3 +186,74 @@ def test_a_bad_second_source_leaves_nothing_behind(tmp_path, make, questions):
     with pytest.raises(LoragenTrainError, match=r"few\.jsonl has 1 different"):
         prepare([good, bad], tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_generator_is_a_source_and_is_noted_with_its_version(tmp_path, make):
+    manifest = prepare(["reasoning-gym:gcd", "x=reasoning-gym:lcm"], tmp_path / "one", num_samples=24, seed=3)
+    again = prepare(["reasoning-gym:gcd", "x=reasoning-gym:lcm"], tmp_path / "two", num_samples=24, seed=3)
+    assert manifest == again
+    assert (tmp_path / "one/manifest.json").read_bytes() == (tmp_path / "two/manifest.json").read_bytes()
+    assert list(manifest["tasks"]) == ["gcd", "x"]
+    task = manifest["tasks"]["gcd"]
+    assert task["made_by"].startswith("reasoning-gym 0.")
+    assert (task["num_samples"], task["num_responses"], task["num_train_prompts"]) == (24, 24, 5)
+    other = prepare(["reasoning-gym:gcd"], tmp_path / "three", num_samples=24, seed=4)
+    assert other["tasks"]["gcd"]["sha256"] != task["sha256"]
+    # The places are those among what the generator makes.
+    drawn = reasoning_gym.create_dataset("gcd", size=96, seed=3)
+    for row in make.read(tmp_path / "one" / "train_prompts.jsonl"):
+        if row["task"] == "gcd":
+            assert row["prompt"] == "\n\n".join(drawn[place]["question"] for place in row["sample_ids"])
+
+
+def test_a_generator_needs_a_number_and_a_file_may_have_fewer(tmp_path, make, questions):
+    with pytest.raises(LoragenTrainError, match=r"^reasoning-gym:gcd generates samples without end; .*\(--num"):
+        prepare(["reasoning-gym:gcd"], tmp_path / "data")
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    manifest = prepare([source, "reasoning-gym:gcd"], tmp_path / "data", num_samples=100)
+    assert [task["num_samples"] for task in manifest["tasks"].values()] == [48, 100]
+    assert prepare([source], tmp_path / "data", num_samples=20)["tasks"]["sums"]["num_samples"] == 20
+    with pytest.raises(LoragenTrainError, match=r"^--num-samples is 0, but must be at least 1"):
+        prepare([source], tmp_path / "data", num_samples=0)
+
+
+def test_the_manifest_has_the_hashes_of_what_was_written(tmp_path, make, questions):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    manifest = prepare([source], tmp_path / "data")
+    for name, file in manifest["files"].items():
+        content = (tmp_path / "data" / name).read_bytes()
+        assert file["sha256"] == hashlib.sha256(content).hexdigest()
+        assert file["num_prompts"] == len(content.splitlines())
+    assert sorted(manifest["files"]) == ["train_prompts.jsonl", "val_prompts.jsonl"]
+
+
+def test_columns_can_be_named_and_responses_are_counted_but_not_written(tmp_path, make, capsys):
+    rows = [{"ask": f"{number}?", "reply": "secret"} for number in range(16)]
+    source = str(make.rows(tmp_path / "task.jsonl", rows))
+    words = ["prepare", "--source", source, "--output-dir", str(tmp_path / "data"), "--prompt-column", "ask", "--json"]
+    assert make.cli(*words) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"]["task"]["num_responses"] == 0
+    assert make.cli(*words, "--response-column", "reply") == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest == json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert manifest["tasks"]["task"]["num_responses"] == 16
+    assert "secret" not in "".join(file.read_text() for file in (tmp_path / "data").iterdir())
+    assert make.cli(*words, "--response-column", "replies") == 1
+    assert "none of replies; did you mean 'reply'?" in capsys.readouterr().err
+
+
+def test_a_json_list_is_a_source(tmp_path, questions):
+    source = tmp_path / "sums.json"
+    source.write_text(json.dumps([{"instruction": prompt} for prompt in questions["sums"]]))
+    assert prepare([source], tmp_path / "data")["tasks"]["sums"]["num_samples"] == 48
+
+
+def test_real_tasks_are_prepared(tmp_path):
+    folder = os.environ.get("LORAGEN_TEST_DATA")
+    if folder is None:
+        pytest.skip("LORAGEN_TEST_DATA names no folder of real tasks")
+    sources = sorted(Path(folder).rglob("*_formatted.jsonl"))
+    assert sources
+    manifest = prepare(sources, tmp_path / "data")
+    for task in manifest["tasks"].values():
+        assert task["num_samples"] >= 4 * (task["num_train_prompts"] + task["num_val_prompts"]) > 400

@@ -161,12 +161,25 @@ def test_a_missing_piece_is_named_and_stops_nothing(tmp_path, piece):
         ("results/validation.json", "[" * 100_000),
     ],
 )
-def test_a_damaged_piece_is_named_and_stops_nothing(tmp_path, piece, content):
+def test_a_damaged_piece_is_named(tmp_path, piece, content):
     folder = make_experiment(tmp_path / "one")
     (folder / piece).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (experiment,) = read_experiments([folder])
+    assert experiment.missing
+    assert all("\n" not in sentence for sentence in experiment.missing)
+    whole = {"config": experiment.config, "csv_logs": experiment.metrics, "results": experiment.modules}
+    assert all(bool(value) != piece.startswith(part) for part, value in whole.items())
+
+
+def test_a_report_on_nothing_but_damage_is_written(tmp_path):
+    folder = make_experiment(tmp_path / "one")
+    for piece in ("config.yaml", "csv_logs/metrics.csv", "results/validation.json"):
+        (folder / piece).write_text("[")
     (experiment,) = write_report([folder], tmp_path / "report.html")["experiments"]
-    assert experiment["missing"]
-    assert all("\n" not in sentence for sentence in experiment["missing"])
+    assert len(experiment["missing"]) == 3
+    page = Page((tmp_path / "report.html").read_text())
+    assert all(sentence in page.text for sentence in experiment["missing"])
+    assert page.images == []
 
 
 def test_a_line_that_was_cut_short_and_values_that_are_no_numbers(tmp_path):

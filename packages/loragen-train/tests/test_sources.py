@@ -1,11 +1,15 @@
 """Samples from files and from reasoning-gym: each prompt once, in a fixed order, as many as asked for."""
 
+import json
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import yaml
 from loragen_infer import LoragenInferError
 from loragen_train import LoragenTrainError
-from loragen_train.sources import Source, load_samples
+from loragen_train.sources import Source, load_samples, read_samples
 
 
 def test_a_file_is_read_from_its_start_without_copies(tmp_path, make):
@@ -77,3 +81,112 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
 def test_a_generator_without_a_number_is_refused():
     with pytest.raises(LoragenTrainError, match=r"^reasoning-gym:gcd generates samples without end"):
         load_samples(Source(location="reasoning-gym:gcd"), num_samples=None, seed=0)
+
+
+def test_columns_of_ones_own_naming(tmp_path, make):
+    path = make.rows(tmp_path / "task.jsonl", [{"ask": "a", "prompt": "b", "reply": "c", "answer": "d"}])
+    (sample,) = load_samples(Source(location=str(path)), num_samples=1, seed=0)
+    assert (sample.prompt, sample.response) == ("b", "d")
+    own = Source(location=str(path), prompt_column="ask", response_column="reply")
+    (sample,) = load_samples(own, num_samples=1, seed=0)
+    assert (sample.prompt, sample.response) == ("a", "c")
+    wrong = Source(location=str(path), prompt_column="aks")
+    with pytest.raises(LoragenTrainError, match=r"row 1 has the columns .*, but none of aks; did you mean 'ask'\?"):
+        load_samples(wrong, num_samples=1, seed=0)
+
+
+def test_places_are_those_in_the_source_and_responses_may_be_missing(tmp_path, make):
+    rows = [{"text": "a"}, {"text": "a", "answer": "x"}, {"text": "b", "answer": 3}, {"text": "c", "answer": "y"}]
+    source = Source(location=str(make.rows(tmp_path / "task.jsonl", rows)))
+    samples = read_samples(source, num_samples=None, seed=0, need_response=False)
+    assert {place: (sample.prompt, sample.response) for place, sample in samples.items()} == {
+        0: ("a", ""),
+        2: ("b", ""),
+        3: ("c", "y"),
+    }
+    assert list(read_samples(source, num_samples=2, seed=0, need_response=False)) == [0, 2]
+    with pytest.raises(LoragenTrainError, match="row 1 has the columns text, but none of answer"):
+        read_samples(replace(source, response_column="answer"), num_samples=4, seed=0, need_response=False)
+
+
+@pytest.mark.parametrize("value", [None, 7, "", " \n", ["a"], "half \ud800"])
+def test_a_prompt_that_is_no_text_is_named(tmp_path, value):
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps([{"prompt": "fine", "response": "x"}, {"prompt": value, "response": "x"}]))
+    with pytest.raises(LoragenTrainError, match=r"task\.json, row 2: 'prompt' (is .*, but must be text|holds half a)"):
+        load_samples(Source(location=str(path)), num_samples=2, seed=0)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """The ``datasets`` library with a cache of its own."""
+    datasets = pytest.importorskip("datasets", reason="the extra loragen-train[hf] is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets
+
+
+@pytest.fixture
+def local_dataset(tmp_path, make, hub_cache):
+    """A folder as on the hub: two configurations, one with two splits, in parquet and JSON lines."""
+    folder = tmp_path / "quiz"
+    rows = [{"question": f"{number}?", "answer": f"{number}!"} for number in range(6)]
+    make.rows(folder / "easy" / "train.jsonl", rows[:4])
+    make.rows(folder / "easy" / "test.jsonl", rows[4:])
+    (folder / "hard").mkdir()
+    hub_cache.Dataset.from_list(rows[2:5]).to_parquet(folder / "hard" / "train.parquet")
+    configs = [{"config_name": name, "data_files": files} for name, files in
+               {"easy": [{"split": "train", "path": "easy/train.jsonl"}, {"split": "test", "path": "easy/test.jsonl"}],
+                "hard": [{"split": "train", "path": "hard/train.parquet"}]}.items()]  # fmt: skip
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    return folder
+
+
+def test_a_data_set_is_read_by_configuration_and_split(local_dataset):
+    def prompts(config: str, split: str) -> list[str]:
+        source = Source(location=f"hf:{local_dataset}/{config}", split=split)
+        return [sample.prompt for sample in load_samples(source, num_samples=None, seed=0)]
+
+    assert prompts("easy", "train") == ["0?", "1?", "2?", "3?"]
+    assert prompts("easy", "test") == ["4?", "5?"]
+    assert prompts("hard", "train") == ["2?", "3?", "4?"]
+    assert prompts("hard", "train[:2]") == ["2?", "3?"]
+    assert Source(location=f"hf:{local_dataset}/easy").task_name == "easy"
+
+
+def test_a_folder_of_files_is_a_data_set(tmp_path, make, hub_cache):
+    make.rows(tmp_path / "plain" / "train.jsonl", [{"text": "a", "output": "b"}])
+    (sample,) = load_samples(Source(location=f"hf:{tmp_path / 'plain'}"), num_samples=1, seed=0)
+    assert (sample.prompt, sample.response) == ("a", "b")
+
+
+def test_an_unknown_configuration_split_or_folder_is_one_sentence(local_dataset):
+    for location, split, message in [
+        (f"{local_dataset}/medium", "train", "cannot be read: BuilderConfig 'medium' not found"),
+        (f"{local_dataset}/easy", "dev", r"\(split 'dev'\) cannot be read: Unknown split \"dev\""),
+        (f"{local_dataset}-x", "train", "does not exist; give a folder or the name of one on the hub"),
+    ]:
+        with pytest.raises(LoragenTrainError, match=message) as caught:
+            load_samples(Source(location=f"hf:{location}", split=split), num_samples=1, seed=0)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing/config", "nothing"])
+def test_without_the_hub_a_data_set_that_is_not_here_is_one_sentence(hub_cache, name, capfd):
+    with pytest.raises(LoragenTrainError, match=r"^The data set hf:.* is neither a folder nor in the .*forbids the"):
+        load_samples(Source(location=f"hf:{name}"), num_samples=1, seed=0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_the_library_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(LoragenTrainError, match=r"^The source hf:a/b needs datasets; install it with: pip install"):
+        load_samples(Source(location="hf:a/b"), num_samples=1, seed=0)
+
+
+def test_the_library_is_only_imported_when_it_is_needed():
+    code = (
+        "import sys, loragen_train.prepare\n"
+        "sys.exit(str(sorted({'datasets', 'reasoning_gym', 'torch'} & set(sys.modules))).replace('[]', '') or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -213,9 +213,6 @@ def _work_folder(folder: Path, begun: dict[str, Any]) -> Path:
     if folder.is_dir() and (not record.is_file() or read_record(record) != begun):
         logger.warning("%s was begun with other settings or samples; it starts over.", folder)
         shutil.rmtree(folder)
-    checkpoints = checkpoints_of(folder)
-    if checkpoints:
-        logger.info("Going on after step %s.", checkpoints[-1].name.removeprefix("checkpoint-"))
     write_json(record, begun)
     return folder
 

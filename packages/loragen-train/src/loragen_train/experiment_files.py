@@ -124,8 +124,9 @@ def _read_config(experiment: Experiment) -> None:
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ValueError(f"{_CONFIG} holds no 'key: value' lines")
-    experiment.config_text = text
-    _flatten(content, "", experiment.config)
+    values: dict[str, str] = {}
+    _flatten(content, "", values)
+    experiment.config_text, experiment.config = text, values
 
 
 def _flatten(value: Any, key: str, into: dict[str, str]) -> None:

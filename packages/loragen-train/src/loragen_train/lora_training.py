@@ -5,6 +5,7 @@ is continued sees what it would have seen. The Trainer's checkpoints bring back 
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -34,6 +35,8 @@ from loragen_train.collect_config import LoraTraining, Precision
 from loragen_train.errors import LoragenTrainError
 
 __all__ = ["TrainedLora", "checkpoints_of", "faster_precision", "order_of_samples", "train_lora"]
+
+logger = logging.getLogger(__name__)
 
 # Written into a checkpoint when it is complete, so that one that was cut short is never continued from.
 _COMPLETE = "work.json"
@@ -92,6 +95,8 @@ def train_lora(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     last = _last_complete(folder)
+    if last is not None:
+        logger.info("%s: going on after step %d.", name, _step_of(last))
     watch = _Stopwatch(last)
     trainer.add_callback(watch)
     trainer.add_callback(_StepProgress(name))
