@@ -10,9 +10,13 @@ threads and round. Peak memory on CPU is what the allocator reports between the 
 import argparse
 import copy
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable
+
+# The profiler of torch writes lines of its own to stderr; it reads the level when torch is imported.
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
 from hyperconv import GeneratorConfig, HyperConvDecoder, HyperConvGenerator, reference

@@ -89,7 +89,10 @@ MADE = [
     (lambda: HyperConvDecoder([(4, 3, 8)] * 2, 3, "triple"), "block is 'triple', expected 'sequential' or 'dual'"),
     (lambda: GeneratorConfig(grid=(4, 0)), "H of grid is 0, expected"),
     (lambda: GeneratorConfig(grid=(4, 3, 2)), r"grid is \(4, 3, 2\), expected two sizes"),
-    (lambda: GeneratorConfig(grid=(4, 3), kernel_size=5), "kernel_size is 5, longer than the axis L of size 4"),
+    (
+        lambda: GeneratorConfig(grid=(4, 3), kernel_size=5),
+        r"kernel_size is 5, longer than the axis L of size 4 that it slides over; expected at most 3\.$",
+    ),
     (lambda: GeneratorConfig(kernel_size_w=2), "kernel_size_w is 2, expected an odd integer"),
     (lambda: GeneratorConfig(num_hyperconv_blocks=-1), "num_hyperconv_blocks is -1, expected"),
     (lambda: GeneratorConfig(pooling="max"), "pooling is 'max', expected 'mean' or 'attention'"),
@@ -107,7 +110,8 @@ def test_sizes_and_names_that_do_not_fit(make, message):
 
 def test_a_kernel_longer_than_an_axis_of_the_input_is_refused_unless_asked_for():
     x_BLHW = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(HyperConvError, match="kernel_size of Conv_W is 3, longer than the axis L of size 2"):
+    message = "kernel_size of Conv_W is 3, longer than the axis L .* at most 1, or allow_oversized_kernel=True"
+    with pytest.raises(HyperConvError, match=message):
         HyperConv("W", 8, 8, 3)(x_BLHW)
     assert HyperConv("W", 8, 8, 3, allow_oversized_kernel=True)(x_BLHW).shape == x_BLHW.shape
 

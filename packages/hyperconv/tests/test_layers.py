@@ -88,13 +88,28 @@ def test_gradients_are_the_derivatives(kind, after):
     assert gradcheck(function, (x, scale, shift, *block.parameters()), fast_mode=True)
 
 
-def test_mixing_w_and_l_copies_nothing():
-    x_BLHW = torch.randn(2, 4, 6, 8)
-    # torch.nn.functional.conv2d copies an input that is contiguous in neither of the two formats.
-    assert x_BLHW.permute(0, 3, 1, 2).is_contiguous(memory_format=torch.channels_last)
-    for kernel in (1, 3):
-        assert HyperConv("W", 8, 8, kernel)(x_BLHW).is_contiguous()
-        assert HyperConv("L", 4, 4, kernel)(x_BLHW).is_contiguous()
+def copied_numbers(function) -> int:
+    """How many numbers the call copies, also inside the convolution of torch, where no dispatch mode looks."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        function()
+    copies = [event.input_shapes[0] for event in profile.events() if event.name == "aten::copy_"]
+    return sum(torch.Size(shape).numel() for shape in copies)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_mixing_w_and_l_copies_nothing_and_mixing_h_the_grid_once(kernel):
+    x_BLHW = torch.randn(2, 8, 6, 16)
+    for conv in (HyperConv("W", 16, 12, kernel), HyperConv("L", 8, 10, kernel)):
+        assert copied_numbers(lambda conv=conv: conv(x_BLHW)) == 0
+        assert conv(x_BLHW).is_contiguous()
+    conv_h = HyperConv("H", 6, 5, kernel)
+    assert copied_numbers(lambda: conv_h(x_BLHW)) == x_BLHW.numel()
+    assert copied_numbers(lambda: reference.hyperconv(conv_h, x_BLHW)) > x_BLHW.numel()
+
+
+def test_a_long_kernel_is_never_copied():
+    conv_w, x_BLHW = HyperConv("W", 16, 12, 5), torch.randn(2, 8, 6, 16)
+    assert copied_numbers(lambda: conv_w(x_BLHW)) == x_BLHW.numel() < conv_w.weight.numel()
 
 
 class PublishedBlock(nn.Module):

@@ -3,16 +3,18 @@
 Legend: B batch, L layers, H tokens per layer, W values per token; a prime marks the size after the block.
 """
 
+import abc
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from hyperconv.checks import AXES, check_grid_input, check_size
-from hyperconv.conv import HyperConv
+from hyperconv.checks import AXES, Axis, check_grid_input, check_size
+from hyperconv.conv import Factory, HyperConv
 from hyperconv.errors import HyperConvError
 
-__all__ = ["Block", "DualHyperConvBlock", "GridShape", "SequentialHyperConvBlock", "check_shape", "make_block"]
+__all__ = ["Block", "DualHyperConvBlock", "GridShape", "SequentialHyperConvBlock", "block_class", "check_shape"]
 
 Block = Literal["sequential", "dual"]
 GridShape = tuple[int, int, int]
@@ -26,7 +28,63 @@ def check_shape(name: str, shape: object) -> GridShape:
     return L, H, W
 
 
-class SequentialHyperConvBlock(nn.Module):
+class _HyperConvBlock(nn.Module, abc.ABC):
+    """What both blocks share: how they are made, the norm and modulation before, Conv_L and the residual after."""
+
+    norm: nn.LayerNorm
+    conv_l: HyperConv
+
+    def __init__(
+        self,
+        in_shape: GridShape,
+        out_shape: GridShape,
+        kernel_size: int,
+        *,
+        kernel_size_w: int | None = None,
+        allow_oversized_kernel: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = check_shape("in_shape", in_shape), check_shape("out_shape", out_shape)
+        kernel_sizes = {
+            "L": kernel_size,
+            "H": kernel_size,
+            "W": kernel_size if kernel_size_w is None else kernel_size_w,
+        }
+
+        def conv(axis: Axis) -> HyperConv:
+            i = AXES.index(axis)
+            return HyperConv(
+                axis,
+                self.in_shape[i],
+                self.out_shape[i],
+                kernel_sizes[axis],
+                bias=axis == "L",
+                allow_oversized_kernel=allow_oversized_kernel,
+                device=device,
+                dtype=dtype,
+            )
+
+        self._make_parts(conv, {"device": device, "dtype": dtype})
+
+    @abc.abstractmethod
+    def _make_parts(self, conv: Callable[[Axis], HyperConv], factory: Factory) -> None:
+        """Make the norm, the convolutions (`conv` knows their sizes) and what else the block learns."""
+
+    @abc.abstractmethod
+    def _mix(self, u_BLHW: Tensor) -> Tensor:
+        """What lies between the norm and Conv_L, [B, L, H, W] to [B, L, H', W']."""
+
+    def forward(self, x_BLHW: Tensor, scale_BW: Tensor | None = None, shift_BW: Tensor | None = None) -> Tensor:
+        """[B, L, H, W] to [B, L', H', W'] in the dtype of the input."""
+        check_grid_input("x", x_BLHW, self.in_shape)
+        # Nested, so that inside conv_l nothing holds on to what came before.
+        y: Tensor = self.conv_l(self._mix(modulate(self.norm(x_BLHW), scale_BW, shift_BW)))
+        return x_BLHW + y if self.in_shape == self.out_shape else y
+
+
+class SequentialHyperConvBlock(_HyperConvBlock):
     """`y = Conv_L(Conv_H(Conv_W(norm(x))))`, plus `x` where the shapes match.
 
     `norm` is a LayerNorm over W with an affine part; the convolutions have no bias except Conv_L.
@@ -49,39 +107,17 @@ class SequentialHyperConvBlock(nn.Module):
     torch.Size([2, 4, 5, 6])
     """
 
-    def __init__(
-        self,
-        in_shape: GridShape,
-        out_shape: GridShape,
-        kernel_size: int,
-        *,
-        kernel_size_w: int | None = None,
-        allow_oversized_kernel: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_shape, self.out_shape = check_shape("in_shape", in_shape), check_shape("out_shape", out_shape)
-        (l_in, h_in, w_in), (l_out, h_out, w_out) = self.in_shape, self.out_shape
-        k_w = kernel_size if kernel_size_w is None else kernel_size_w
-        free = allow_oversized_kernel
-        self.norm = nn.LayerNorm(w_in, device=device, dtype=dtype)
-        self.conv_w = HyperConv("W", w_in, w_out, k_w, allow_oversized_kernel=free, device=device, dtype=dtype)
-        self.conv_h = HyperConv("H", h_in, h_out, kernel_size, allow_oversized_kernel=free, device=device, dtype=dtype)
-        self.conv_l = HyperConv(
-            "L", l_in, l_out, kernel_size, bias=True, allow_oversized_kernel=free, device=device, dtype=dtype
-        )
-        _check_block_kernels(self.conv_w, (l_in, h_in), self.conv_h, (l_in, w_out), self.conv_l, (h_out, w_out))
+    def _make_parts(self, conv: Callable[[Axis], HyperConv], factory: Factory) -> None:
+        self.norm = nn.LayerNorm(self.in_shape[2], **factory)
+        self.conv_w, self.conv_h, self.conv_l = conv("W"), conv("H"), conv("L")
+        _check_kernels(self.in_shape, self.conv_w, self.conv_h, self.conv_l)
 
-    def forward(self, x_BLHW: Tensor, scale_BW: Tensor | None = None, shift_BW: Tensor | None = None) -> Tensor:
-        """[B, L, H, W] to [B, L', H', W'] in the dtype of the input."""
-        check_grid_input("x", x_BLHW, self.in_shape)
-        u = modulate(self.norm(x_BLHW), scale_BW, shift_BW)
-        y: Tensor = self.conv_l(self.conv_h(self.conv_w(u)))
-        return x_BLHW + y if self.in_shape == self.out_shape else y
+    def _mix(self, u_BLHW: Tensor) -> Tensor:
+        y: Tensor = self.conv_h(self.conv_w(u_BLHW))
+        return y
 
 
-class DualHyperConvBlock(nn.Module):
+class DualHyperConvBlock(_HyperConvBlock):
     """The block published for Drag-and-Drop LLMs (Liang et al. 2025, arXiv:2506.16406): two orders, one average.
 
     `u = LayerNorm over (H, W)`; `a = Conv_H1(Conv_W1(u))`; `b = tanh(Conv_W2(Conv_H2(u)))`;
@@ -95,43 +131,17 @@ class DualHyperConvBlock(nn.Module):
     torch.Size([2, 2, 5, 6])
     """
 
-    def __init__(
-        self,
-        in_shape: GridShape,
-        out_shape: GridShape,
-        kernel_size: int,
-        *,
-        kernel_size_w: int | None = None,
-        allow_oversized_kernel: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_shape, self.out_shape = check_shape("in_shape", in_shape), check_shape("out_shape", out_shape)
-        (l_in, h_in, w_in), (l_out, h_out, w_out) = self.in_shape, self.out_shape
-        k_w = kernel_size if kernel_size_w is None else kernel_size_w
-        free = allow_oversized_kernel
-        self.norm = nn.LayerNorm((h_in, w_in), device=device, dtype=dtype)
-        self.conv_w1 = HyperConv("W", w_in, w_out, k_w, allow_oversized_kernel=free, device=device, dtype=dtype)
-        self.conv_h1 = HyperConv("H", h_in, h_out, kernel_size, allow_oversized_kernel=free, device=device, dtype=dtype)
-        self.conv_h2 = HyperConv("H", h_in, h_out, kernel_size, allow_oversized_kernel=free, device=device, dtype=dtype)
-        self.conv_w2 = HyperConv("W", w_in, w_out, k_w, allow_oversized_kernel=free, device=device, dtype=dtype)
-        self.bias = nn.Parameter(torch.empty(h_out, w_out, device=device, dtype=dtype))
-        self.conv_l = HyperConv(
-            "L", l_in, l_out, kernel_size, bias=True, allow_oversized_kernel=free, device=device, dtype=dtype
-        )
-        _check_block_kernels(self.conv_w1, (l_in, h_in), self.conv_h1, (l_in, w_out), self.conv_l, (h_out, w_out))
-        _check_block_kernels(self.conv_w2, (l_in, h_out), self.conv_h2, (l_in, w_in), self.conv_l, (h_out, w_out))
+    def _make_parts(self, conv: Callable[[Axis], HyperConv], factory: Factory) -> None:
+        self.norm = nn.LayerNorm(self.in_shape[1:], **factory)
+        self.conv_w1, self.conv_h1 = conv("W"), conv("H")
+        self.conv_h2, self.conv_w2 = conv("H"), conv("W")
+        self.bias = nn.Parameter(torch.empty(self.out_shape[1:], **factory))
+        self.conv_l = conv("L")
+        _check_kernels(self.in_shape, self.conv_w1, self.conv_h1, self.conv_l)
+        _check_kernels(self.in_shape, self.conv_h2, self.conv_w2, self.conv_l)
         nn.init.uniform_(self.bias, -1.0 / self.bias.numel(), 1.0 / self.bias.numel())
 
-    def forward(self, x_BLHW: Tensor, scale_BW: Tensor | None = None, shift_BW: Tensor | None = None) -> Tensor:
-        """[B, L, H, W] to [B, L', H', W'] in the dtype of the input."""
-        check_grid_input("x", x_BLHW, self.in_shape)
-        # Nested, so that inside conv_l nothing holds on to what the two branches needed.
-        y: Tensor = self.conv_l(self._average(modulate(self.norm(x_BLHW), scale_BW, shift_BW)))
-        return x_BLHW + y if self.in_shape == self.out_shape else y
-
-    def _average(self, u_BLHW: Tensor) -> Tensor:
+    def _mix(self, u_BLHW: Tensor) -> Tensor:
         a = self.conv_h1(self.conv_w1(u_BLHW))
         b = torch.tanh(self.conv_w2(self.conv_h2(u_BLHW)))
         z: Tensor = (a + b).add_(self.bias).div_(3)
@@ -147,40 +157,16 @@ def modulate(u_BLHW: Tensor, scale_BW: Tensor | None, shift_BW: Tensor | None) -
     return u_BLHW
 
 
-def make_block(
-    block: Block,
-    in_shape: GridShape,
-    out_shape: GridShape,
-    kernel_size: int,
-    *,
-    kernel_size_w: int | None = None,
-    allow_oversized_kernel: bool = False,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> SequentialHyperConvBlock | DualHyperConvBlock:
-    """Build the block of that name; raise HyperConvError for any other name."""
+def block_class(block: Block) -> type[SequentialHyperConvBlock] | type[DualHyperConvBlock]:
+    """The class of that name; raise HyperConvError for any other name."""
     if block not in get_args(Block):
         raise HyperConvError(f"block is {block!r}, expected 'sequential' or 'dual'.")
-    kind = SequentialHyperConvBlock if block == "sequential" else DualHyperConvBlock
-    return kind(
-        in_shape,
-        out_shape,
-        kernel_size,
-        kernel_size_w=kernel_size_w,
-        allow_oversized_kernel=allow_oversized_kernel,
-        device=device,
-        dtype=dtype,
-    )
+    return SequentialHyperConvBlock if block == "sequential" else DualHyperConvBlock
 
 
-def _check_block_kernels(
-    conv_w: HyperConv,
-    slides_w: tuple[int, int],
-    conv_h: HyperConv,
-    slides_h: tuple[int, int],
-    conv_l: HyperConv,
-    slides_l: tuple[int, int],
-) -> None:
+def _check_kernels(shape: GridShape, *convs: HyperConv) -> None:
     # Found when the block is built rather than at its first batch; each conv still checks what it is given.
-    for conv, sizes in ((conv_w, slides_w), (conv_h, slides_h), (conv_l, slides_l)):
-        conv.check_sizes(dict(zip((axis for axis in AXES if axis != conv.axis), sizes, strict=True)))
+    sizes = dict(zip(AXES, shape, strict=True))
+    for conv in convs:
+        conv.check_sizes({axis: size for axis, size in sizes.items() if axis != conv.axis})
+        sizes[conv.axis] = conv.out_size

@@ -43,13 +43,16 @@ def check_kernel_size(name: str, kernel_size: object) -> int:
     return kernel_size
 
 
-def check_kernel_fits(name: str, kernel_size: int, sizes: Mapping[Axis, int]) -> None:
-    """Raise HyperConvError where the kernel is longer than an axis it slides over (`sizes`: axis letter to length)."""
+def check_kernel_fits(name: str, kernel_size: int, sizes: Mapping[Axis, int], otherwise: str = "") -> None:
+    """Raise HyperConvError where the kernel is longer than an axis it slides over.
+
+    `sizes` takes axis letters to lengths; `otherwise` is another way out for the caller, such as ", or flag=True".
+    """
     for axis, size in sizes.items():
         if kernel_size > size:
             raise HyperConvError(
                 f"{name} is {kernel_size}, longer than the axis {axis} of size {size} that it slides over; "
-                f"expected at most {size if size % 2 else size - 1}, or allow_oversized_kernel=True."
+                f"expected at most {size if size % 2 else size - 1}{otherwise}."
             )
 
 

@@ -3,10 +3,14 @@
 Legend: B batch, L layers, H tokens per layer, W values per token; k kernel size.
 A grid is stored [B, L, H, W]. Seen as [B, W, L, H] it is channels-last already, and seen as [B, L, H, W] it is
 contiguous with L as channels, so mixing W and mixing L copy nothing; mixing H needs [B, H, L, W], which is a copy.
+A kernel must have the memory format of its input or is copied at every call, so the kernel of Conv_W is channels-last.
+Only a long one is not: on a CPU the backward pass of torch holds one more copy of a channels-last kernel, and from 5 by
+5 on, kernels outweigh grids (of 16 by 32 tokens, say), so there the grid is copied instead.
 """
 
 import math
 from collections.abc import Mapping
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +18,16 @@ from torch import Tensor, nn
 from hyperconv.checks import AXES, Axis, check_grid_input, check_kernel_fits, check_kernel_size, check_size
 from hyperconv.errors import HyperConvError
 
-__all__ = ["HyperConv"]
+__all__ = ["Factory", "HyperConv"]
+
+_LONGEST_CHANNELS_LAST_KERNEL = 3
+
+
+class Factory(TypedDict):
+    """Where and how parameters are made, as the layers of torch take it."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class HyperConv(nn.Module):
@@ -63,8 +76,7 @@ class HyperConv(nn.Module):
         self.kernel_size = check_kernel_size("kernel_size", kernel_size)
         self.allow_oversized_kernel = allow_oversized_kernel
         shape = (self.out_size, self.in_size, self.kernel_size, self.kernel_size)
-        # A kernel in another format than its input is copied at every call.
-        memory_format = torch.channels_last if axis == "W" else torch.contiguous_format
+        memory_format = torch.channels_last if self._is_channels_last else torch.contiguous_format
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype, memory_format=memory_format))
         self.bias = nn.Parameter(torch.empty(self.out_size, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
@@ -83,20 +95,23 @@ class HyperConv(nn.Module):
     def forward(self, x_BLHW: Tensor) -> Tensor:
         """Mix the axis; see the class for shapes and errors."""
         self._check_input(x_BLHW)
-        padding = self.kernel_size // 2
-        if self.axis == "W":
-            x_BWLH = x_BLHW.permute(0, 3, 1, 2)
-            return nn.functional.conv2d(x_BWLH, self.weight, self.bias, padding=padding).permute(0, 2, 3, 1)
+        axis = AXES.index(self.axis) + 1
+        x = x_BLHW.movedim(axis, 1)
         # conv2d would copy a grid in neither format too, but keep the original for backward and copy it there again.
-        if self.axis == "H":
-            x_BHLW = x_BLHW.transpose(1, 2).contiguous()
-            return nn.functional.conv2d(x_BHLW, self.weight, self.bias, padding=padding).transpose(1, 2)
-        return nn.functional.conv2d(x_BLHW.contiguous(), self.weight, self.bias, padding=padding)
+        if not self._is_channels_last:
+            x = x.contiguous()
+        return nn.functional.conv2d(x, self.weight, self.bias, padding=self.kernel_size // 2).movedim(1, axis)
+
+    @property
+    def _is_channels_last(self) -> bool:
+        """Whether the grid is convolved in the channels-last format, in which it lies when W is mixed."""
+        return self.axis == "W" and self.kernel_size <= _LONGEST_CHANNELS_LAST_KERNEL
 
     def check_sizes(self, sizes: Mapping[Axis, int]) -> None:
         """Raise HyperConvError where the kernel is longer than one of `sizes`, the axes it slides over."""
         if not self.allow_oversized_kernel:
-            check_kernel_fits(f"kernel_size of Conv_{self.axis}", self.kernel_size, sizes)
+            way_out = ", or allow_oversized_kernel=True"
+            check_kernel_fits(f"kernel_size of Conv_{self.axis}", self.kernel_size, sizes, way_out)
 
     def _check_input(self, x_BLHW: Tensor) -> None:
         check_grid_input("x", x_BLHW, [self.in_size if axis == self.axis else None for axis in AXES])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyperconv.blocks import Block, GridShape, check_shape, make_block
+from hyperconv.blocks import Block, GridShape, block_class, check_shape
 from hyperconv.checks import check_grid_input
 from hyperconv.errors import HyperConvError
 
@@ -52,9 +52,9 @@ class HyperConvDecoder(nn.Module):
             )
         self.shapes = [check_shape(f"shapes[{i}]", shape) for i, shape in enumerate(shapes)]
         self.activation_checkpointing = activation_checkpointing
+        make_block = block_class(block)
         self.blocks = nn.ModuleList(
             make_block(
-                block,
                 before,
                 after,
                 kernel_size,
