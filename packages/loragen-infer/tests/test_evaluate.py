@@ -1,70 +1,227 @@
-"""A whole evaluation on a tiny language model: what is scored, shown and written."""
+"""A whole evaluation on a tiny language model: what is scored, shown and written, and what is refused."""
 
 import dataclasses
 import errno
 import json
+import logging
 
 import pytest
-from lora_tokenizer import LoraTokenizerError
+import torch
+from lora_tokenizer import read_adapter, write_adapter
 from loragen_infer import LoragenInferError
 from loragen_infer.evaluate import evaluate
-from loragen_infer.evaluate_config import EvaluateConfig, EvaluateTask
-from loragen_infer.results import TaskResult, format_table
-from loragen_infer.scoring import Score
+from loragen_infer.evaluate_config import ROWS, EvaluateConfig, EvaluateTask, TrainingTask
+from loragen_infer.report import format_report
+from loragen_infer.task_means import TaskMeans
+
+COMMON = ["base", "mean", "generated", "wrong prompts", "junk"]
+
+
+def rows(path, *lines):
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return str(path)
 
 
 @pytest.fixture
 def config(zoo, tmp_path):
-    def rows(name, *lines):
-        path = tmp_path / name
-        path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-        return str(path)
-
     tests = [{"prompt": f"say {word}", "response": word} for word in ("ab", "cd", "ef")]
-    prompts = rows("prompts.jsonl", {"task": "one", "prompt": "say gh"}, {"task": "other", "prompt": "not this one"})
+    prompts = rows(
+        tmp_path / "prompts.jsonl", {"task": "one", "prompt": "say gh"}, {"task": "other", "prompt": "not this one"}
+    )
     tasks = [
-        EvaluateTask(name="one", test=rows("one.jsonl", *tests), prompts=prompts, adapter=str(zoo.adapters[0])),
-        EvaluateTask(name="two", test=rows("two.jsonl", *tests[:2]), prompts=rows("raw.jsonl", {"text": "count 1 2"})),
+        EvaluateTask(
+            name="one", test=rows(tmp_path / "one.jsonl", *tests), prompts=prompts, adapter=str(zoo.adapters[0])
+        ),
+        EvaluateTask(
+            name="two",
+            test=rows(tmp_path / "two.jsonl", *tests[:2]),
+            prompts=rows(tmp_path / "raw.jsonl", {"text": "count 1 2"}),
+        ),
     ]
     return EvaluateConfig(
-        model=str(zoo.experiment), base_model=str(zoo.model), tasks=tasks, output_dir=str(tmp_path / "r")
+        model=str(zoo.experiment),
+        base_model=str(zoo.model),
+        tasks=tasks,
+        output_dir=str(tmp_path / "r"),
+        num_resamples=200,
     )
 
 
-def test_every_row_is_scored_and_written(config, tmp_path):
-    results = evaluate(config)
-    common = ["base", "mean", "generated", "wrong prompts"]
-    assert [list(result.scores) for result in results] == [[*common, "own"], common]
-    assert [result.wrong_task for result in results] == ["two", "one"]
-    assert [result.scores["base"].num_examples for result in results] == [3, 2]
-    first = results[0].scores
-    assert len({first[row].nll for row in ("base", "mean", "generated", "own")}) == 4
+@pytest.fixture
+def full(config, zoo, tmp_path):
+    """Every row there is: shots, training tasks, a joint adapter, choices."""
+    shots = rows(
+        tmp_path / "shots.jsonl", *[{"prompt": f"say {word}", "response": word} for word in ("gh", "ij", "kl")]
+    )
+    tasks = [dataclasses.replace(task, shots=shots, choices=["ab", "cd", "ef"]) for task in config.tasks]
+    training = [
+        TrainingTask(
+            name=name, prompts=rows(tmp_path / f"{name}.prompts.jsonl", {"prompt": prompt}), adapter=str(folder)
+        )
+        for name, prompt, folder in zip(("one", "three"), ("say it", "count to ten"), zoo.adapters, strict=True)
+    ]
+    return dataclasses.replace(
+        config, tasks=tasks, training_tasks=training, joint_adapter=str(zoo.adapters[1]), num_shots=2
+    )
+
+
+def test_the_rows_that_need_nothing_are_scored_and_written(config, tmp_path):
+    found = evaluate(config)
+    with_own = [row for row in ROWS if row in [*COMMON, "own"]]
+    assert [list(task.scores) for task in found.tasks] == [with_own, COMMON]
+    assert [task.wrong_task for task in found.tasks] == ["two", "one"]
+    assert [task.scores["base"].num_examples for task in found.tasks] == [3, 2]
+    first = found.tasks[0].scores
+    assert len({first[row].nll for row in with_own}) == len(with_own)
     written = json.loads((tmp_path / "r/evaluation.json").read_text(encoding="utf-8"))
     assert written["tasks"][0]["scores"]["own"]["nll"] == first["own"].nll
     assert written["config"]["num_prompts"] == 8
     assert (tmp_path / "r/evaluation.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def score(nll):
-    return Score(nll=nll, exact_match=0.25, num_examples=4)
+def test_every_row_is_there_with_what_it_needs(full):
+    found = evaluate(full)
+    assert [list(task.scores) for task in found.tasks] == [list(ROWS), [row for row in ROWS if row != "own"]]
+    assert [task.held_out for task in found.tasks] == [False, True]
+    assert [group.name for group in found.groups] == ["held-out tasks", "training tasks"]
+    for task in found.tasks:
+        for score in task.scores.values():
+            assert score.nll_interval[0] <= score.nll <= score.nll_interval[1]
+            assert 0 <= score.accuracy <= 1
+    first, second = found.tasks
+    # The training tasks of the configuration are single adapters, one of them the task's own.
+    assert first.notes["nearest"] == "adapter of one"
+    assert first.scores["nearest"].nll == first.scores["own"].nll
+    assert second.notes == {
+        "few-shot": "2 examples",
+        "nearest": second.notes["nearest"],
+        "wrong prompts": "prompts of one",
+    }
+    assert first.scores["ridge"].nll_above_ridge == 0
+    for row in ("nearest", "ridge", "generated", "wrong prompts", "junk"):
+        assert first.costs[row].seconds > 0
+        assert first.costs[row].cpu_seconds >= 0
+    assert "base" not in first.costs
 
 
-def test_recovered_is_the_share_of_the_own_adapter_s_gain():
-    scores = {"base": score(4.0), "generated": score(1.5), "own": score(1.0)}
-    result = TaskResult(task="t", wrong_task="u", scores=scores)
-    assert result.recovered == pytest.approx(2.5 / 3)
-    assert TaskResult(task="t", wrong_task="u", scores={"base": score(4.0)}).recovered is None
-    # An adapter that gains nothing leaves nothing to recover.
-    useless = scores | {"own": score(4.0)}
-    assert TaskResult(task="t", wrong_task="u", scores=useless).recovered is None
+def test_a_held_out_task_is_kept_from_nearest_and_ridge_even_where_it_is_named(full):
+    tasks = [dataclasses.replace(full.tasks[0], held_out=True), full.tasks[1]]
+    config = dataclasses.replace(full, tasks=tasks, rows=["nearest", "ridge", "own"])
+    first = evaluate(config).tasks[0]
+    assert first.held_out
+    assert first.notes["nearest"] == "adapter of three"
+    # Of one training task that is left both are its adapter.
+    assert first.scores["ridge"].nll == pytest.approx(first.scores["nearest"].nll, rel=1e-6)
+    assert first.scores["own"].nll != pytest.approx(first.scores["nearest"].nll, rel=1e-3)
+    alone = dataclasses.replace(config, training_tasks=full.training_tasks[:1])
+    with pytest.raises(LoragenInferError, match="no training task but 'one', which is held out"):
+        evaluate(alone)
 
 
-def test_the_table_has_a_line_per_task_and_a_dash_for_what_is_missing():
-    scores = {row: score(2.0) for row in ("base", "mean", "generated", "wrong prompts")}
-    table = format_table([TaskResult(task="sums", wrong_task="u", scores=scores)])
-    (line,) = [line for line in table.splitlines() if line.startswith("sums")]
-    assert line.count("2.000 |  25") == 4
-    assert line.count("–") == 2
+def test_training_tasks_come_from_the_bundle(config, zoo, tmp_path, encoder):
+    layout = zoo.bundle.layout
+    means = TaskMeans(
+        names=("one", "three"),
+        condition_means=encoder.encode(["say it", "count to ten"]),
+        token_means=torch.stack([layout.encode(read_adapter(folder)) for folder in zoo.adapters]).float(),
+    )
+    path = dataclasses.replace(zoo.bundle, tasks=means).save(tmp_path / "with-tasks.safetensors")
+    config = dataclasses.replace(config, model=str(path), rows=["base", "nearest", "ridge", "generated"])
+    found = evaluate(config)
+    assert [task.held_out for task in found.tasks] == [False, True]
+    assert found.tasks[0].notes == {"nearest": "adapter of one"}
+    lying = [dataclasses.replace(config.tasks[0], held_out=True)]
+    with pytest.raises(LoragenInferError, match="'one' has held_out, but the generator was trained on it"):
+        evaluate(dataclasses.replace(config, tasks=lying))
+
+
+def test_without_training_tasks_one_warning_names_each_row_that_is_left_out(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(config)
+    left_out = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert [message.split("'")[1] for message in left_out] == ["nearest", "ridge"]
+    assert all("name them under training_tasks" in message for message in left_out)
+    assert any("not known: there is no row ridge" in remark for remark in found.remarks)
+    assert any("No task is known to be held out" in remark for remark in found.remarks)
+
+
+def test_rows_are_chosen_by_name(config, caplog):
+    chosen = dataclasses.replace(config, rows=["own", "base", "few-shot"], tasks=config.tasks[:1])
+    assert list(evaluate(chosen).tasks[0].scores) == ["base", "own"]
+    assert "The row 'few-shot' is left out: no task has shots" in caplog.text
+    with pytest.raises(LoragenInferError, match="'two' has none of the rows asked for"):
+        evaluate(dataclasses.replace(config, rows=["own"]))
+    with pytest.raises(LoragenInferError, match=r"rows has 'generate'.*did you mean 'generated'"):
+        dataclasses.replace(config, rows=["generate"])
+
+
+def test_a_finished_row_is_not_scored_again(full, monkeypatch, tmp_path):
+    found = evaluate(full)
+    written = (tmp_path / "r/evaluation.json").read_text(encoding="utf-8")
+    monkeypatch.setattr("loragen_infer.evaluate.Scorer.score", None)  # calling it would be a TypeError
+    # Another batch size changes no more than round-off.
+    assert evaluate(dataclasses.replace(full, batch_size=3)) == found
+    assert evaluate(full) == found
+    assert (tmp_path / "r/evaluation.json").read_text(encoding="utf-8") == written
+
+
+@pytest.mark.parametrize("what", ["examples", "adapter", "shots", "choices", "prompts"])
+def test_what_decides_a_score_is_part_of_its_name(what, full, zoo, tmp_path):
+    config = dataclasses.replace(full, tasks=full.tasks[:1], rows=["few-shot", "generated", "own"])
+    evaluate(config)
+    folder = tmp_path / "r/rows"
+    before = {path.name for path in folder.glob("*.json")}
+    (task,) = config.tasks
+    changed = {
+        "examples": lambda: {"test": rows(tmp_path / "new.jsonl", {"prompt": "say ab", "response": "ab"})},
+        "adapter": lambda: {"adapter": str(zoo.adapters[1])},
+        "shots": lambda: {"shots": rows(tmp_path / "s.jsonl", *[{"prompt": p, "response": "x"} for p in "ab"])},
+        "choices": lambda: {"choices": ["ab", "cd", "ef", "gh"]},
+        "prompts": lambda: {"prompts": rows(tmp_path / "p.jsonl", {"prompt": "something else"})},
+    }[what]()
+    evaluate(dataclasses.replace(config, tasks=[dataclasses.replace(task, **changed)]))
+    new = {path.name.split(".")[1] for path in folder.glob("*.json") if path.name not in before}
+    expected = {
+        "examples": {"few-shot", "generated", "own"},
+        "adapter": {"own"},
+        "shots": {"few-shot"},
+        "choices": {"few-shot", "generated", "own"},
+        "prompts": {"generated"},
+    }
+    assert new == expected[what]
+
+
+def test_a_damaged_row_is_scored_again_and_named(config, tmp_path, caplog):
+    config = dataclasses.replace(config, rows=["base"])
+    found = evaluate(config)
+    path = next((tmp_path / "r/rows").glob("one.base.*.json"))
+    for damage in ("{", '{"format": 1, "scores": {"exact": [true]}, "cost": null}', '{"format": 9}', "[]"):
+        path.write_text(damage)
+        assert evaluate(config) == found
+        assert f"{path.name} is damaged" in caplog.text
+        caplog.clear()
+
+
+def test_one_task_alone_has_all_rows_but_wrong_prompts(full):
+    alone = dataclasses.replace(full, tasks=full.tasks[:1], rows=[row for row in ROWS if row != "wrong prompts"])
+    assert list(evaluate(alone).tasks[0].scores) == alone.rows
+    with pytest.raises(LoragenInferError, match="two are needed"):
+        dataclasses.replace(full, tasks=full.tasks[:1])
+
+
+def test_the_report_says_what_the_generator_is_worth(full):
+    found = evaluate(full)
+    text = format_report(found)
+    assert "two (held out, 2 examples)" in text
+    assert "one (trained on, 3 examples)" in text
+    (line,) = [sentence for sentence in text.splitlines() if "generated − ridge" in sentence and "held-out" in sentence]
+    verdict = next(v for v in found.verdicts if v.group == "held-out tasks" and v.against == "ridge")
+    scores = found.tasks[1].scores
+    assert verdict.difference == pytest.approx(scores["generated"].nll - scores["ridge"].nll)
+    assert scores["generated"].nll_above_ridge == pytest.approx(verdict.difference)
+    assert f"{verdict.difference:+.3f}" in line
+    for row in ROWS:
+        assert sum(part.startswith(f"{row} ") for part in text.splitlines()) >= 1
 
 
 def test_a_task_without_prompts_is_named_and_nothing_is_written(config, tmp_path):
@@ -75,6 +232,7 @@ def test_a_task_without_prompts_is_named_and_nothing_is_written(config, tmp_path
 
 
 def test_the_adapters_own_base_model_is_the_default(config):
+    config = dataclasses.replace(config, rows=["base", "generated"])
     named = evaluate(config)
     assert evaluate(dataclasses.replace(config, base_model=None)) == named
 
@@ -90,17 +248,17 @@ def test_the_model_is_named_where_the_adapters_name_none(config, zoo, tmp_path):
 
 def test_limits_on_prompts_and_examples_hold(config):
     limited = evaluate(dataclasses.replace(config, num_examples=1, batch_size=1))
-    assert [result.scores["base"].num_examples for result in limited] == [1, 1]
+    assert [task.scores["base"].num_examples for task in limited.tasks] == [1, 1]
 
 
-def test_a_chart_that_cannot_be_drawn_leaves_no_results(config, tmp_path, monkeypatch):
+def test_a_chart_that_cannot_be_drawn_leaves_the_finished_rows_and_nothing_else(config, tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     with pytest.raises(LoragenInferError, match=r"evaluation\.png cannot be written: No space left on device"):
         evaluate(config)
-    assert list((tmp_path / "r").iterdir()) == []
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["rows"]
 
 
 def test_what_cannot_end_well_is_said_before_the_long_work(config, tmp_path, monkeypatch):
@@ -120,13 +278,75 @@ def test_a_row_of_prompts_without_a_prompt_is_named(config, tmp_path):
         evaluate(config)
 
 
-def test_an_own_adapter_that_is_not_there_is_named(config, tmp_path):
-    tasks = [dataclasses.replace(config.tasks[0], adapter=str(tmp_path / "nowhere")), config.tasks[1]]
-    with pytest.raises(LoraTokenizerError, match="nowhere"):
-        evaluate(dataclasses.replace(config, tasks=tasks))
+@pytest.mark.parametrize("field", ["own", "joint", "training"])
+def test_an_adapter_that_cannot_be_read_is_named(field, full, tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+    broken = {
+        "own": {"tasks": [dataclasses.replace(full.tasks[0], adapter=nowhere), full.tasks[1]]},
+        "joint": {"joint_adapter": nowhere},
+        "training": {"training_tasks": [dataclasses.replace(full.training_tasks[0], adapter=nowhere)]},
+    }
+    named = {"own": "adapter of the task 'one'", "joint": "adapter of joint_adapter", "training": "training task 'one'"}
+    with pytest.raises(LoragenInferError, match=f"{named[field]} cannot be (read|used).*nowhere"):
+        evaluate(dataclasses.replace(full, **broken[field]))
     assert not (tmp_path / "r").exists()
 
 
-def test_one_task_is_too_few_for_a_control(config):
-    with pytest.raises(LoragenInferError, match="two are needed"):
-        EvaluateConfig(model="m", tasks=config.tasks[:1])
+def test_an_own_adapter_of_another_shape_is_named_before_any_row_is_scored(config, make, tmp_path):
+    folder = make.adapter(make.llama(), tmp_path / "wide", target_modules=["q_proj", "k_proj"])
+    tasks = [dataclasses.replace(config.tasks[0], adapter=str(folder)), config.tasks[1]]
+    evaluate(dataclasses.replace(config, tasks=tasks, rows=["own", "base"]))
+    other = read_adapter(config.tasks[0].adapter)
+    cut = {name: tensor[:, :-1] if "lora_A" in name else tensor for name, tensor in other.tensors.items()}
+    write_adapter(dataclasses.replace(other, tensors=cut), tmp_path / "cut")
+    tasks = [dataclasses.replace(config.tasks[0], adapter=str(tmp_path / "cut")), config.tasks[1]]
+    with pytest.raises(LoragenInferError, match=r"The adapter of the task 'one': The adapter does not fit the model"):
+        evaluate(dataclasses.replace(config, tasks=tasks, output_dir=str(tmp_path / "r2")))
+    assert not (tmp_path / "r2").exists()
+
+
+def test_an_adapter_that_breaks_the_model_is_named_and_finished_rows_are_kept(config, tmp_path):
+    other = read_adapter(config.tasks[0].adapter)
+    huge = {name: torch.full_like(tensor, 1e38) for name, tensor in other.tensors.items()}
+    write_adapter(dataclasses.replace(other, tensors=huge), tmp_path / "huge")
+    tasks = [dataclasses.replace(config.tasks[0], adapter=str(tmp_path / "huge")), config.tasks[1]]
+    with pytest.raises(
+        LoragenInferError, match=r"The row 'own' of the task 'one': The model gives a likelihood of nan"
+    ):
+        evaluate(dataclasses.replace(config, tasks=tasks))
+    assert len(list((tmp_path / "r/rows").glob("one.generated.*.json"))) == 1
+
+
+def test_bad_shots_are_named(full, tmp_path):
+    def with_shots(*lines):
+        path = rows(tmp_path / "bad.jsonl", *lines)
+        return dataclasses.replace(full, tasks=[dataclasses.replace(full.tasks[0], shots=path), full.tasks[1]])
+
+    with pytest.raises(LoragenInferError, match=r"bad\.jsonl has 1 examples, but num_shots is 2"):
+        evaluate(with_shots({"prompt": "a", "response": "b"}))
+    with pytest.raises(LoragenInferError, match=r"bad\.jsonl would show 'say ab' with its response"):
+        evaluate(with_shots({"prompt": "a", "response": "b"}, {"prompt": "say ab", "response": "ab"}))
+    long = [{"prompt": "x" * 200, "response": "b"}, {"prompt": "y", "response": "b"}]
+    with pytest.raises(LoragenInferError, match=r"'few-shot' of the task 'one': .* takes 256; lower num_shots"):
+        evaluate(with_shots(*long))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": []}, "tasks is empty"),
+        ({"rows": []}, "rows is empty"),
+        ({"num_shots": 0}, "num_shots is 0"),
+        ({"num_resamples": 5}, "num_resamples is 5, but must be at least 100"),
+        ({"seed": -1}, "seed is -1"),
+        ({"num_examples": 0}, "num_examples is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes, message, config):
+    with pytest.raises(LoragenInferError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+def test_two_training_tasks_of_one_name_are_refused(full):
+    with pytest.raises(LoragenInferError, match="training_tasks has two of one name"):
+        dataclasses.replace(full, training_tasks=[full.training_tasks[0]] * 2)

@@ -1,10 +1,18 @@
-"""The configuration of ``loragen-infer evaluate``; imports nothing heavy, so that ``--help`` is fast."""
+"""The configuration of ``loragen-infer evaluate``: the rows there are, the tasks, and what each row needs.
 
+Imports nothing heavy, so that ``--help`` is fast.
+"""
+
+import difflib
+import re
 from dataclasses import dataclass
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["EvaluateConfig", "EvaluateTask"]
+__all__ = ["ROWS", "EvaluateConfig", "EvaluateTask", "TrainingTask"]
+
+ROWS = ("base", "few-shot", "mean", "nearest", "ridge", "joint", "generated", "own", "wrong prompts", "junk")
+"""Every row, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +22,54 @@ class EvaluateTask:
     name: str
     """Name of the task."""
     test: str
-    """JSON/JSONL file with prompts and responses that no adapter was trained on."""
+    """JSON/JSONL file with prompts and responses that no adapter was trained on, and optionally ``choices``."""
     prompts: str
     """JSON/JSONL file with the prompts to generate from; of a file with a ``task`` column, this task's lines."""
     adapter: str | None = None
     """The task's own trained adapter (a PEFT folder, or a folder of checkpoints, of which the last is taken)."""
+    shots: str | None = None
+    """JSON/JSONL file with training examples and their responses, the first of which the row ``few-shot`` shows."""
+    choices: list[str] | None = None
+    """What all examples can be answered with, for a file without a ``choices`` column, such as [yes, no]."""
+    choice_pattern: str | None = None
+    """Regular expression that finds an example's choices in its prompt: group 1 of every match; ``^`` is the start of
+    a line."""
+    choice_format: str = "{}"
+    """How a response writes a choice that ``choice_pattern`` has found, such as ``[{}]``."""
+    held_out: bool | None = None
+    """Whether training saw nothing of the task; by default, whether its name is not among the training tasks."""
+
+    def __post_init__(self) -> None:
+        where = f"The task {self.name!r}"
+        if self.choices is not None and self.choice_pattern is not None:
+            raise LoragenInferError(f"{where} has both choices and choice_pattern; give one of them.")
+        if self.choices is not None and len(set(self.choices)) < max(2, len(self.choices)):
+            raise LoragenInferError(f"{where} has choices {self.choices}, but needs at least two different ones.")
+        if self.choice_format.count("{}") != 1:
+            raise LoragenInferError(f"{where} has choice_format {self.choice_format!r}, which needs one {{}}.")
+        if self.choice_pattern is None:
+            return
+        try:
+            groups = re.compile(self.choice_pattern).groups
+        except re.error as error:
+            raise LoragenInferError(f"{where} has choice_pattern {self.choice_pattern!r}: {error}.") from error
+        if groups != 1:
+            raise LoragenInferError(
+                f"{where} has choice_pattern {self.choice_pattern!r} with {groups} groups; put one pair of parentheses "
+                "around the choice."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """A task that the generator was trained on, for the rows ``nearest`` and ``ridge``."""
+
+    name: str
+    """Name of the task."""
+    prompts: str
+    """JSON/JSONL file with its prompts; of a file with a ``task`` column, this task's lines."""
+    adapter: str
+    """Its adapter: a PEFT folder, or a folder of checkpoints, of which the mean is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,31 +79,65 @@ class EvaluateConfig:
     model: str
     """The generator: a bundle, a final_model folder or an experiment folder."""
     tasks: list[EvaluateTask]
-    """The tasks; at least two, as each needs another one's prompts as its control."""
+    """The tasks; at least two for the row ``wrong prompts``, which takes the prompts of the next one."""
+    rows: list[str] | None = None
+    """What to score: base, few-shot, mean, nearest, ridge, joint, generated, own, wrong prompts, junk; by default each
+    one that has what it needs."""
+    training_tasks: list[TrainingTask] | None = None
+    """The training tasks, for ``nearest`` and ``ridge``; by default those that the bundle remembers."""
+    joint_adapter: str | None = None
+    """One adapter trained on all training tasks together, for the row ``joint``."""
+    num_shots: int = 4
+    """Number of examples that the row ``few-shot`` shows before the prompt."""
     base_model: str | None = None
     """The language model, a hub name, folder or .gguf file; by default the one the adapters name."""
     output_dir: str = "results"
-    """Folder for ``evaluation.json`` and ``evaluation.png``."""
+    """Folder for ``evaluation.json``, ``evaluation.png`` and the finished rows."""
     num_prompts: int = 8
     """Most prompts to generate an adapter from: the first of the file."""
     num_examples: int | None = None
     """Most test examples per task; by default all of the file."""
+    num_resamples: int = 10_000
+    """Number of bootstrap resamples of the examples behind each 95 % interval."""
+    seed: int = 0
+    """Seed of the resamples and of the junk text."""
     batch_size: int = 16
-    """Number of examples per forward pass of the language model."""
+    """Number of sequences per forward pass of the language model."""
     device: str = "cpu"
     """Torch device, such as ``cpu`` or ``cuda``."""
 
     def __post_init__(self) -> None:
-        if len(self.tasks) < 2:
+        if not self.tasks:
+            raise LoragenInferError("tasks is empty; name at least one task to evaluate on.")
+        _check_rows(self.rows)
+        if len(self.tasks) < 2 and "wrong prompts" in self.wanted_rows:
             raise LoragenInferError(
-                f"tasks has {len(self.tasks)} task(s), but two are needed: each is also generated for with the "
-                "prompts of another, as a control."
+                "tasks has 1 task, but two are needed: each is also generated for with the prompts of another, as a "
+                "control; add one, or name the rows without 'wrong prompts'."
             )
-        names = [task.name for task in self.tasks]
-        if len(set(names)) < len(names):
-            raise LoragenInferError(f"tasks has two of one name: {', '.join(sorted(names))}.")
-        for name in ("num_prompts", "batch_size"):
-            if getattr(self, name) < 1:
-                raise LoragenInferError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for field in ("tasks", "training_tasks"):
+            names = [task.name for task in getattr(self, field) or []]
+            if len(set(names)) < len(names):
+                raise LoragenInferError(f"{field} has two of one name: {', '.join(sorted(names))}.")
+        for field, least in (("num_prompts", 1), ("batch_size", 1), ("num_shots", 1), ("num_resamples", 100)):
+            if getattr(self, field) < least:
+                raise LoragenInferError(f"{field} is {getattr(self, field)}, but must be at least {least}.")
         if self.num_examples is not None and self.num_examples < 1:
             raise LoragenInferError(f"num_examples is {self.num_examples}, but must be at least 1.")
+        if self.seed < 0:
+            raise LoragenInferError(f"seed is {self.seed}, but must be at least 0.")
+
+    @property
+    def wanted_rows(self) -> tuple[str, ...]:
+        """The rows asked for, in the order of ``ROWS``."""
+        return ROWS if self.rows is None else tuple(row for row in ROWS if row in self.rows)
+
+
+def _check_rows(rows: list[str] | None) -> None:
+    for row in rows or []:
+        if row not in ROWS:
+            close = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.5)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise LoragenInferError(f"rows has {row!r}, but there are {', '.join(ROWS)}{meant}")
+    if rows is not None and not rows:
+        raise LoragenInferError(f"rows is empty; name some of {', '.join(ROWS)}.")

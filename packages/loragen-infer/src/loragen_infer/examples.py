@@ -119,22 +119,30 @@ def _text(row: dict[str, Any], columns: Sequence[str], path: Path, number: int) 
 
 
 def tokenize_example(
-    tokenizer: "PreTrainedTokenizerBase", example: Example, *, max_length: int | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    example: Example,
+    *,
+    max_length: int | None = None,
+    shots: Sequence[Example] = (),
 ) -> TokenizedExample:
     """Return the token ids of prompt and response, the response closed by the end-of-sequence token.
 
     The prompt goes through the tokenizer's chat template as one user turn; a tokenizer without a template gets the
-    prompt and a newline.
+    prompt and a newline. Solved examples given as ``shots`` come before it and belong to the prompt: as turns of user
+    and assistant, or each with its response and a blank line.
 
     Raises:
         LoragenInferError: The sequence is longer than ``max_length`` tokens.
     """
     if tokenizer.chat_template is not None:
-        turn = [{"role": "user", "content": example.prompt}]
-        prompt_text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        turns = [(role, text) for shot in shots for role, text in (("user", shot.prompt), ("assistant", shot.response))]
+        turns.append(("user", example.prompt))
+        messages = [{"role": role, "content": text} for role, text in turns]
+        prompt_text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
     else:
-        prompt_ids = tokenizer(example.prompt + "\n")["input_ids"]
+        before = "".join(f"{shot.prompt}\n{shot.response}\n\n" for shot in shots)
+        prompt_ids = tokenizer(before + example.prompt + "\n")["input_ids"]
     response_ids = tokenizer(example.response, add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         response_ids = [*response_ids, tokenizer.eos_token_id]

@@ -1,35 +1,62 @@
-"""Scores a language model on examples: negative log-likelihood per answer token, and exact match of greedy decoding.
+"""Scores a language model on examples: likelihood of the answer, exact match of greedy decoding, choice by likelihood.
 
-One forward pass gives both. Greedy decoding repeats the answer exactly if and only if, after every correct prefix, the
-most likely token is the answer's next one; so the logits that the likelihood needs also tell what decoding would do.
+One forward pass per answer gives all. Greedy decoding repeats the answer exactly if and only if, after every correct
+prefix, the most likely token is the answer's next one; so the logits that the likelihood needs also tell what decoding
+would do. A choice is the answer with the least negative log-likelihood per token, its end included; answers that tie
+with the right one count as a wrong choice, so that a model that prefers nothing scores nothing.
 
 Legend: B batch, S sequence length, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loragen_infer.choices import TestExample
+from loragen_infer.errors import LoragenInferError
 from loragen_infer.examples import Example, TokenizedExample, batches_by_length, tokenize_example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Score", "Scorer"]
+__all__ = ["ExampleScores", "Scorer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """What a model achieves on the examples of one task."""
+class ExampleScores:
+    """What a model achieves on each example of one task, in the order of the examples."""
 
-    nll: float
-    """Mean negative log-likelihood per answer token, in nats; the end-of-sequence token counts as one."""
-    exact_match: float
-    """Share of examples whose greedy continuation is the response, token by token to the end; 0 to 1."""
-    num_examples: int
-    """Number of examples scored."""
+    answer_nll: tuple[float, ...]
+    """Negative log-likelihood of the response, summed over its tokens, in nats; the end-of-sequence token is one."""
+    num_tokens: tuple[int, ...]
+    """Number of tokens of the response."""
+    exact: tuple[bool, ...]
+    """Whether the greedy continuation is the response, token by token to the end."""
+    correct: tuple[bool, ...] | None
+    """Whether the response is the most likely of the choices; None for a task without choices."""
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples scored."""
+        return len(self.exact)
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood per answer token, in nats."""
+        return math.fsum(self.answer_nll) / sum(self.num_tokens)
+
+    @property
+    def exact_match(self) -> float:
+        """Share of exact examples, 0 to 1."""
+        return sum(self.exact) / len(self.exact)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of examples with the right choice, 0 to 1."""
+        return None if self.correct is None else sum(self.correct) / len(self.correct)
 
 
 class Scorer:
@@ -37,30 +64,72 @@ class Scorer:
 
     Args:
         tokenizer: The tokenizer of the base model, with a padding token.
-        examples: Prompts with responses.
-        batch_size: Examples per forward pass.
+        examples: Prompts with responses, with or without choices.
+        batch_size: Sequences per forward pass.
+        shots: Solved examples to show before every prompt.
+        max_tokens: Most tokens of a sequence that the model takes; None where it has no limit.
+
+    Raises:
+        LoragenInferError: A sequence is longer than ``max_tokens``.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], *, batch_size: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        examples: Sequence[Example | TestExample],
+        *,
+        batch_size: int,
+        shots: Sequence[Example] = (),
+        max_tokens: int | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._items = [tokenize_example(tokenizer, example) for example in examples]
+        self._items: list[TokenizedExample] = []
+        self._answers: list[range] = []
+        self._has_choices = any(isinstance(example, TestExample) and example.choices for example in examples)
+        for example in examples:
+            answers = example.answers if isinstance(example, TestExample) else [example]
+            self._answers.append(range(len(self._items), len(self._items) + len(answers)))
+            self._items += [tokenize_example(tokenizer, answer, shots=shots) for answer in answers]
         lengths = [len(item.input_ids) for item in self._items]
+        if max_tokens is not None and max(lengths) > max_tokens:
+            raise LoragenInferError(
+                f"An example has {max(lengths)} tokens{f' with its {len(shots)} shots' if shots else ''}, but the "
+                f"language model takes {max_tokens}; {'lower num_shots' if shots else 'drop the example'}."
+            )
         self._batches = batches_by_length(lengths, batch_size)
 
+    @property
+    def sequences(self) -> list[tuple[list[int], int]]:
+        """What is scored: token ids, and how many of them are the prompt."""
+        return [(item.input_ids, item.num_prompt_tokens) for item in self._items]
+
     @torch.inference_mode()
-    def score(self, model: Any) -> Score:
-        """Return the score of ``model``, a causal language model in eval mode, with or without an adapter."""
-        total_nll = 0.0
-        num_matches = 0
+    def score(self, model: Any) -> ExampleScores:
+        """Return the scores of ``model``, a causal language model in eval mode, with or without an adapter.
+
+        Raises:
+            LoragenInferError: The model's logits are not finite.
+        """
+        nll = [0.0] * len(self._items)
+        exact = [False] * len(self._items)
         for batch in self._batches:
-            for nll, matches in self._score_batch(model, [self._items[index] for index in batch]):
-                total_nll += nll
-                num_matches += matches
-        num_tokens = sum(len(item.input_ids) - item.num_prompt_tokens for item in self._items)
-        return Score(
-            nll=total_nll / num_tokens,
-            exact_match=num_matches / len(self._items),
-            num_examples=len(self._items),
+            scored = self._score_batch(model, [self._items[index] for index in batch])
+            for index, (nll[index], exact[index]) in zip(batch, scored, strict=True):
+                if not math.isfinite(nll[index]):
+                    raise LoragenInferError(f"The model gives a likelihood of {nll[index]}; its weights are no good.")
+        lengths = [len(item.input_ids) - item.num_prompt_tokens for item in self._items]
+        responses = [answers[0] for answers in self._answers]
+        correct = None
+        if self._has_choices:
+            per_token = [total / length for total, length in zip(nll, lengths, strict=True)]
+            correct = tuple(
+                all(per_token[answers[0]] < per_token[other] for other in answers[1:]) for answers in self._answers
+            )
+        return ExampleScores(
+            answer_nll=tuple(nll[index] for index in responses),
+            num_tokens=tuple(lengths[index] for index in responses),
+            exact=tuple(exact[index] for index in responses),
+            correct=correct,
         )
 
     def _score_batch(self, model: Any, items: list[TokenizedExample]) -> Iterator[tuple[float, bool]]:
