@@ -74,6 +74,30 @@ def test_token_states_count_as_their_mean():
     torch.testing.assert_close(generator(states_BPTD, mask_BP)[1:], tokens_BNW[1:])
 
 
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("training", [True, False])
+def test_padding_of_token_states_and_the_order_of_prompts_do_not_matter(pooling, training):
+    states_BPTD, mask_BPT = torch.randn(2, 4, 6, 12), torch.rand(2, 4, 6) < 0.6
+    mask_BPT[..., 0] = True
+    mask_BPT[1, 3] = False
+    expected = build(pooling=pooling).train(training)(states_BPTD, mask_BPT)
+    for padding in (0.0, 1e30):
+        padded = torch.where(mask_BPT[..., None], states_BPTD, padding)
+        torch.testing.assert_close(build(pooling=pooling).train(training)(padded, mask_BPT), expected)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = build(pooling=pooling).train(training)(states_BPTD[:, order], mask_BPT[:, order])
+    torch.testing.assert_close(shuffled, expected)
+    longer = torch.nn.functional.pad(states_BPTD, (0, 0, 0, 3)), torch.nn.functional.pad(mask_BPT, (0, 3))
+    torch.testing.assert_close(build(pooling=pooling).train(training)(*longer), expected)
+    # And what counts does count: one token state more changes the row it is in, alone while nothing is in training.
+    more = mask_BPT.clone()
+    more[0, 0] = ~more[0, 0]
+    more[0, 0, 0] = True
+    other = build(pooling=pooling).train(training)(states_BPTD, more)
+    assert not torch.allclose(other[0], expected[0], atol=1e-4)
+    assert training or torch.allclose(other[1], expected[1])
+
+
 def test_the_start_is_near_the_mean_adapter_and_within_reach_of_every_part():
     torch.manual_seed(0)
     generator = HyperConvGenerator(GeneratorConfig(**SMALL))

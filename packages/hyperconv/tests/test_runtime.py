@@ -17,12 +17,28 @@ def build(**options):
     return generator
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles_into_one_graph(options, training):
+def compiles(backend) -> bool:
+    """Whether the backend turns a trivial function into something that runs: inductor needs a C++ compiler for that."""
+    try:
+        return bool(torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(2)).sum() == 2)
+    except torch._dynamo.exc.BackendCompilerFailed:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "training"),
+    [
+        *(("aot_eager", options, training) for options in VARIANTS for training in (True, False)),
+        ("inductor", VARIANTS[0], True),
+        ("inductor", VARIANTS[1], False),
+    ],
+)
+def test_compiles_into_one_graph(backend, options, training):
+    if not compiles(backend):
+        pytest.skip(f"the backend {backend} has no compiler here")
+    torch.compiler.reset()
     generator, twin = build(**options).train(training), build(**options).train(training)
-    # The eager graph backend proves what matters here, that nothing breaks the graph, without a C++ compiler.
-    compiled = torch.compile(generator, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(generator, fullgraph=True, backend=backend)
     condition_BPD = torch.randn(2, 5, 6)
     mask_BP = torch.tensor([[True] * 5, [True, False, True, False, False]])
     fast, plain = compiled(condition_BPD, mask_BP), twin(condition_BPD, mask_BP)
@@ -31,7 +47,9 @@ def test_compiles_into_one_graph(options, training):
         fast.square().sum().backward()
         plain.square().sum().backward()
         for (name, parameter), other in zip(generator.named_parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(parameter.grad, other.grad, msg=name)
+            # A fused graph adds in another order, so round-off is that of the largest entry, not of each.
+            far = (parameter.grad - other.grad).abs().max() / other.grad.abs().max()
+            assert far < 1e-4, name
         torch.testing.assert_close(dict(generator.named_buffers()), dict(twin.named_buffers()))
 
 
@@ -62,9 +80,11 @@ def test_a_meta_generator_holds_no_memory_and_takes_a_state_dict():
     assert torch.equal(empty(condition_BPD), generator(condition_BPD))
 
 
-def train(generator, steps, dtype=None, lr=3e-3):
-    condition_SPD, target_SNW = torch.randn(4, 3, 6), torch.randn(4, 12, 16)
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, eps=1e-6, fused=True)
+def train(generator, steps, dtype=None):
+    config = generator.config
+    condition_SPD = torch.randn(4, 3, config.condition_dim)
+    target_SNW = torch.randn(4, config.max_seq_len, config.output_dim)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=3e-3, eps=1e-6, fused=True)
     losses = []
     for _ in range(steps):
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
@@ -81,7 +101,10 @@ def train(generator, steps, dtype=None, lr=3e-3):
 @pytest.mark.parametrize("block", ["sequential", "dual"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_thousand_steps_of_autocast_stay_finite_and_learn(block, dtype):
-    losses = train(build(block=block, num_hyperconv_blocks=1), 1000, dtype)
+    torch.manual_seed(0)
+    # All default options, three blocks of 48 tokens of 64 values, from the default start.
+    config = GeneratorConfig(condition_dim=384, hidden_dim=64, grid=(6, 8), output_dim=64, block=block)
+    losses = train(HyperConvGenerator(config), 1000, dtype)
     assert losses.isfinite().all()
     assert losses[-1] < 0.2 * losses[0]
 
@@ -129,6 +152,37 @@ def test_centering_is_the_mean_and_spread_of_all_prompts_seen_and_survives_a_res
     before = centering.mean.clone()
     resumed.eval()(batches[0] + 100)
     assert torch.equal(centering.mean, before)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_two_steps_and_two_after_a_restart_are_four_steps_to_the_bit(options, tmp_path):
+    torch.manual_seed(0)
+    condition_SBPD, target_SBNW = torch.randn(4, 2, 3, 6) + 1, torch.randn(4, 2, 12, 16)
+
+    def steps(generator, optimizer, which):
+        for s in which:
+            optimizer.zero_grad()
+            (generator(condition_SBPD[s]) - target_SBNW[s]).square().mean().backward()
+            optimizer.step()
+
+    def fresh(seed_of_weights):
+        torch.manual_seed(seed_of_weights)
+        generator = HyperConvGenerator(GeneratorConfig(**{**CONFIG.to_dict(), **options}))
+        return generator, torch.optim.AdamW(generator.parameters(), lr=1e-2)
+
+    through, optimizer = fresh(0)
+    steps(through, optimizer, range(4))
+    first, optimizer = fresh(0)
+    steps(first, optimizer, range(2))
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "saved.pt")
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    second, optimizer = fresh(1)
+    second.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    steps(second, optimizer, range(2, 4))
+    assert second.state_dict().keys() == through.state_dict().keys()
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in through.state_dict().items())
+    assert any(not torch.equal(tensor, first.state_dict()[name]) for name, tensor in through.state_dict().items())
 
 
 def test_the_decoder_runs_under_autocast_and_channels_last_with_the_same_answer():
