@@ -46,10 +46,10 @@ def test_compiles_into_one_graph(backend, options, training):
     if training:
         fast.square().sum().backward()
         plain.square().sum().backward()
+        # A fused graph adds in another order: round-off is that of the gradient as a whole, since some entries cancel.
+        largest = max(parameter.grad.abs().max() for parameter in twin.parameters())
         for (name, parameter), other in zip(generator.named_parameters(), twin.parameters(), strict=True):
-            # A fused graph adds in another order, so round-off is that of the largest entry, not of each.
-            far = (parameter.grad - other.grad).abs().max() / other.grad.abs().max()
-            assert far < 1e-4, name
+            assert (parameter.grad - other.grad).abs().max() < 1e-5 * largest, name
         torch.testing.assert_close(dict(generator.named_buffers()), dict(twin.named_buffers()))
 
 
