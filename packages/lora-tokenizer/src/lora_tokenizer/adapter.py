@@ -17,6 +17,7 @@ from torch import Tensor
 from lora_tokenizer.config import AdapterConfig
 from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.names import join_name, packing_key, split_name
+from lora_tokenizer.patterns import check_patterns
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """The dtypes of LoRA tensors, by the name that layouts and reports use."""
@@ -55,6 +56,8 @@ class LoraAdapter:
             raise LoraTokenizerError("the adapter holds no tensors")
         ordered = {name: self.tensors[name] for name in sorted(self.tensors, key=packing_key)}
         object.__setattr__(self, "tensors", ordered)
+        for patterns in (self.config.rank_pattern, self.config.alpha_pattern):
+            check_patterns(patterns, self._parts)
         for module, parts in self._parts.items():
             _check_module(module, parts, self.config)
 

@@ -65,6 +65,8 @@ def load(data: bytes, where: str) -> Any:
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         reason = error if isinstance(error, _RefusedError) else f"damaged ({type(error).__name__})"
         raise LoraTokenizerError(f"{where} holds a pickle stream that cannot be read: {reason}") from error
+    except MemoryError as error:
+        raise LoraTokenizerError(f"{where} holds a pickle stream that unfolds to more than the memory holds") from error
 
 
 class _Machine:

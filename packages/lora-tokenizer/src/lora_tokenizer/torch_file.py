@@ -19,8 +19,9 @@ from lora_tokenizer.inert_pickle import Inert, Persistent
 from lora_tokenizer.tensor_ranges import TensorRange, num_values, row_major
 
 _ENTRY = struct.Struct("<I4xHH8xIIHHH8xI").unpack_from  # of the zip's directory
-MAX_DIRECTORY_BYTES = 64 << 20
-MAX_PICKLE_BYTES = 64 << 20
+MAX_DIRECTORY_BYTES = 16 << 20
+MAX_PICKLE_BYTES = 16 << 20
+"""Enough for a hundred thousand tensors; a hostile stream makes at most some 80 times its length of objects."""
 _STORAGES = {
     "torch.FloatStorage": torch.float32,
     "torch.HalfStorage": torch.float16,
