@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from lora_tokenizer import read_adapter
-from loragen_infer import LoragenInferError, adapter_attached
+from loragen_infer import LoragenInferError, adapter_attached, swap_adapter
 from peft import PeftModel
 
 INPUT_IDS = torch.tensor([[10, 20, 30, 40, 50], [60, 61, 62, 63, 64]])
@@ -105,3 +105,60 @@ def test_target_modules_that_the_model_does_not_have_are_refused(tmp_path, make,
     tensors = {name.replace("q_proj", "query").replace("v_proj", "value"): t for name, t in adapter.tensors.items()}
     config = type(adapter.config)(r=2, lora_alpha=8, target_modules=("query", "value"))
     refused(llama, type(adapter)(config=config, tensors=tensors), "The adapter does not fit the model: ")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_swapped_adapter_is_the_one_that_peft_would_load(tmp_path, make, llama, name):
+    first = make.adapter(llama, tmp_path / "first", seed=1, **VARIANTS[name])
+    second = make.adapter(llama, tmp_path / "second", seed=2, **VARIANTS[name])
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), str(first)).eval()
+    addresses = {key: value.data_ptr() for key, value in model.state_dict().items()}
+    swap_adapter(model, read_adapter(second))
+    expected = logits(PeftModel.from_pretrained(copy.deepcopy(llama), str(second)).eval())
+    assert torch.equal(logits(model), expected)
+    assert {key: value.data_ptr() for key, value in model.state_dict().items()} == addresses
+
+
+def test_a_swap_sets_the_scaling_too(tmp_path, make, llama):
+    first = make.adapter(llama, tmp_path / "first", seed=1)
+    second = make.adapter(llama, tmp_path / "second", seed=2, lora_alpha=3, use_rslora=True)
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), str(first)).eval()
+    swap_adapter(model, read_adapter(second))
+    assert torch.equal(logits(model), logits(PeftModel.from_pretrained(copy.deepcopy(llama), str(second)).eval()))
+
+
+def test_only_the_adapter_that_is_named_is_swapped(tmp_path, make, llama):
+    folders = [make.adapter(llama, tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)]
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), str(folders[0])).eval()
+    model.load_adapter(str(folders[1]), adapter_name="other")
+    before = logits(model)
+    swap_adapter(model, read_adapter(folders[2]), adapter_name="other")
+    assert torch.equal(logits(model), before)
+    model.set_adapter("other")
+    assert torch.equal(logits(model), logits(PeftModel.from_pretrained(copy.deepcopy(llama), str(folders[2])).eval()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 3}, r"q_proj.lora_A.weight is \(3, 32\), but the model takes \(2, 32\)"),
+        ({"target_modules": ["q_proj"]}, "v_proj.lora_A.weight is missing, but the model takes"),
+        ({"use_dora": True}, "only one is a DoRA"),
+    ],
+)
+def test_a_swap_that_does_not_fit_changes_nothing(tmp_path, make, llama, options, message):
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), str(make.adapter(llama, tmp_path / "first"))).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(LoragenInferError, match=message):
+        swap_adapter(model, read_adapter(make.adapter(llama, tmp_path / "second", seed=2, **options)))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_merged_or_unknown_adapter_is_refused(tmp_path, make, llama):
+    folder = make.adapter(llama, tmp_path / "first")
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), str(folder)).eval()
+    with pytest.raises(LoragenInferError, match="no adapter called 'x'; it has default"):
+        swap_adapter(model, read_adapter(folder), adapter_name="x")
+    model.merge_adapter()
+    with pytest.raises(LoragenInferError, match=r"merged into the base weights; call unmerge_adapter\(\) first"):
+        swap_adapter(model, read_adapter(folder))

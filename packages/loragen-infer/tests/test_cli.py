@@ -156,11 +156,16 @@ def test_generate_writes_an_adapter_that_peft_loads(zoo, tmp_path, capsys):
     folder = tmp_path / "made"
     (tmp_path / "prompts.txt").write_text("say cd\n\nsay ef\n")
     options = ["--model", str(zoo.experiment), "--prompt", "say ab", "--prompt-file", str(tmp_path / "prompts.txt")]
-    assert main(["generate", *options, "--output-dir", str(folder)]) == 0
-    assert "from 3 prompts" in capsys.readouterr().out
+    assert main(["generate", *options, "--output", str(folder)]) == 2
+    assert "together need --pool" in capsys.readouterr().err
+    options = ["generate", *options, "--pool", "--output", str(folder)]
+    assert main(options) == 0
+    assert "1 adapter made (448 parameters each" in capsys.readouterr().out
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(zoo.model), str(folder))
-    assert main(["generate", *options, "--output-dir", str(folder)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert main(options) == 0
+    assert "0 adapters made, 1 were there already" in capsys.readouterr().out
+    assert main([*options, "--prompt", "another"]) == 1
+    assert "exists already and was not made from the same prompts" in capsys.readouterr().err
 
 
 def test_generate_without_a_prompt(zoo, tmp_path, capsys):
@@ -173,7 +178,7 @@ def test_generate_without_a_prompt(zoo, tmp_path, capsys):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in ("generate", "verify", "evaluate", "info"))])
 def test_help_loads_nothing_heavy(words):
     code = (
         "import sys\nfrom loragen_infer.cli import main\n"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import read_adapter, write_adapter
-from loragen_infer import LoraGenerator, LoragenInferError, PromptEncoder, adapter_attached
+from loragen_infer import LoraGenerator, LoragenInferError, PromptEncoder, adapter_attached, scale_adapter
 from peft import PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict
 from transformers import LlamaForCausalLM
@@ -106,3 +106,94 @@ def test_an_encoder_that_is_not_there_is_named(zoo, tmp_path):
     path = dataclasses.replace(zoo.bundle, text_encoder_name="some-lab/other").save(tmp_path / "x.safetensors")
     with pytest.raises(LoragenInferError, match="The text encoder 'some-lab/other' is neither"):
         LoraGenerator.from_pretrained(path)
+
+
+def test_many_are_as_one_by_one_and_read_no_further_ahead_than_a_batch(generator):
+    tasks = [PROMPTS[: 1 + index % 3] for index in range(7)]
+    taken = []
+
+    def endless():
+        for task in itertools.cycle(tasks):
+            taken.append(task)
+            yield task
+
+    adapters = list(itertools.islice(generator.generate_many(endless(), batch_size=3), 7))
+    assert len(taken) == 9
+    for task, adapter in zip(tasks, adapters, strict=True):
+        assert same(adapter, generator.generate(task), atol=1e-5)
+
+
+def test_many_refuse_what_one_refuses(generator):
+    for tasks, message in (
+        ([["a"], []], "There is no prompt"),
+        ([["a", " "]], "Prompt 2 of 2 has no text"),
+        (["abc"], "The prompts of a task are the text 'abc'; give a list"),
+    ):
+        with pytest.raises(LoragenInferError, match=message):
+            list(generator.generate_many(tasks))
+    with pytest.raises(LoragenInferError, match="batch_size is 0"):
+        list(generator.generate_many([["a"]], batch_size=0))
+
+
+def test_an_adapter_can_be_saved_by_itself(generator, tmp_path):
+    adapter = generator.generate(PROMPTS)
+    assert same(read_adapter(adapter.save_pretrained(tmp_path / "made")), adapter, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.5, -2, 0])
+def test_scale_is_a_factor_on_the_effect(generator, scale):
+    plain, scaled = generator.generate(PROMPTS), generator.generate(PROMPTS, scale=scale)
+    for module in plain.modules:
+        torch.testing.assert_close(scaled.delta_weight(module), scale * plain.delta_weight(module))
+
+
+def test_scales_that_make_no_sense_are_refused(zoo, make, llama, generator, tmp_path):
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(LoragenInferError, match="where a finite number belongs"):
+            generator.generate(PROMPTS, scale=scale)
+    dora = read_adapter(make.adapter(llama, tmp_path / "dora", use_dora=True))
+    with pytest.raises(LoragenInferError, match=r"DoRA adapter cannot be scaled by 0\.5"):
+        scale_adapter(dora, 0.5)
+    biased = read_adapter(make.adapter(llama, tmp_path / "biased", lora_bias=True))
+    name = next(name for name in biased.tensors if name.endswith("lora_B.bias"))
+    assert torch.equal(scale_adapter(biased, 0.5).tensors[name], 0.5 * biased.tensors[name])
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 0.3), ("float16", 0.05)])
+def test_another_dtype_gives_nearly_the_same_and_leaves_the_bundle_alone(zoo, encoder, generator, dtype, atol):
+    before = zoo.bundle.fingerprint
+    low = LoraGenerator(zoo.bundle, encoder, dtype=dtype)
+    adapter, exact = low.generate(PROMPTS), generator.generate(PROMPTS)
+    assert same(adapter, exact, atol=atol)
+    assert not same(adapter, exact, atol=0)
+    assert zoo.bundle.fingerprint == before
+    assert low.fingerprint != generator.fingerprint
+    with pytest.raises(LoragenInferError, match="The dtype 'int8' is unknown; use one of float32"):
+        LoraGenerator(zoo.bundle, encoder, dtype="int8")
+
+
+def test_a_bundle_trained_on_token_states_gets_token_states(zoo, encoder, generator):
+    bundle = dataclasses.replace(zoo.bundle, condition_kind="tokens")
+    adapter = LoraGenerator(bundle, encoder).generate(PROMPTS)
+    states_nTD, mask_nT = encoder.encode_tokens(PROMPTS)
+    with torch.no_grad():
+        tokens_NW = bundle.generator(states_nTD[None], mask_nT[None])[0]
+    assert same(adapter, bundle.layout.decode(bundle.stats.denormalize(tokens_NW)), atol=1e-6)
+    # With this encoder the mean of the states is the sentence embedding, so the two kinds agree.
+    assert same(adapter, generator.generate(PROMPTS), atol=1e-3)
+
+
+def test_weights_that_make_nan_are_said_and_not_written(zoo, encoder, make):
+    bundle = make.bundle(zoo.adapters)
+    with torch.no_grad():
+        bundle.generator.output_scale.fill_(torch.inf)
+    with pytest.raises(LoragenInferError, match="The generator made NaN or Inf in float32"):
+        LoraGenerator(bundle, encoder).generate(PROMPTS)
+
+
+def test_the_fingerprint_knows_bundle_and_encoder(zoo, encoder, make, generator):
+    assert LoraGenerator(zoo.bundle, encoder).fingerprint == generator.fingerprint
+    assert LoraGenerator(make.bundle(zoo.adapters, seed=5), encoder).fingerprint != generator.fingerprint
+    name = "0.model.embeddings.LayerNorm.weight"
+    other = PromptEncoder("all-MiniLM-L6-v2", state={name: 2 * encoder.module.state_dict()[name]})
+    assert LoraGenerator(zoo.bundle, other).fingerprint != generator.fingerprint

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from lora_tokenizer import LoraAdapter, TokenLayout, write_adapter
+from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, write_adapter
 from safetensors import SafetensorError, safe_open
 
 from loragen_infer.errors import LoragenInferError
@@ -41,12 +41,15 @@ def write_in_format(
     """Write ``adapter`` to ``path``, which for a folder must be missing or empty.
 
     Raises:
-        LoragenInferError: The disk refuses.
-        LoraTokenizerError: The adapter holds NaN or Inf.
+        LoragenInferError: The disk refuses, or the adapter holds NaN or Inf.
     """
     if kind == "peft":
         with atomic_folder(path) as part:
-            write_adapter(adapter, part)
+            try:
+                write_adapter(adapter, part)
+            except LoraTokenizerError as error:
+                # The folder that it names is gone by the time anyone reads this.
+                raise LoragenInferError(str(error).replace(str(part), str(path))) from error
             (part / CARD_NAME).write_text(card, encoding="utf-8")
         return
     with atomic_file(path) as part:

@@ -7,6 +7,9 @@ with the same requests goes on from them. The file is ``{"ids": [...], "tensors"
 
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,8 @@ from loragen_infer.files import atomic_file
 __all__ = ["Spool", "folder_lock"]
 
 _INDEX = "requests.txt"
+_CHUNK_BYTES = 1 << 20
+_NAME_LENGTH_AT = 26  # in the header that a zip file has before each of its files
 
 
 class Spool:
@@ -90,15 +95,35 @@ class Spool:
             start = 0
             for name, (shape, of) in self._shapes.items():
                 if of == dtype:
-                    length = torch.Size(shape).numel()
-                    # A view of the mapped file, whatever its size.
+                    # A view of the mapped file, which nothing reads: the bytes are put in below.
                     strides = (size, *torch.empty(shape, device="meta").stride())
                     stacked[name] = values.as_strided((count, *shape), strides, start)
-                    start += length
+                    start += torch.Size(shape).numel()
         with self._reported(), atomic_file(self._target) as part:
-            save_torch_file({**extra, "tensors": stacked}, part, self._target)
+            with torch.serialization.skip_data():
+                save_torch_file({**extra, "tensors": stacked}, part, self._target)
+            self._fill(part)
             mark_torch_file(part, fingerprint)
         shutil.rmtree(self.folder)
+
+    def _fill(self, part: Path) -> None:
+        """Put the values into the places that ``torch.save`` has left for them, and their checksums into the archive.
+
+        torch would do both, but with the whole of the values in memory.
+        """
+        with zipfile.ZipFile(part, "a") as archive, part.open("r+b") as stream:
+            for number, dtype in enumerate(self._dtypes):  # torch numbers storages in the order in which it meets them
+                info = next(info for info in archive.infolist() if info.filename.endswith(f"/data/{number}"))
+                stream.seek(info.header_offset + _NAME_LENGTH_AT)
+                name_length, extra_length = struct.unpack("<HH", stream.read(4))
+                stream.seek(name_length + extra_length, os.SEEK_CUR)
+                checksum = 0
+                with self._file(dtype).open("rb") as source:
+                    while chunk := source.read(_CHUNK_BYTES):
+                        checksum = zlib.crc32(chunk, checksum)
+                        stream.write(chunk)
+                info.CRC = checksum
+            archive.comment = b"changed"  # so that the list of contents, with the checksums, is written again
 
     def close(self) -> None:
         """Close the files, which stay."""
