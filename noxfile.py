@@ -74,7 +74,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Check the types of all packages."""
     install(session, EVERYTHING)
-    session.install("--constraint", "constraints.txt", "mypy", "nox", "types-PyYAML", "types-tqdm")
+    session.install("--constraint", "constraints.txt", "mypy", "nox", "types-PyYAML", "types-psutil", "types-tqdm")
     session.run("mypy", *[f"packages/{package}/src" for package in PACKAGES], "demo/run.py", "noxfile.py")
 
 

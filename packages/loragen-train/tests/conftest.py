@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["SWANLAB_MODE"] = "disabled"
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_chec
         "tasks": [{"name": task, "checkpoint_dir": str(root / "adapters" / task)} for task in tasks],
         "batch_size": 2,
         "prompts_per_condition": 4,
+        "cache_dir": str(root / "cache"),
     }
 
 

@@ -1,93 +1,141 @@
-"""Pairs of a checkpoint and prompts: of its own task, repeatable by epoch, and fixed for validation."""
+"""Pairs of a checkpoint and prompts: of its own task, repeatable by epoch, resumable, shared between processes."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
-from lora_tokenizer import TokenLayout, TokenStats
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_tokenizer import TokenLayout, TokenStats, TokenStore, write_adapter
 from loragen_train.config import DataConfig, TaskConfig
-from loragen_train.data import CheckpointPromptPairs, ZooDataModule
+from loragen_train.data import Batch, PairLoader, ZooDataModule
 from loragen_train.zoo import Zoo
 
-NUM_PROMPTS = {"sums": 12, "spelling": 5}
+NUMBERS = {"sums": range(12), "spelling": range(12, 17)}
 
 
 @pytest.fixture(scope="module")
-def zoo(make) -> Zoo:
+def zoo(make, tmp_path_factory) -> Zoo:
+    root = tmp_path_factory.mktemp("data")
     adapters = [make.adapter(seed) for seed in range(6)]
     layout = TokenLayout.from_adapter(adapters[0], token_dim=16)
-    tokens = [layout.encode(adapter) for adapter in adapters]
-    stats = TokenStats.from_tokens(tokens)
-    tasks = ["sums", "spelling"] * 3
-    return Zoo(layout=layout, stats=stats, tokens=stats.normalize(torch.stack(tokens)), tasks=tasks)
+    files = [write_adapter(adapter, root / f"checkpoint-{index}") for index, adapter in enumerate(adapters)]
+    tokens = TokenStore(root / "store").get(files, layout)
+    return Zoo(layout=layout, stats=TokenStats.from_tokens(tokens), tokens=tokens, tasks=["sums", "spelling"] * 3)
 
 
-@pytest.fixture(scope="module")
-def embeddings() -> dict[str, torch.Tensor]:
-    """An embedding says which task (first value) and which prompt (second value) it is of."""
-    return {
-        task: torch.tensor([[float(number), float(index)] for index in range(count)])
-        for number, (task, count) in enumerate(NUM_PROMPTS.items())
-    }
+def config(**settings: object) -> DataConfig:
+    values = {"batch_size": 4, "prompts_per_condition": 4, **settings}
+    return DataConfig(tasks=[TaskConfig(name="sums", checkpoint_dir="x")], **values)
 
 
-def module(zoo, embeddings, epoch=0, seed=0) -> ZooDataModule:
-    config = DataConfig(tasks=[TaskConfig(name="sums", checkpoint_dir="x")], batch_size=4, prompts_per_condition=4)
-    data = ZooDataModule(zoo, train=embeddings, val=embeddings, config=config, seed=seed)
-    data.trainer = SimpleNamespace(current_epoch=epoch)
-    return data
+def make_loader(
+    zoo: Zoo, *, seed: str = "0", shuffle: bool = True, settings: dict | None = None, **options
+) -> PairLoader:
+    return PairLoader(zoo, NUMBERS, config(**(settings or {})), seed=seed, shuffle=shuffle, **options)
 
 
-def epoch_of(loader) -> list[torch.Tensor]:
-    return [part for batch in loader for part in batch]
+def checkpoints(zoo: Zoo, batches: list[Batch]) -> list[int]:
+    rows = torch.cat([batch.tokens for batch in batches])
+    return [next(index for index, known in enumerate(zoo.tokens) if torch.equal(known, row)) for row in rows]
 
 
-def same(one, other) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(left, right) for pair in zip(one, other, strict=True) for left, right in zip(*pair, strict=True)
+    )
 
 
-def test_a_checkpoint_meets_prompts_of_its_own_task(zoo, embeddings):
-    pairs = CheckpointPromptPairs(zoo, embeddings, 4, "seed")
-    assert len(pairs) == 6
-    for index, task in enumerate(zoo.tasks):
-        condition, target = pairs[index]
-        assert condition.shape == (4, 2)
-        assert condition[:, 0].unique().tolist() == [list(NUM_PROMPTS).index(task)]
-        assert len(condition[:, 1].unique()) == 4
-        assert torch.equal(target, zoo.tokens[index])
+def test_a_checkpoint_meets_prompts_of_its_own_task(zoo):
+    batches = list(make_loader(zoo))
+    for batch in batches:
+        assert batch.prompts.shape == (4, 4)
+        for prompts, checkpoint in zip(batch.prompts.tolist(), checkpoints(zoo, [batch]), strict=True):
+            assert set(prompts) <= set(NUMBERS[zoo.tasks[checkpoint]])
+            assert len(set(prompts)) == 4
 
 
-def test_a_task_with_fewer_prompts_repeats_some(zoo, embeddings):
-    condition, _ = CheckpointPromptPairs(zoo, embeddings, 9, "seed")[1]
-    assert condition.shape == (9, 2)
-    assert condition[:, 0].unique().tolist() == [1]
+def test_a_task_with_fewer_prompts_repeats_some(zoo):
+    for batch in make_loader(zoo, settings={"prompts_per_condition": 9}):
+        assert batch.prompts.shape == (4, 9)
 
 
-def test_seed_and_index_decide_alone(zoo, embeddings):
-    pairs = CheckpointPromptPairs(zoo, embeddings, 4, "0/train/0")
-    late, early = pairs[4][0], pairs[0][0]
-    assert torch.equal(CheckpointPromptPairs(zoo, embeddings, 4, "0/train/0")[4][0], late)
-    assert not torch.equal(CheckpointPromptPairs(zoo, embeddings, 4, "0/train/1")[4][0], late)
-    assert not torch.equal(early, late)
-
-
-def test_an_epoch_can_be_repeated_and_others_differ(zoo, embeddings):
-    first = epoch_of(module(zoo, embeddings, epoch=3).train_dataloader())
-    assert same(first, epoch_of(module(zoo, embeddings, epoch=3).train_dataloader()))
-    assert not same(first, epoch_of(module(zoo, embeddings, epoch=4).train_dataloader()))
-    assert not same(first, epoch_of(module(zoo, embeddings, epoch=3, seed=1).train_dataloader()))
-
-
-def test_every_checkpoint_is_visited_once_an_epoch_in_changing_order(zoo, embeddings):
-    orders = []
-    for epoch in range(3):
-        targets = torch.cat(epoch_of(module(zoo, embeddings, epoch=epoch).train_dataloader())[1::2])
-        orders.append([next(i for i, known in enumerate(zoo.tokens) if torch.equal(known, row)) for row in targets])
-    assert all(sorted(order) == list(range(6)) for order in orders)
+def test_an_epoch_visits_every_checkpoint_and_fills_its_last_batch(zoo):
+    loader = make_loader(zoo)
+    orders = [checkpoints(zoo, list(loader)) for _ in range(3)]
+    assert len(loader) == 2
+    for order in orders:
+        assert sorted(order[:6]) == list(range(6))
+        assert order[6:] == order[:2]
     assert len(set(map(tuple, orders))) > 1
 
 
-def test_validation_never_changes(zoo, embeddings):
-    first = epoch_of(module(zoo, embeddings, epoch=0).val_dataloader())
-    assert same(first, epoch_of(module(zoo, embeddings, epoch=7).val_dataloader()))
-    assert torch.equal(torch.cat(first[1::2]), zoo.tokens)
+def test_a_checkpoint_seen_twice_in_an_epoch_meets_other_prompts(zoo):
+    batches = list(make_loader(zoo, settings={"batch_size": 60}))
+    rows = {tuple(row) for row in batches[0].prompts.tolist()}
+    assert len(rows) > 30
+
+
+def test_seed_and_epoch_decide_alone(zoo):
+    loader, again = make_loader(zoo), make_loader(zoo)
+    epochs = [list(loader) for _ in range(2)]
+    assert all(same(epoch, list(again)) for epoch in epochs)
+    assert not same(*epochs)
+    assert not same(epochs[0], list(make_loader(zoo, seed="1")))
+
+
+def test_validation_never_changes(zoo):
+    loader = make_loader(zoo, shuffle=False)
+    first = list(loader)
+    assert same(first, list(loader))
+    assert checkpoints(zoo, first)[:6] == list(range(6))
+
+
+@given(position=st.integers(0, 8), workers=st.sampled_from([0, 0, 0, 1]))
+def test_a_position_goes_on_with_the_next_batch(zoo, position, workers):
+    undisturbed = make_loader(zoo)
+    expected = [batch for _ in range(4) for batch in undisturbed]
+
+    before, after = make_loader(zoo), make_loader(zoo, num_workers=workers)
+    seen: list[Batch] = []
+    while len(seen) < position:
+        for batch in before:
+            seen.append(batch)
+            if len(seen) == position:
+                break
+    after.position = before.position
+    while len(seen) < len(expected):
+        seen += list(after)
+    assert same(seen[: len(expected)], expected)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_batches_of_one(zoo, world_size):
+    one = list(make_loader(zoo))
+    settings = {"batch_size": 4 // world_size}
+    parts = [list(make_loader(zoo, settings=settings, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    together = [Batch(*map(torch.cat, zip(*step, strict=True))) for step in zip(*parts, strict=True)]
+    assert same(together, one)
+
+
+def test_the_data_module_gives_training_and_validation(zoo):
+    data = ZooDataModule(zoo, train={name: NUMBERS[name][:4] for name in NUMBERS}, val=NUMBERS, config=config(), seed=3)
+    assert max(batch.prompts.max() for batch in data.train_dataloader()) < 16
+    assert same(list(data.val_dataloader()), list(data.val_dataloader()))
+    assert not same(list(data.train_dataloader()), list(data.val_dataloader()))
+
+
+def test_the_data_module_keeps_the_position(zoo):
+    data, again = (ZooDataModule(zoo, train=NUMBERS, val=NUMBERS, config=config(), seed=3) for _ in range(2))
+    undisturbed = list(data.train_dataloader())
+    next(iter(data.train_dataloader()))
+    assert data.state_dict() == {"epoch": 0, "num_done": 1}
+    again.load_state_dict(data.state_dict())
+    assert same(list(again.train_dataloader()), undisturbed[1:])
+    loader = data.train_dataloader()
+    data.load_state_dict({"epoch": 0, "num_done": 1})
+    assert same(list(loader), undisturbed[1:])
+
+
+def test_a_loader_holds_paths_and_no_values(zoo):
+    assert Path(make_loader(zoo)._dataset._tokens.path).is_file()

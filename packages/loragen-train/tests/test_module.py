@@ -1,93 +1,203 @@
-"""The loss against a calculation by hand, and the learning rate over the steps."""
+"""The loss against a calculation by hand, what makes a step repeatable, optimizers and schedules."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hyperconv import GeneratorConfig, HyperConvGenerator
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import Trainer
+from lora_tokenizer import TokenLayout, TokenStats
 from loragen_train import LoragenTrainError
-from loragen_train.config import TrainingConfig
-from loragen_train.module import GeneratorModule, token_errors
-from torch.utils.data import DataLoader
+from loragen_train.callbacks import Plateau
+from loragen_train.condition import FrozenCondition
+from loragen_train.data import Batch
+from loragen_train.module import GeneratorModule
+from loragen_train.optimization import make_optimizer, make_schedule
+from loragen_train.training_config import TrainingConfig
+
+NUM_PROMPTS, EMBEDDING_DIM = 5, 8
 
 
-def make_module(mask: torch.Tensor, **settings: object) -> GeneratorModule:
-    torch.manual_seed(0)
-    config = GeneratorConfig(condition_dim=8, hidden_dim=8, grid=(3, 4), output_dim=6, num_hyperconv_blocks=1)
-    return GeneratorModule(HyperConvGenerator(config), mask, TrainingConfig(**settings))
+@pytest.fixture(scope="module")
+def build(make):
+    adapters = [make.adapter(seed) for seed in range(3)]
+    # Of a width that leaves padding in the tokens.
+    layout = TokenLayout.from_adapter(adapters[0], token_dim=24)
+    tokens = [layout.encode(adapter) for adapter in adapters]
+    stats = TokenStats.from_tokens(tokens)
+
+    def run(**settings: object) -> GeneratorModule:
+        torch.manual_seed(0)
+        num_layers, tokens_per_layer, token_dim = layout.grid
+        config = GeneratorConfig(
+            condition_dim=EMBEDDING_DIM, hidden_dim=8, grid=(num_layers, tokens_per_layer), output_dim=token_dim
+        )
+        condition = FrozenCondition(torch.randn(NUM_PROMPTS, EMBEDDING_DIM))
+        module = GeneratorModule(HyperConvGenerator(config), condition, layout, stats, TrainingConfig(**settings))
+        module.logged = {}
+        module.log_dict = lambda values, **options: module.logged.update(values)
+        return module.eval()
+
+    run.batch = Batch(torch.tensor([[0, 1], [2, 3]]), torch.stack(tokens[:2]))
+    run.layout, run.stats = layout, stats
+    return run
 
 
-@given(seed=st.integers(0, 1000), mse_weight=st.floats(0, 2), l1_weight=st.floats(0.1, 2))
-def test_the_loss_is_the_weighted_sum_over_real_positions(seed, mse_weight, l1_weight):
-    torch.manual_seed(seed)
-    mask = torch.rand(12, 6) < 0.7
-    mask[0, 0] = True
-    module = make_module(mask, mse_weight=mse_weight, l1_weight=l1_weight)
-    condition, target = torch.randn(2, 3, 8), torch.randn(2, 12, 6)
-    module.log_dict = lambda *args, **kwargs: None
-    module.eval()
-    predicted = module.generator(condition)
-    differences = [
-        (predicted[b, n, w] - target[b, n, w]).item()
-        for b in range(2)
-        for n in range(12)
-        for w in range(6)
-        if mask[n, w]
+def by_hand(module: GeneratorModule, build, weights: torch.Tensor | None = None) -> tuple[float, float]:
+    predicted = module.generator(module.condition.embeddings[build.batch.prompts])
+    target = build.stats.normalize(build.batch.tokens)
+    mask = build.layout.mask()
+    squares = absolutes = 0.0
+    for n, w in mask.nonzero().tolist():
+        weight = 1.0 if weights is None else weights[n].item()
+        for b in range(2):
+            difference = (predicted[b, n, w] - target[b, n, w]).item()
+            squares += weight * difference**2
+            absolutes += weight * abs(difference)
+    count = 2 * int(mask.sum())
+    return squares / count, absolutes / count
+
+
+@given(mse_weight=st.floats(0, 2), l1_weight=st.floats(0.1, 2))
+def test_the_loss_is_the_weighted_sum_over_real_positions(build, mse_weight, l1_weight):
+    module = build(mse_weight=mse_weight, l1_weight=l1_weight)
+    assert not build.layout.mask().all()
+    mse, l1 = by_hand(module, build)
+    assert module.training_step(build.batch, 0).item() == pytest.approx(mse_weight * mse + l1_weight * l1, rel=1e-4)
+    assert module.logged["train_mse"].item() == pytest.approx(mse, rel=1e-4)
+    assert module.logged["train_l1"].item() == pytest.approx(l1, rel=1e-4)
+
+
+def test_importance_weighs_tokens_by_how_much_they_vary(build):
+    module = build(importance_weights=True)
+    importance, mask = build.stats.importance(), build.layout.mask()
+    scale = importance[:, None].expand_as(mask)[mask].mean()
+    assert len((importance / scale).unique()) > 1
+    mse, l1 = by_hand(module, build, importance / scale)
+    assert module.training_step(build.batch, 0).item() == pytest.approx(mse + 0.1 * l1, rel=1e-4)
+    # The plain errors beside it are not weighted.
+    assert module.logged["train_mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
+
+
+def test_padding_gets_no_gradient(build):
+    module = build()
+    wild = build.batch._replace(tokens=build.batch.tokens.masked_fill(~build.layout.mask(), 1e6))
+    assert torch.equal(module.training_step(build.batch, 0), module.training_step(wild, 0))
+
+
+def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_changes(build):
+    module = build()
+    module.validation_step(build.batch, 0)
+    predicted_BNW = module.generator(module.condition.embeddings[build.batch.prompts])
+    predicted = [build.layout.decode(build.stats.denormalize(row)) for row in predicted_BNW.detach()]
+    target = [build.layout.decode(row) for row in build.batch.tokens]
+    flat = [
+        torch.cat([value.flatten() for adapter in side for value in adapter.tensors.values()])
+        for side in (predicted, target)
     ]
-    mse = sum(value**2 for value in differences) / len(differences)
-    l1 = sum(abs(value) for value in differences) / len(differences)
-    got = module.training_step((condition, target), 0).item()
-    assert got == pytest.approx(mse_weight * mse + l1_weight * l1, rel=1e-4)
-
-
-def test_padding_does_not_count():
-    mask = torch.ones(12, 6, dtype=torch.bool)
-    mask[5:] = False
-    predicted, target = torch.randn(2, 12, 6, requires_grad=True), torch.randn(2, 12, 6)
-    before = token_errors(predicted, target, mask)
-    wild = target.masked_fill(~mask, 1e9)
-    assert torch.equal(torch.stack(before), torch.stack(token_errors(predicted, wild, mask)))
-    sum(before).backward()
-    assert not predicted.grad[:, 5:].any()
-    assert predicted.grad[:, :5].all()
-
-
-def test_errors_are_float32_whatever_comes_in():
-    mask = torch.ones(12, 6, dtype=torch.bool)
-    low = torch.randn(2, 12, 6, dtype=torch.bfloat16)
-    assert {value.dtype for value in token_errors(low, low, mask)} == {torch.float32}
-
-
-def rates(scheduler: str, num_epochs: int = 5) -> list[float]:
-    """The learning rate of every step of a short training, and the one after the last."""
-    module = make_module(torch.ones(12, 6, dtype=torch.bool), scheduler_type=scheduler, learning_rate=1e-3)
-    seen = []
-    module.on_train_batch_start = lambda *args: seen.append(module.optimizers().param_groups[0]["lr"])
-    loader = DataLoader([(torch.randn(3, 8), torch.randn(12, 6)) for _ in range(4)], batch_size=2)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=num_epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    difference = flat[0] - flat[1]
+    logged = {name: value.item() for name, value in module.logged.items()}
+    assert logged["val_weight_mae"] == pytest.approx(difference.abs().mean().item(), rel=1e-4)
+    assert logged["val_weight_rmse"] == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-4)
+    assert logged["val_weight_relative_error"] == pytest.approx((difference.norm() / flat[1].norm()).item(), rel=1e-4)
+    cosines = torch.tensor(
+        [
+            [
+                torch.cosine_similarity(p.delta_weight(name).flatten(), t.delta_weight(name).flatten(), dim=0).item()
+                for name in p.modules
+            ]
+            for p, t in zip(predicted, target, strict=True)
+        ]
     )
-    trainer.fit(module, loader)
-    return [*seen, module.optimizers().param_groups[0]["lr"]]
+    assert logged["val_weight_cosine"] == pytest.approx(cosines.mean().item(), abs=1e-5)
+    assert logged["val_weight_cosine_worst_module"] == pytest.approx(cosines.mean(dim=0).min().item(), abs=1e-5)
+    assert logged["val_rmse"] == pytest.approx(logged["val_mse"] ** 0.5, rel=1e-5)
+
+
+def test_only_the_first_batch_of_a_training_epoch_is_measured_in_weights(build):
+    module = build()
+    module.training_step(build.batch, 1)
+    assert "train_relative_error" in module.logged
+    assert not any("weight" in name for name in module.logged)
+
+
+def test_noise_follows_from_the_number_of_the_step(build):
+    noisy, plain = build(condition_noise=0.5, target_noise=0.5), build()
+
+    def loss(module, number):
+        module._trainer = SimpleNamespace(global_step=number, global_rank=0)
+        module.on_train_batch_start(build.batch, 0)
+        return module.training_step(build.batch, 1).item()
+
+    assert loss(noisy, 3) == loss(noisy, 3)
+    assert loss(noisy, 3) != loss(noisy, 4)
+    assert loss(plain, 3) == loss(plain, 4)
+    noisy.validation_step(build.batch, 0)
+    plain.validation_step(build.batch, 0)
+    assert noisy.logged["val_loss"] == plain.logged["val_loss"]
+
+
+def rates(num_steps: int = 10, **settings: object) -> list[float]:
+    """The learning rate of every step, and the one after the last."""
+    config = TrainingConfig(learning_rate=1e-3, **settings)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], config)
+    schedule = make_schedule(optimizer, config, num_steps)
+    seen = [optimizer.param_groups[0]["lr"]]
+    for _ in range(num_steps):
+        optimizer.step()
+        schedule["scheduler"].step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    return seen
 
 
 def test_the_cosine_falls_to_zero_at_the_last_step():
-    seen = rates("cosine")
-    assert len(seen) == 11
+    seen = rates()
     assert seen[0] == pytest.approx(1e-3)
     assert seen[5] == pytest.approx(5e-4)
     assert seen[-1] == pytest.approx(0, abs=1e-12)
     assert seen == sorted(seen, reverse=True)
 
 
-def test_the_constant_rate_stays():
-    assert rates("constant") == [1e-3] * 11
+def test_the_line_is_straight_and_the_constant_stays():
+    assert rates(scheduler_type="linear") == pytest.approx([1e-3 * (1 - step / 10) for step in range(11)])
+    assert rates(scheduler_type="constant") == [1e-3] * 11
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_warm_up_rises_to_the_peak(name):
+    seen = rates(scheduler_type=name, warmup_steps=4)
+    assert seen[:5] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
+
+
+def test_the_plateau_waits_for_validations_and_comes_back():
+    def trainer(val_loss: float) -> SimpleNamespace:
+        return SimpleNamespace(optimizers=[optimizer], callback_metrics={"val_loss": torch.tensor(val_loss)})
+
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], TrainingConfig(learning_rate=1e-3))
+    plateau = Plateau()
+    plateau.on_train_start(trainer(1.0), None)
+    for _ in range(6):
+        plateau.on_validation_end(trainer(1.0), None)
+    resumed = Plateau()
+    resumed.load_state_dict(plateau.state_dict())
+    resumed.on_train_start(trainer(1.0), None)
+    for _ in range(5):
+        resumed.on_validation_end(trainer(1.0), None)
+        assert optimizer.param_groups[0]["lr"] == 1e-3
+    resumed.on_validation_end(trainer(1.0), None)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)]
+)
+def test_an_optimizer_is_torchs_of_that_name(name, kind):
+    optimizer = make_optimizer(
+        [torch.nn.Parameter(torch.zeros(1))], TrainingConfig(optimizer_type=name, weight_decay=0.3)
+    )
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["weight_decay"] == 0.3
 
 
 @pytest.mark.parametrize(
@@ -102,6 +212,10 @@ def test_the_constant_rate_stays():
         ({"weight_decay": float("inf")}, r"training\.weight_decay is inf"),
         ({"mse_weight": 0.0, "l1_weight": 0.0}, "both 0; there would be no loss"),
         ({"seed": -1}, r"training\.seed is -1"),
+        ({"condition_noise": -1.0}, r"training\.condition_noise is -1\.0"),
+        ({"accumulate_grad_batches": 0}, r"training\.accumulate_grad_batches is 0"),
+        ({"validate_every_n_epochs": 0}, r"training\.validate_every_n_epochs is 0"),
+        ({"scheduler_type": "plateau", "warmup_steps": 3}, r"training\.warmup_steps does not go with .* plateau"),
     ],
 )
 def test_a_setting_out_of_range_is_named(values, message):

@@ -1,47 +1,90 @@
-"""The zoo as tokens: one layout for all, tasks that match their prompts, and errors that name the checkpoint."""
+"""The zoo as tokens: one layout for all, found again in the cache, and errors that name the checkpoint."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from lora_tokenizer import LoraTokenizerError, read_adapter, write_adapter
-from loragen_infer import LoragenInferError
+from lora_tokenizer import LoraTokenizerError, TokenStats, read_adapter, write_adapter
 from loragen_train import LoragenTrainError
 from loragen_train.config import DataConfig, ModelConfig, TaskConfig
-from loragen_train.zoo import read_prompts, read_zoo
+from loragen_train.zoo import read_zoo
 
 MODEL = ModelConfig(output_dim=16)
+TASKS = ["sums", "spelling"]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read a zoo with the cache in a folder of this test."""
+
+    def run(data: DataConfig, model: ModelConfig = MODEL, tasks: list[str] = TASKS):
+        return read_zoo(data, model, tasks, tmp_path / "cache")
+
+    return run
 
 
 def data_config(values: dict, **changes: object) -> DataConfig:
     return DataConfig(**{**values, "tasks": [TaskConfig(**task) for task in values["tasks"]], **changes})
 
 
-def test_all_checkpoints_of_all_tasks_share_a_layout_and_come_back(tmp_path, make):
-    data = data_config(make.zoo(tmp_path))
-    zoo = read_zoo(data, MODEL, ["sums", "spelling"])
+def test_all_checkpoints_of_all_tasks_share_a_layout_and_come_back(tmp_path, make, read):
+    zoo = read(data_config(make.zoo(tmp_path)))
     assert zoo.layout.grid == (3, 14, 16)
     assert zoo.tasks == ["sums", "sums", "spelling", "spelling"]
-    assert zoo.tokens.shape == (4, 42, 16)
-    assert zoo.tokens.dtype == torch.float32
-    files = [tmp_path / "adapters" / task / f"checkpoint-{n}" for task in ("sums", "spelling") for n in (1, 2)]
+    files = [tmp_path / "adapters" / task / f"checkpoint-{n}" for task in TASKS for n in (1, 2)]
     for tokens, file in zip(zoo.tokens, files, strict=True):
-        back = zoo.layout.decode(zoo.stats.denormalize(tokens))
+        back = zoo.layout.decode(tokens)
         for name, value in read_adapter(file).tensors.items():
-            torch.testing.assert_close(back.tensors[name], value)
+            assert torch.equal(back.tensors[name], value)
 
 
-def test_targets_are_z_scores(tmp_path, make):
-    zoo = read_zoo(data_config(make.zoo(tmp_path)), MODEL, ["sums", "spelling"])
-    mask = zoo.layout.mask()
-    torch.testing.assert_close(zoo.tokens.mean(0)[mask], torch.zeros(mask.sum()), atol=1e-4, rtol=0)
-    torch.testing.assert_close(zoo.tokens.std(0, correction=0)[mask], torch.ones(mask.sum()), atol=1e-3, rtol=0)
+def test_statistics_and_task_means_are_those_of_the_checkpoints(tmp_path, make, read):
+    zoo = read(data_config(make.zoo(tmp_path)))
+    tokens, mask = torch.stack(list(zoo.tokens)), zoo.layout.mask()
+    torch.testing.assert_close(zoo.stats.mean, tokens.mean(0))
+    torch.testing.assert_close(zoo.stats.std[mask], tokens.std(0, correction=0)[mask])
+    means = zoo.task_means()
+    assert list(means) == zoo.names == TASKS
+    torch.testing.assert_close(means["spelling"], tokens[2:].mean(0))
 
 
-def test_the_last_checkpoints_are_the_last_by_number(tmp_path, make):
+def test_a_second_start_finds_tokens_and_statistics(tmp_path, make, read, monkeypatch):
+    data = data_config(make.zoo(tmp_path))
+    first = read(data)
+    written = first.tokens.path.stat().st_mtime_ns
+    monkeypatch.setattr(TokenStats, "from_tokens", None)
+    again = read(data)
+    assert again.content_hashes("sums") == first.content_hashes("sums")
+    assert again.tokens.path.stat().st_mtime_ns == written
+    assert torch.equal(first.stats.mean, again.stats.mean)
+
+
+def test_damaged_statistics_in_the_cache_are_made_again(tmp_path, make, read, caplog):
+    data = data_config(make.zoo(tmp_path))
+    first = read(data)
+    (file,) = (tmp_path / "cache" / "statistics").iterdir()
+    file.write_bytes(b"junk")
+    assert torch.equal(read(data).stats.std, first.stats.std)
+    assert "Making the statistics in the cache again" in caplog.text
+
+
+def test_the_last_checkpoints_are_the_last_by_number(tmp_path, make, read):
     values = make.zoo(tmp_path, tasks=("sums",), num_checkpoints=12)
-    zoo = read_zoo(data_config(values, max_checkpoints=3), MODEL, ["sums"])
+    zoo = read(data_config(values, max_checkpoints=3), tasks=["sums"])
     for tokens, number in zip(zoo.tokens, (10, 11, 12), strict=True):
         want = read_adapter(tmp_path / "adapters" / "sums" / f"checkpoint-{number}")
-        torch.testing.assert_close(zoo.stats.denormalize(tokens), zoo.layout.encode(want))
+        assert torch.equal(tokens, zoo.layout.encode(want))
+
+
+def test_checkpoints_in_half_precision_take_half_the_cache(tmp_path, make, read):
+    values = make.zoo(tmp_path)
+    for task in TASKS:
+        for number in (1, 2):
+            folder = tmp_path / "adapters" / task / f"checkpoint-{number}"
+            write_adapter(read_adapter(folder).to(torch.bfloat16), folder, overwrite=True)
+    zoo = read(data_config(values))
+    assert zoo.tokens[0].dtype == torch.bfloat16
+    assert zoo.layout.decode(zoo.stats.mean).tensors.popitem()[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -54,63 +97,52 @@ def test_the_last_checkpoints_are_the_last_by_number(tmp_path, make):
         ({"num_layers": 4}, "layers.3.* is not in the layout"),
     ],
 )
-def test_a_checkpoint_unlike_the_first_is_named(tmp_path, make, changes, message):
+def test_a_checkpoint_unlike_the_first_is_named(tmp_path, make, read, changes, message):
     values = make.zoo(tmp_path)
     write_adapter(make.adapter(0, **changes), tmp_path / "adapters" / "spelling" / "checkpoint-9")
     with pytest.raises(
-        LoragenTrainError, match=rf"spelling/checkpoint-9 differs from .*sums/checkpoint-1, .*{message}"
+        LoragenTrainError,
+        match=rf"spelling/checkpoint-9 cannot be used: it differs from .*sums/checkpoint-1, .*{message}",
     ):
-        read_zoo(data_config(values), MODEL, ["sums", "spelling"])
+        read(data_config(values))
 
 
-def test_an_adapter_over_the_limit_is_an_error_that_says_what_would_fit(tmp_path, make):
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_cannot_be_read_is_named_and_left_out_only_when_asked(tmp_path, make, read, number, caplog):
+    data = data_config(make.zoo(tmp_path, num_checkpoints=3))
+    broken = tmp_path / "adapters" / "sums" / f"checkpoint-{number}" / "adapter_model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-9])
+    with pytest.raises(LoragenTrainError, match=rf"sums/checkpoint-{number} cannot be used: .*skip_unreadable"):
+        read(data)
+    zoo = read(replace(data, skip_unreadable=True))
+    assert zoo.tasks == ["sums", "sums", "spelling", "spelling", "spelling"]
+    assert f"Left out the checkpoint {broken.parent}" in caplog.text
+
+    for task in ("sums", "spelling"):
+        for file in (tmp_path / "adapters" / task).rglob("*.safetensors"):
+            if task == "sums":
+                file.write_bytes(b"junk")
+    with pytest.raises(LoragenTrainError, match="No checkpoint of the task 'sums' can be read"):
+        read(replace(data, skip_unreadable=True))
+
+
+def test_an_adapter_over_the_limit_is_an_error_that_says_what_would_fit(tmp_path, make, read):
     data = data_config(make.zoo(tmp_path))
     with pytest.raises(LoragenTrainError, match=r"sums/checkpoint-1 does not fit model\.max_seq_len=41 .*42"):
-        read_zoo(data, ModelConfig(output_dim=16, max_seq_len=41), ["sums", "spelling"])
+        read(data, ModelConfig(output_dim=16, max_seq_len=41))
     for enough in (42, "auto"):
-        zoo = read_zoo(data, ModelConfig(output_dim=16, max_seq_len=enough), ["sums", "spelling"])
-        assert zoo.layout.num_tokens == 42
+        assert read(data, ModelConfig(output_dim=16, max_seq_len=enough)).layout.num_tokens == 42
 
 
-def test_a_task_without_prompts_is_named(tmp_path, make):
-    data = data_config(make.zoo(tmp_path))
-    with pytest.raises(LoragenTrainError, match=r"The task 'spelling' of data\.tasks has no prompts in .*data .*sums"):
-        read_zoo(data, MODEL, ["sums"])
-
-
-def test_prompts_without_a_task_are_named(tmp_path, make):
-    data = data_config(make.zoo(tmp_path))
-    with pytest.raises(LoragenTrainError, match=r"have a task 'capitals' that data\.tasks \(with spelling, sums\)"):
-        read_zoo(data, MODEL, ["sums", "spelling", "capitals"])
-
-
-def test_one_folder_is_the_one_task_of_the_prompts(tmp_path, make):
-    make.zoo(tmp_path, tasks=("sums",))
-    data = DataConfig(prompts_dir=str(tmp_path / "data"), checkpoint_dir=str(tmp_path / "adapters"))
-    assert read_zoo(data, MODEL, ["sums"]).tasks == ["sums", "sums"]
-    with pytest.raises(LoragenTrainError, match=r"checkpoint_dir is one task's, .* of 2 \(sums, spelling\); list them"):
-        read_zoo(data, MODEL, ["sums", "spelling"])
-
-
-def test_a_folder_without_adapters_is_named(tmp_path, make):
+def test_a_folder_without_adapters_is_named(tmp_path, make, read):
     make.zoo(tmp_path, tasks=("sums",))
     for folder, message in (("samples", "samples holds no adapters"), ("missing", "missing does not exist")):
-        data = DataConfig(prompts_dir=str(tmp_path / "data"), checkpoint_dir=str(tmp_path / folder))
         with pytest.raises(LoraTokenizerError, match=message):
-            read_zoo(data, MODEL, ["sums"])
+            read(DataConfig(checkpoint_dir=str(tmp_path / folder)), tasks=["sums"])
 
 
-@pytest.mark.parametrize(
-    "row", [{"prompt": "x"}, {"task": "a"}, {"task": "a", "prompt": " "}, {"task": 1, "prompt": "x"}]
-)
-def test_a_prompt_line_that_prepare_did_not_write_is_named(tmp_path, make, row):
-    path = make.rows(tmp_path / "train_prompts.jsonl", [{"task": "a", "prompt": "x"}, row])
-    with pytest.raises(LoragenTrainError, match=r"train_prompts\.jsonl, line 2 needs a 'task' and a 'prompt'"):
-        read_prompts(path)
-
-
-def test_prompts_come_back_by_task(tmp_path, make):
-    rows = [{"task": task, "prompt": f"{task}{n}"} for n in range(2) for task in ("a", "b")]
-    assert read_prompts(make.rows(tmp_path / "x.jsonl", rows)) == {"a": ["a0", "a1"], "b": ["b0", "b1"]}
-    with pytest.raises(LoragenInferError, match=r"missing\.jsonl is not a file"):
-        read_prompts(tmp_path / "missing.jsonl")
+def test_a_checkpoint_of_two_tasks_is_refused(tmp_path, make, read):
+    make.zoo(tmp_path)
+    tasks = [TaskConfig(name=name, checkpoint_dir=str(tmp_path / "adapters" / "sums")) for name in TASKS]
+    with pytest.raises(LoragenTrainError, match="sums/checkpoint-1 is a checkpoint of two tasks"):
+        read(DataConfig(tasks=tasks))

@@ -1,11 +1,6 @@
-"""What happens around the training steps: progress, use of the machine, the last validation, and an orderly stop."""
+"""What happens around the training steps: progress, use of the machine, the last validation, the plateau schedule."""
 
-import logging
-import signal
-import threading
 import time
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -13,10 +8,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from loragen_infer.progress import ProgressBar
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-__all__ = ["EpochProgress", "Interrupted", "MachineUse", "StopAfterStep", "ValidateLastEpoch"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["EpochProgress", "MachineUse", "Plateau", "ValidateLastEpoch"]
 
 _MEBIBYTE = 2**20
 
@@ -51,10 +45,40 @@ class EpochProgress(Callback):
 class ValidateLastEpoch(Callback):
     """Validates after the last epoch too, so that the last val_loss is of the final weights."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the last epoch one that is validated."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Make the last epoch one that is validated, also where a resumed run begins in the middle of it."""
         if trainer.current_epoch == (trainer.max_epochs or 0) - 1:
             trainer.check_val_every_n_epoch = 1
+
+
+class Plateau(Callback):
+    """Divides the learning rate by ten after ten validations without a better val_loss.
+
+    Lightning would step the schedule after it saves the checkpoint of an epoch, so that a resumed run missed a step.
+    """
+
+    def __init__(self) -> None:
+        self._schedule: ReduceLROnPlateau | None = None
+        self._state: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the schedule of the trainer's optimizer."""
+        self._schedule = ReduceLROnPlateau(trainer.optimizers[0], factor=0.1, patience=10)
+        if self._state is not None:
+            self._schedule.load_state_dict(self._state)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the step."""
+        if self._schedule is not None:
+            self._schedule.step(float(trainer.callback_metrics["val_loss"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the schedule has seen."""
+        return self._schedule.state_dict() if self._schedule is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._state = state_dict or None
 
 
 class MachineUse(Callback):
@@ -103,60 +127,3 @@ class MachineUse(Callback):
             values["gpu_memory_mib"] = torch.cuda.max_memory_allocated(pl_module.device) / _MEBIBYTE
         learning_rates = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
         pl_module.log_dict({**values, **learning_rates}, rank_zero_only=True)
-
-
-class Interrupted(BaseException):
-    """The training was stopped from outside, after a step, and can be resumed.
-
-    Args:
-        signal_number: The signal that stopped it.
-    """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number = signal_number
-
-
-class StopAfterStep(Callback):
-    """Turns Ctrl+C and SIGTERM into a stop after the step in hand, with a checkpoint to resume from.
-
-    A signal in the middle of an optimizer step would leave weights that no undisturbed run ever has.
-
-    Args:
-        checkpoint: The file to save to.
-    """
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-        self._received = 0
-        self._before: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals; a second one of a kind acts at once."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        signal.signal(number, self._before[number])
-        logger.info("Stopping after this step; once more to stop at once.")
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save and stop, if a signal came to any process."""
-        received = self._received
-        if trainer.world_size > 1:
-            everywhere = trainer.strategy.reduce(torch.tensor(received, device=pl_module.device), reduce_op="max")
-            received = int(everywhere)
-        # In the middle of an accumulation there is no step to save.
-        if received and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            trainer.save_checkpoint(self._checkpoint)
-            raise Interrupted(received)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}

@@ -129,13 +129,14 @@ class PairLoader:
         start = self._rank * self._batch_size
         return [visits[first + start : first + start + self._batch_size] for first in range(0, len(visits), size)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position: Lightning keeps it in its checkpoints."""
-        return {"epoch": self._epoch, "num_done": self._num_done}
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch, and the number of its batches that are done; setting it goes on from there."""
+        return self._epoch, self._num_done
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the position ``state``."""
-        self._epoch, self._num_done = state["epoch"], state["num_done"]
+    @position.setter
+    def position(self, value: tuple[int, int]) -> None:
+        self._epoch, self._num_done = value
 
 
 class ZooDataModule(LightningDataModule):
@@ -163,10 +164,14 @@ class ZooDataModule(LightningDataModule):
         super().__init__()
         self._zoo, self._train, self._val, self._config = zoo, train, val, config
         self._seed, self._num_workers = seed, num_workers
+        self._train_loader: PairLoader | None = None
+        self._resume_from = (0, 0)
 
     def train_dataloader(self) -> PairLoader:
         """Another order and other prompts every epoch."""
-        return self._loader(self._train, f"{self._seed}/train", shuffle=True)
+        self._train_loader = self._loader(self._train, f"{self._seed}/train", shuffle=True)
+        self._train_loader.position = self._resume_from
+        return self._train_loader
 
     def val_dataloader(self) -> PairLoader:
         """Every checkpoint, always with the same validation prompts."""
@@ -183,3 +188,18 @@ class ZooDataModule(LightningDataModule):
             world_size=self.trainer.world_size if self.trainer is not None else 1,
             num_workers=self._num_workers,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training data.
+
+        It is kept here and not by the loader, whose state Lightning 2.6 drops where it asks for the number of batches
+        before it restores.
+        """
+        epoch, num_done = self._train_loader.position if self._train_loader is not None else self._resume_from
+        return {"epoch": epoch, "num_done": num_done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the position in ``state_dict``."""
+        self._resume_from = state_dict["epoch"], state_dict["num_done"]
+        if self._train_loader is not None:
+            self._train_loader.position = self._resume_from

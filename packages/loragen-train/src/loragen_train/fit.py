@@ -4,8 +4,11 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,10 +16,11 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from loragen_infer.bundle import BUNDLE_NAME, GeneratorBundle
 from loragen_infer.files import atomic_file, atomic_folder, write_json
 
-from loragen_train.callbacks import EpochProgress, Interrupted, MachineUse, StopAfterStep, ValidateLastEpoch
+from loragen_train.callbacks import EpochProgress, MachineUse, Plateau, ValidateLastEpoch
 from loragen_train.config import FitConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.experiment import (
@@ -28,6 +32,7 @@ from loragen_train.experiment import (
     write_config,
 )
 from loragen_train.parts import Parts, build_parts, cache_folder, is_first_process
+from loragen_train.resuming import Interrupted, ResumeCheckpoint
 from loragen_train.tracking import Outcome, Tracker, make_trackers
 from loragen_train.validation import task_means, validate
 
@@ -63,31 +68,17 @@ def fit(config: FitConfig, *, resume: str | None = None) -> Path | None:
             for difference in differences(config.provenance, provenance):
                 logger.warning("Not as when this configuration was recorded: %s.", difference)
         folder, checkpoint = _experiment(config, resume, provenance)
-        trackers = _trackers(config, folder, checkpoint)
-        outcome: tuple[Outcome, str | None] = ("crashed", None)
-        try:
-            trainer = _trainer(config, folder, trackers)
+        saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training.checkpoint_every_n_steps)
+        with _tracked(config, folder, checkpoint) as trackers:
+            trainer = _trainer(config, folder, trackers, saving)
             _log_start(parts, folder)
             _train(trainer, parts, config, checkpoint)
-            _check_converged(trainer, parts, config)
+            val_loss = _check_converged(saving, parts, config)
             if not trainer.is_global_zero:
                 return None
             _write_results(parts, config, folder)
-            outcome = ("success", None)
-        except Interrupted as stop:
-            outcome = ("aborted", str(stop))
-            logger.info("Stopped after step %d; go on with --resume %s.", trainer.global_step, folder)
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            outcome = ("aborted" if isinstance(error, KeyboardInterrupt) else "crashed", str(error))
-            raise
-        finally:
-            for tracker in trackers:
-                tracker.close(*outcome)
-    val_loss = float(trainer.callback_metrics["val_loss"])
-    logger.info(
-        "val_loss %.4f after %.0f s. Generator: %s", val_loss, time.perf_counter() - started, folder / FINAL_MODEL
-    )
+    seconds = time.perf_counter() - started
+    logger.info("val_loss %.4f after %.0f s. Generator: %s", val_loss, seconds, folder / FINAL_MODEL)
     return folder
 
 
@@ -119,14 +110,39 @@ def _warn_of_changes(config: FitConfig, folder: Path) -> None:
             logger.warning("Resuming with a changed configuration: %s.", difference)
 
 
-def _trackers(config: FitConfig, folder: Path, checkpoint: Path | None) -> list[Tracker]:
+@contextmanager
+def _tracked(config: FitConfig, folder: Path, checkpoint: Path | None) -> Iterator[list[Tracker]]:
+    """Yield the trackers, none in processes that do not write, and close them with the right state."""
     if not is_first_process():
-        return []
-    step = torch.load(checkpoint, weights_only=True, mmap=True)["global_step"] if checkpoint is not None else 0
-    trackers = make_trackers(config, folder, step)
+        yield []
+        return
+    trackers = make_trackers(config, folder, _step_of(checkpoint) if checkpoint is not None else 0)
     for tracker in trackers:
         tracker.log_hyperparams(asdict(replace(config, provenance=None)))
-    return trackers
+    outcome: tuple[Outcome, str | None] = ("success", None)
+    try:
+        yield trackers
+    except (Interrupted, KeyboardInterrupt) as stop:
+        outcome = ("aborted", str(stop) or "stopped by SIGINT")
+        logger.info("Go on with: --resume %s.", folder)
+        raise
+    except BaseException as error:
+        outcome = ("crashed", str(error) or type(error).__name__)
+        raise
+    finally:
+        for tracker in trackers:
+            tracker.close(*outcome)
+
+
+def _step_of(checkpoint: Path) -> int:
+    try:
+        return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"])
+    except (OSError, EOFError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise LoragenTrainError(
+            f"{checkpoint} cannot be read ({reason}); resume from another experiment, or copy one of the other files "
+            "beside it over it."
+        ) from error
 
 
 def _log_start(parts: Parts, folder: Path) -> None:
@@ -138,7 +154,7 @@ def _log_start(parts: Parts, folder: Path) -> None:
     )
 
 
-def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker]) -> Trainer:
+def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker], resume: ResumeCheckpoint) -> Trainer:
     training = config.training
     strategy = training.strategy
     if not config.model.freeze_text_encoder and strategy in ("ddp", "auto") and str(training.devices) != "1":
@@ -161,7 +177,8 @@ def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker]) -> Traine
             log_every_n_steps=config.logging.every_n_steps,
             use_distributed_sampler=False,
             logger=list(trackers),
-            callbacks=_callbacks(config, folder),
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            callbacks=_callbacks(config, resume, folder),
             enable_progress_bar=False,
             enable_model_summary=False,
         )
@@ -174,26 +191,15 @@ def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker]) -> Traine
         ) from error
 
 
-def _callbacks(config: FitConfig, folder: Path) -> list[Callback]:
-    training, checkpoints = config.training, folder / LAST_CHECKPOINT.parent
-    callbacks: list[Callback] = [
-        ValidateLastEpoch(),
-        EpochProgress(),
-        # Each validation: the best, and the last to resume from.
-        ModelCheckpoint(checkpoints, "{epoch}-{val_loss:.4f}", monitor="val_loss", save_last=True),
-    ]
-    if training.checkpoint_every_n_steps:
-        callbacks.append(
-            ModelCheckpoint(
-                checkpoints,
-                LAST_CHECKPOINT.stem,
-                every_n_train_steps=training.checkpoint_every_n_steps,
-                enable_version_counter=False,
-            )
-        )
+def _callbacks(config: FitConfig, resume: ResumeCheckpoint, folder: Path) -> list[Callback]:
+    training = config.training
+    best = ModelCheckpoint(folder / LAST_CHECKPOINT.parent, "{epoch}-{val_loss:.4f}", monitor="val_loss")
+    callbacks: list[Callback] = [ValidateLastEpoch(), EpochProgress(), best]
+    if training.scheduler_type == "plateau":
+        callbacks.append(Plateau())
     if training.early_stopping_patience:
         callbacks.append(EarlyStopping("val_loss", patience=training.early_stopping_patience))
-    return [*callbacks, StopAfterStep(folder / LAST_CHECKPOINT), MachineUse()]
+    return [*callbacks, resume, MachineUse()]
 
 
 def _train(trainer: Trainer, parts: Parts, config: FitConfig, checkpoint: Path | None) -> None:
@@ -215,14 +221,16 @@ def _train(trainer: Trainer, parts: Parts, config: FitConfig, checkpoint: Path |
         raise
 
 
-def _check_converged(trainer: Trainer, parts: Parts, config: FitConfig) -> None:
-    val_loss = float(trainer.callback_metrics["val_loss"])
+def _check_converged(saving: ResumeCheckpoint, parts: Parts, config: FitConfig) -> float:
+    """Return the last val_loss, which is of the final weights."""
+    val_loss = math.nan if saving.val_loss is None else saving.val_loss
     is_finite = math.isfinite(val_loss) and all(value.isfinite().all() for value in parts.module.parameters())
     if not is_finite:
         raise LoragenTrainError(
             f"The training diverged (its weights or val_loss, {val_loss}, are not finite); lower "
             f"training.learning_rate, which is {config.training.learning_rate}."
         )
+    return val_loss
 
 
 def _write_results(parts: Parts, config: FitConfig, folder: Path) -> None:

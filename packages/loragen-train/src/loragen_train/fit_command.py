@@ -1,5 +1,7 @@
 """The command ``loragen-train fit``: one training, a dry run of it, or several configurations one after another."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,18 +31,29 @@ def _fit(config: FitConfig, options: Namespace) -> None:
 
         sys.stdout.write(f"{dry_run(config)}\n")
         return
-    from loragen_train.callbacks import Interrupted
     from loragen_train.fit import fit
+    from loragen_train.resuming import Interrupted
 
     try:
         folder = fit(config, resume=options.resume)
     except Interrupted as stop:
         if stop.signal_number == signal.SIGINT:
             raise KeyboardInterrupt from stop
+        if stop.signal_number == signal.SIGUSR1:
+            _requeue()
         # What a shell reports of a process that a signal ended.
         raise SystemExit(128 + stop.signal_number) from stop
     if folder is not None:
         sys.stdout.write(f"{folder}\n")
+
+
+def _requeue() -> None:
+    """Put the SLURM job that gave notice back into the queue; once it starts again, --resume auto goes on."""
+    from loragen_train.parts import is_first_process
+
+    scontrol = shutil.which("scontrol")
+    if is_first_process() and scontrol is not None:
+        subprocess.run([scontrol, "requeue", os.environ["SLURM_JOB_ID"]], check=False)  # noqa: S603  # SLURM's own words
 
 
 FIT = Command(

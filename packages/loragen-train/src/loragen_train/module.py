@@ -131,6 +131,8 @@ class GeneratorModule(LightningModule):
         """The optimizer and the schedule that the configuration names."""
         parameters = [value for value in self.parameters() if value.requires_grad]
         optimizer = make_optimizer(parameters, self.config)
+        if self.config.scheduler_type == "plateau":  # a callback's
+            return optimizer
         num_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": make_schedule(optimizer, self.config, num_steps)}
 

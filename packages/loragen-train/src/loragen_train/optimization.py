@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from loragen_train.training_config import TrainingConfig
 
@@ -25,18 +24,13 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingCon
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int) -> dict[str, Any]:
-    """Return the schedule of the learning rate in Lightning's form.
+    """Return the schedule of the learning rate in Lightning's form: cosine, linear or constant, after the warm-up.
 
     Args:
         optimizer: The optimizer.
         config: The kind of schedule, and the steps of warm-up.
         num_steps: Number of optimizer steps of the whole training.
     """
-    if config.scheduler_type == "plateau":
-        plateau = ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
-        # Lightning steps it after validation, which not every epoch has.
-        frequency = config.epochs_between_validations
-        return {"scheduler": plateau, "monitor": "val_loss", "interval": "epoch", "frequency": frequency}
     from transformers import get_scheduler
 
     name = "constant_with_warmup" if config.scheduler_type == "constant" else config.scheduler_type

@@ -209,4 +209,4 @@ class _SwanLab:
         """End SwanLab's run with the right state."""
         import swanlab
 
-        swanlab.finish(state=outcome, error=error if outcome == "crashed" else None)
+        swanlab.finish(state=outcome, error=None if outcome == "success" else error)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +165,18 @@ def _statistics(tokens: TokenSet, cache_dir: Path) -> TokenStats:
     file = cache_dir / "statistics" / f"{tokens.path.stem}.safetensors"
     if file.is_file():
         try:
-            return TokenStats.load(file)
+            return _in_memory(TokenStats.load(file))
         except LoraTokenizerError as error:
             logger.warning("Making the statistics in the cache again: %s", error)
     stats = TokenStats.from_tokens(tokens.read(index) for index in range(len(tokens)))
     file.parent.mkdir(parents=True, exist_ok=True)
-    return TokenStats.load(stats.save(file))
+    stats.save(file)
+    return stats
+
+
+def _in_memory(stats: TokenStats) -> TokenStats:
+    """A copy: what is mapped from a file that somebody cuts short would end the process."""
+    return replace(stats, mean=stats.mean.clone(), std=stats.std.clone())
 
 
 def describe(zoo: Zoo) -> dict[str, Any]:

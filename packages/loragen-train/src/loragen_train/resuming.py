@@ -1,0 +1,108 @@
+"""Saves what ``--resume`` goes on from: every so many steps, after validations, and when a signal stops the training."""
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+__all__ = ["Interrupted", "ResumeCheckpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(BaseException):
+    """The training was stopped from outside, after a step, and can be resumed.
+
+    Args:
+        signal_number: The signal that stopped it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+class ResumeCheckpoint(Callback):
+    """Saves after steps, never within one, and turns Ctrl+C, SIGTERM and SLURM's notice into a stop after the step in hand.
+
+    A signal in the middle of an optimizer step would leave weights that no undisturbed run ever has. After the last
+    batch of an epoch it waits for the validation: Lightning 2.6 does not make up for one when it resumes.
+
+    Args:
+        file: The checkpoint, replaced as a whole each time.
+        every_n_steps: Steps between checkpoints; 0 saves after validations only.
+    """
+
+    def __init__(self, file: Path, every_n_steps: int) -> None:
+        self._file, self._every_n_steps = file, every_n_steps
+        self._received = 0
+        self._before: dict[int, Any] = {}
+        self._is_due = False
+        self.val_loss: float | None = None
+        """The last validation's loss, also that of an earlier run which this one resumes."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; a second one of a kind acts at once."""
+        if threading.current_thread() is threading.main_thread():
+            # SLURM gives notice of its time limit with SIGUSR1 (sbatch --signal=SIGUSR1@90).
+            notice = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
+            for number in (signal.SIGINT, signal.SIGTERM, *notice):
+                self._before[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        signal.signal(number, self._before[number])
+        logger.info("Stopping after this step; once more to stop at once.")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, unless the epoch's end is about to do so."""
+        has_stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not has_stepped:
+            return
+        if self._every_n_steps and trainer.global_step % self._every_n_steps == 0:
+            self._is_due = True
+        if not trainer.is_last_batch:
+            self._save_or_stop(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the loss; what was validated is saved at the end of the epoch."""
+        self.val_loss = float(trainer.callback_metrics["val_loss"])
+        self._is_due = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what the epoch's last step or its validation made due."""
+        self._save_or_stop(trainer, pl_module)
+
+    def _save_or_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        received = self._received
+        if trainer.world_size > 1:
+            everywhere = trainer.strategy.reduce(torch.tensor(received, device=pl_module.device), reduce_op="max")
+            received = int(everywhere)
+        if received or self._is_due:
+            trainer.save_checkpoint(self._file)
+            self._is_due = False
+        if received:
+            raise Interrupted(received)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss that a run which has nothing left to do reports."""
+        return {"val_loss": self.val_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over."""
+        self.val_loss = state_dict["val_loss"]

@@ -1,0 +1,78 @@
+"""Two processes train what one does with the same global batch, and only one of them writes."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from loragen_infer import GeneratorBundle
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory, make) -> dict:
+    root = tmp_path_factory.mktemp("distributed")
+    return {
+        "data": make.zoo(root),
+        "model": {"hidden_dim": 16, "output_dim": 16, "num_hyperconv_blocks": 1},
+        "training": {"max_epochs": 4, "accelerator": "cpu", "learning_rate": 5e-3},
+        "name": "shared",
+    }
+
+
+def run(content: dict, folder: Path, *words: str, launcher: tuple[str, ...] = (sys.executable,)) -> Path:
+    folder.mkdir()
+    config = folder / "fit.yaml"
+    config.write_text(yaml.safe_dump({**content, "output_dir": str(folder / "out")}))
+    command = [*launcher, "-m", "loragen_train.cli", "fit", "--config", str(config), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (experiment,) = (folder / "out").iterdir()
+    # The one line on standard output is the writer's.
+    assert done.stdout.splitlines() == [str(experiment)]
+    return experiment
+
+
+def losses(experiment: Path, column: str) -> list[float]:
+    with (experiment / "csv_logs" / "metrics.csv").open() as stream:
+        return [float(row[column]) for row in csv.DictReader(stream) if row[column]]
+
+
+TWO = ("--training.devices", "2", "--training.strategy", "ddp", "--data.batch_size", "1")
+
+
+@pytest.fixture(scope="module")
+def alone(content, tmp_path_factory) -> Path:
+    return run(content, tmp_path_factory.mktemp("one") / "run", "--data.batch_size", "2")
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_processes_are_one_with_the_same_global_batch(content, alone, tmp_path, launcher):
+    words = (sys.executable,)
+    if launcher == "torchrun":
+        words = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = run(content, tmp_path / "run", *TWO, launcher=words)
+    for column in ("train_loss", "val_loss", "val_weight_cosine", "learning_rate"):
+        assert losses(two, column) == pytest.approx(losses(alone, column), rel=2e-3, abs=1e-7)
+    one, other = (GeneratorBundle.load(folder).generator.state_dict() for folder in (alone, two))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_trained_encoder_goes_into_the_bundle_and_the_processes_agree(content, tmp_path):
+    content = {**content, "model": {**content["model"], "freeze_text_encoder": False}}
+    content["training"] = {**content["training"], "max_epochs": 1, "learning_rate": 1e-4}
+    two = GeneratorBundle.load(run(content, tmp_path / "two", *TWO))
+    one = GeneratorBundle.load(run(content, tmp_path / "one", "--data.batch_size", "2"))
+    assert one.text_encoder_state is not None
+    assert two.text_encoder_state.keys() == one.text_encoder_state.keys()
+    changed = 0
+    from loragen_infer import PromptEncoder
+
+    before = PromptEncoder(one.text_encoder_name).module.state_dict()
+    changed = sum(not torch.equal(before[name], value) for name, value in one.text_encoder_state.items())
+    assert changed > 50

@@ -1,0 +1,209 @@
+"""A training that was stopped at any moment goes on to the same bits as one that was not."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from loragen_train import LoragenTrainError
+from loragen_train.config import DataConfig, FitConfig, ModelConfig, TaskConfig
+from loragen_train.experiment import LAST_CHECKPOINT
+from loragen_train.fit import fit
+from loragen_train.module import GeneratorModule
+from loragen_train.resuming import Interrupted
+from loragen_train.training_config import TrainingConfig
+
+# Four checkpoints in batches of one: four steps an epoch, twelve in all.
+NUM_STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, make) -> FitConfig:
+    root = tmp_path_factory.mktemp("resume")
+    data = make.zoo(root)
+    return FitConfig(
+        data=DataConfig(**{**data, "tasks": [TaskConfig(**task) for task in data["tasks"]], "batch_size": 1}),
+        model=ModelConfig(hidden_dim=16, output_dim=16, num_hyperconv_blocks=1),
+        # Noise and importance make the most of a step depend on what must come back.
+        training=TrainingConfig(
+            max_epochs=3,
+            learning_rate=5e-3,
+            accelerator="cpu",
+            condition_noise=0.1,
+            target_noise=0.1,
+            gradient_clip_val=1.0,
+            checkpoint_every_n_steps=1,
+            validate_every_n_epochs=2,
+        ),
+        name="resumed",
+        output_dir=str(root / "experiments"),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config) -> dict[str, Path]:
+    """The experiment folder without an interruption, by optimizer and accumulation."""
+    return {}
+
+
+def bundle(folder: Path) -> bytes:
+    return (folder / "results" / "final_model" / "generator.safetensors").read_bytes()
+
+
+def rows(folder: Path, column: str) -> list[tuple[str, str]]:
+    with (folder / "csv_logs" / "metrics.csv").open() as stream:
+        return [(row["step"], row[column]) for row in csv.DictReader(stream) if row[column]]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int, number: int = signal.SIGINT) -> None:
+    """Send a signal in the middle of a step, as a user does."""
+    original = GeneratorModule.training_step
+    seen = []
+
+    def step(self, batch, batch_idx):
+        seen.append(batch_idx)
+        if len(seen) == num_batches:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(GeneratorModule, "training_step", step)
+
+
+# The first step, the ends of epochs without and with validation, one within an epoch, and the last.
+@pytest.mark.parametrize("num_batches", [1, 4, 6, 8, NUM_STEPS])
+def test_after_ctrl_c_in_any_step_the_end_is_the_same(config, undisturbed, tmp_path, monkeypatch, num_batches):
+    if "plain" not in undisturbed:
+        undisturbed["plain"] = fit(config)
+    config = replace(config, output_dir=str(tmp_path))
+    with monkeypatch.context() as patch:
+        stop_after(patch, num_batches)
+        with pytest.raises(Interrupted) as caught:
+            fit(config)
+    assert caught.value.signal_number == signal.SIGINT
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "results").exists()
+    assert torch.load(folder / LAST_CHECKPOINT, weights_only=True)["global_step"] == num_batches
+    assert fit(config, resume="auto") == folder
+    assert bundle(folder) == bundle(undisturbed["plain"])
+    assert rows(folder, "val_loss") == rows(undisturbed["plain"], "val_loss")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer_type": "sgd", "scheduler_type": "plateau"}, {"accumulate_grad_batches": 2}]
+)
+def test_other_schedules_and_accumulation_come_back_too(config, undisturbed, tmp_path, monkeypatch, changes):
+    config = replace(config, training=replace(config.training, **changes))
+    expected = bundle(fit(replace(config, output_dir=str(tmp_path / "undisturbed"))))
+    config = replace(config, output_dir=str(tmp_path / "stopped"))
+    for num_batches in (6, 3):
+        with monkeypatch.context() as patch:
+            stop_after(patch, num_batches, signal.SIGTERM)
+            with pytest.raises(Interrupted) as caught:
+                fit(config, resume="auto")
+        assert caught.value.signal_number == signal.SIGTERM
+    assert bundle(fit(config, resume="auto")) == expected
+
+
+SCRIPT = "import sys; from loragen_train.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_after_kill_9_at_any_moment_the_end_is_the_same(config, undisturbed, tmp_path, make):
+    """Real processes, killed without warning, three times over, then left alone."""
+    if "plain" not in undisturbed:
+        undisturbed["plain"] = fit(config)
+    content = {**asdict(config), "output_dir": str(tmp_path / "out")}
+    file = tmp_path / "fit.yaml"
+    file.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-c", SCRIPT, "fit", "--config", str(file), "--resume", "auto"]
+    saved_at = 0.0
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            found = list((tmp_path / "out").glob(f"*/{LAST_CHECKPOINT}"))
+            if found and found[0].exists() and found[0].stat().st_mtime > saved_at:
+                saved_at = found[0].stat().st_mtime
+                break
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    assert bundle(folder) == bundle(undisturbed["plain"])
+
+
+def test_slurms_notice_puts_the_job_back_and_it_goes_on(config, undisturbed, tmp_path):
+    if "plain" not in undisturbed:
+        undisturbed["plain"] = fit(config)
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\n')
+    scontrol.chmod(0o755)
+    file = tmp_path / "fit.yaml"
+    file.write_text(yaml.safe_dump({**asdict(config), "output_dir": str(tmp_path / "out")}))
+    job = {"JOB_ID": "42", "JOB_NAME": "fit", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    environment = {**os.environ, **{f"SLURM_{name}": value for name, value in job.items()}}
+    environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
+    notice = (
+        "import os, signal; from loragen_train.module import GeneratorModule as M; step = M.training_step\n"
+        "def noticed(self, batch, batch_idx):\n"
+        "    if self.global_step == 4: os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    return step(self, batch, batch_idx)\n"
+        "M.training_step = noticed\n"
+    )
+    command = [sys.executable, "-c", notice + SCRIPT, "fit", "--config", str(file), "--resume", "auto"]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 128 + signal.SIGUSR1, done.stderr
+    assert (tmp_path / "said").read_text() == "requeue 42\n"
+    command[2] = SCRIPT
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    assert bundle(folder) == bundle(undisturbed["plain"])
+
+
+def test_nothing_to_resume_starts_anew_and_a_finished_run_is_not_touched(config, tmp_path):
+    config = replace(config, output_dir=str(tmp_path), training=replace(config.training, max_epochs=1))
+    first = fit(config, resume="auto")
+    before = bundle(first)
+    second = fit(config, resume="auto")
+    assert first != second
+    assert bundle(first) == before == bundle(second)
+    with pytest.raises(LoragenTrainError, match=f"--resume {first}: this experiment is finished; its model is"):
+        fit(config, resume=str(first))
+
+
+def test_a_folder_without_a_checkpoint_is_named(config, tmp_path):
+    with pytest.raises(LoragenTrainError, match=r"--resume .* holds no checkpoints/last.ckpt"):
+        fit(config, resume=str(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path, monkeypatch):
+    config = replace(config, output_dir=str(tmp_path))
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        fit(config)
+    (folder,) = tmp_path.iterdir()
+    file = folder / LAST_CHECKPOINT
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(LoragenTrainError, match=r"last\.ckpt cannot be read .*; ") as caught:
+        fit(config, resume="auto")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_configuration_is_named(config, tmp_path, monkeypatch, caplog):
+    config = replace(config, output_dir=str(tmp_path))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            fit(config)
+    caplog.clear()
+    fit(replace(config, training=replace(config.training, weight_decay=0.5)), resume="auto")
+    assert "changed configuration: training.weight_decay was 0.01 and is 0.5." in caplog.text
