@@ -5,9 +5,12 @@ prefix, the most likely token is the answer's next one; so the logits that the l
 would do. A choice is the answer with the least negative log-likelihood per token, its end included; answers that tie
 with the right one count as a wrong choice, so that a model that prefers nothing scores nothing.
 
-Legend: B batch, S sequence length, V vocabulary.
+What all prompts begin with (a system prompt, solved examples, the wording of the task) passes through the model once.
+
+Legend: B batch, P length of the common beginning, S sequence length, V vocabulary.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,6 +100,7 @@ class Scorer:
                 f"language model takes {max_tokens}; {'lower num_shots' if shots else 'drop the example'}."
             )
         self._batches = batches_by_length(lengths, batch_size)
+        self._num_common = _num_common_tokens(self._items)
 
     @property
     def sequences(self) -> list[tuple[list[int], int]]:
@@ -112,8 +116,9 @@ class Scorer:
         """
         nll = [0.0] * len(self._items)
         exact = [False] * len(self._items)
+        common = self._read_common(model)
         for batch in self._batches:
-            scored = self._score_batch(model, [self._items[index] for index in batch])
+            scored = self._score_batch(model, [self._items[index] for index in batch], common)
             for index, (nll[index], exact[index]) in zip(batch, scored, strict=True):
                 if not math.isfinite(nll[index]):
                     raise LoragenInferError(f"The model gives a likelihood of {nll[index]}; its weights are no good.")
@@ -132,12 +137,29 @@ class Scorer:
             correct=correct,
         )
 
-    def _score_batch(self, model: Any, items: list[TokenizedExample]) -> Iterator[tuple[float, bool]]:
+    def _read_common(self, model: Any) -> Any:
+        """The model's keys and values of what all prompts begin with; None where they cannot be used again."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        if self._num_common == 0:
+            return None
+        common_1P = torch.tensor([self._items[0].input_ids[: self._num_common]], device=model.device)
+        cache = model(common_1P, logits_to_keep=1, use_cache=True).past_key_values
+        # A cache of another kind forgets (sliding windows) or holds a state that padding would change.
+        is_plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+        return cache if is_plain else None
+
+    def _score_batch(self, model: Any, items: list[TokenizedExample], common: Any) -> Iterator[tuple[float, bool]]:
         """Yield each item's summed NLL over its answer tokens, and whether all of them are the most likely ones."""
-        inputs = self._pad_left([item.input_ids for item in items], model.device)
+        num_common = 0 if common is None else self._num_common
+        inputs = self._pad_left([item.input_ids[num_common:] for item in items], num_common, model.device)
+        if common is not None:
+            # The model appends to the cache that it is given.
+            inputs["past_key_values"] = copy.deepcopy(common)
+            inputs["past_key_values"].batch_repeat_interleave(len(items))
         # Sequences end together, so the longest answer's length of logits is all that is needed of a big vocabulary.
         num_logits = 1 + max(len(item.input_ids) - item.num_prompt_tokens for item in items)
-        logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=False).logits.float()
+        logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=common is not None).logits.float()
         for item, logits_SV in zip(items, logits_BSV, strict=True):
             answer_S = torch.tensor(item.input_ids[item.num_prompt_tokens :], device=logits_SV.device)
             # The logits at one position predict the next token.
@@ -145,14 +167,24 @@ class Scorer:
             nll = torch.nn.functional.cross_entropy(predicted_SV, answer_S, reduction="sum").item()
             yield nll, bool((predicted_SV.argmax(dim=-1) == answer_S).all())
 
-    def _pad_left(self, sequences: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    def _pad_left(self, sequences: list[list[int]], num_common: int, device: torch.device) -> dict[str, Any]:
+        """Inputs of the model for what follows ``num_common`` tokens that it has read."""
         width = max(map(len, sequences))
         input_ids = torch.full((len(sequences), width), int(self._tokenizer.pad_token_id or 0))
-        attention_mask = torch.zeros_like(input_ids)
+        mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(sequences):
             input_ids[row, width - len(ids) :] = torch.tensor(ids)
-            attention_mask[row, width - len(ids) :] = 1
+            mask[row, width - len(ids) :] = 1
         # Without these a padded row would count its positions from the padding.
-        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        position_ids = num_common + (mask.cumsum(dim=1) - 1).clamp(min=0)
+        attention_mask = torch.cat([mask.new_ones(len(sequences), num_common), mask], dim=1)
         tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _num_common_tokens(items: Sequence[TokenizedExample]) -> int:
+    """How many tokens all prompts begin with; the last token of a prompt, which predicts the answer, never counts."""
+    # All lists lie between the least and the greatest, and so begin with what these two share.
+    least, greatest = (extreme(item.input_ids for item in items) for extreme in (min, max))
+    most = min(item.num_prompt_tokens for item in items) - 1
+    return next((place for place in range(most) if least[place] != greatest[place]), max(0, most))
