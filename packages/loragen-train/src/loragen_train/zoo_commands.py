@@ -27,10 +27,26 @@ def _say_json(value: Any) -> None:
     _say(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _collect(config: CollectConfig) -> None:
-    from loragen_train.collect import collect
+def _add_collect_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="Print folder, time and speed of each task as JSON.")
 
-    for folder in collect(config):
+
+def _collect(config: CollectConfig, options: Namespace) -> None:
+    from loragen_train.collect import collect
+    from loragen_train.zoo_records import read_record
+
+    folders = collect(config)
+    if options.json:
+        keys = ("seconds", "cpu_seconds", "tokens_per_second", "loss")
+        records = {folder: read_record(folder / "training.json") for folder in folders}
+        _say_json(
+            [
+                {"task": folder.name, "folder": str(folder), **{key: record.get(key) for key in keys}}
+                for folder, record in records.items()
+            ]
+        )
+        return
+    for folder in folders:
         _say(str(folder))
 
 
@@ -42,6 +58,7 @@ COLLECT = Command(
     example="loragen-train collect --config config/collect.yaml",
     run=_collect,
     config_class=CollectConfig,
+    add_options=_add_collect_options,
 )
 
 
