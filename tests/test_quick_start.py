@@ -68,8 +68,10 @@ def test_the_generator_saw_no_validation_prompt_and_no_test_example(workspace: W
 def test_the_evaluation_has_every_row(workspace: Workspace) -> None:
     evaluation = json.loads((workspace.path / "results/evaluation.json").read_text(encoding="utf-8"))
     rows = {task["task"]: set(task["scores"]) for task in evaluation["tasks"]}
-    common = {"base", "mean", "generated", "wrong prompts"}
+    common = {"base", "few-shot", "mean", "nearest", "ridge", "generated", "wrong prompts", "junk"}
     assert rows == {"sums": common | {"own"}, "capitals": common | {"own"}, "opposites": common}
+    assert {task["task"] for task in evaluation["tasks"] if task["held_out"]} == {"opposites"}
+    assert any(verdict["against"] == "ridge" for verdict in evaluation["verdicts"])
     for task in evaluation["tasks"]:
         assert task["scores"]["generated"]["num_examples"] == 4
         assert task["scores"]["generated"]["nll"] < task["scores"]["base"]["nll"]

@@ -100,6 +100,64 @@ def test_one_wrong_character_or_a_missing_end_is_no_match(make, half_trained):
         assert Scorer(tokenizer, [changed], batch_size=1).score(half_trained).exact_match == 0.0
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+def test_a_common_beginning_is_read_once_and_changes_nothing(make, llama, attention, batch_size):
+    model, tokenizer = copy.deepcopy(llama), make.tokenizer(template=True)
+    model.set_attn_implementation(attention)
+    shots = [
+        Example(prompt="Spell rat backward.", response="tar"),
+        Example(prompt="Spell nib backward.", response="bin"),
+    ]
+    items = [tokenize_example(tokenizer, example, shots=shots) for example in EXAMPLES]
+    expected = []
+    for item in items:
+        with torch.inference_mode():
+            logits_SV = model(torch.tensor([item.input_ids])).logits[0]
+        answer = torch.tensor(item.input_ids[item.num_prompt_tokens :])
+        predicted_SV = logits_SV[item.num_prompt_tokens - 1 : -1]
+        expected.append(torch.nn.functional.cross_entropy(predicted_SV, answer, reduction="sum").item())
+    read = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append((args or [kwargs["input_ids"]])[0].numel()), with_kwargs=True
+    )
+    scores = Scorer(tokenizer, EXAMPLES, batch_size=batch_size, shots=shots).score(model)
+    hook.remove()
+    assert list(scores.answer_nll) == pytest.approx(expected, rel=1e-4)
+    # Far fewer tokens than there are: the shots are read once.
+    assert sum(read) < 0.6 * sum(len(item.input_ids) for item in items)
+
+
+def test_prompts_that_share_nothing_and_one_prompt_alone(make, llama):
+    tokenizer = make.tokenizer()
+    apart = [Example(prompt="a b", response="c"), Example(prompt="x y", response="z")]
+    for examples in (apart, apart[:1], [apart[0], apart[0]]):
+        score = Scorer(tokenizer, examples, batch_size=2).score(llama)
+        assert score.nll == pytest.approx(plain_nll(llama, tokenizer, examples), rel=1e-5)
+
+
+def test_a_model_with_sliding_windows_is_read_from_the_start(make):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        initializer_range=0.2,
+        eos_token_id=1,
+        pad_token_id=2,
+        bos_token_id=None,
+    )
+    model, tokenizer = MistralForCausalLM(config).eval(), make.tokenizer()
+    score = Scorer(tokenizer, EXAMPLES, batch_size=3).score(model)
+    assert score.nll == pytest.approx(plain_nll(model, tokenizer, EXAMPLES), rel=1e-5)
+
+
 def test_a_scorer_scores_again_the_same(make, llama):
     scorer = Scorer(make.tokenizer(), EXAMPLES, batch_size=2)
     assert scorer.score(llama) == scorer.score(llama)

@@ -1,0 +1,159 @@
+"""Finished rows under bad luck: a kill, two at once, a folder that refuses; and what a key tells apart."""
+
+import copy
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from lora_tokenizer import read_adapter
+from loragen_infer import LoragenInferError
+from loragen_infer.evaluate import evaluate
+from loragen_infer.evaluate_config import EvaluateConfig, EvaluateTask
+from loragen_infer.row_store import (
+    Cost,
+    FinishedRow,
+    RowStore,
+    fingerprint,
+    fingerprint_of_adapter,
+    fingerprint_of_model,
+)
+from loragen_infer.scoring import ExampleScores, Scorer
+
+ROW = FinishedRow(
+    scores=ExampleScores(answer_nll=(0.1, 2.5), num_tokens=(1, 3), exact=(True, False), correct=(True, True)),
+    cost=Cost(seconds=1.5),
+)
+
+
+@pytest.fixture
+def config(zoo, make, tmp_path):
+    tasks = []
+    for name, count in (("one", 120), ("two", 80)):
+        examples = [{"prompt": f"{name} says {number}", "response": str(number)} for number in range(count)]
+        path = str(make.rows(tmp_path / f"{name}.jsonl", examples))
+        tasks.append(EvaluateTask(name=name, test=path, prompts=path, adapter=str(zoo.adapters[0])))
+    return EvaluateConfig(
+        model=str(zoo.experiment),
+        base_model=str(zoo.model),
+        tasks=tasks,
+        output_dir=str(tmp_path / "r"),
+        batch_size=4,
+        num_resamples=200,
+    )
+
+
+def finished_rows(config, tmp_path):
+    return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "r/rows").glob("*.json")}
+
+
+def test_a_row_comes_back_as_it_was_written(tmp_path):
+    store = RowStore(tmp_path)
+    assert store.read("a task/..", "wrong prompts", "0f") is None
+    store.write("a task/..", "wrong prompts", "0f", ROW)
+    assert store.read("a task/..", "wrong prompts", "0f") == ROW
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["a-task-.wrong-prompts.0f.json"]
+    bare = dataclasses.replace(ROW, scores=dataclasses.replace(ROW.scores, correct=None), cost=None)
+    store.write("t", "base", "1f", bare)
+    assert store.read("t", "base", "1f") == bare
+
+
+def test_a_row_is_claimed_by_one_at_a_time(tmp_path):
+    first, second = RowStore(tmp_path), RowStore(tmp_path)
+    waited = []
+
+    def wait():
+        with second.claim("0f", wait=True) as claimed:
+            waited.append((claimed, time.monotonic()))
+
+    with first.claim("0f", wait=False) as claimed:
+        assert claimed
+        with second.claim("0f", wait=False) as also:
+            assert not also
+        with second.claim("1f", wait=False) as another:
+            assert another
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.2)
+        released = time.monotonic()
+    thread.join(timeout=10)
+    assert waited[0][0]
+    assert waited[0][1] >= released
+
+
+def test_after_kill_9_what_is_finished_is_kept_and_the_rest_is_as_if_nothing_had_happened(config, tmp_path):
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
+    command = [sys.executable, "-m", "loragen_infer.cli", "evaluate", "--config", str(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(finished_rows(config, tmp_path)) < 3:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    kept = finished_rows(config, tmp_path)
+    assert 3 <= len(kept) < 12, "the test needs a process that was killed in the middle"
+    assert not (tmp_path / "r/evaluation.json").exists()
+    # Not in this process, whose number of threads may make other last bits of what is generated.
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = finished_rows(config, tmp_path)
+    assert kept.items() <= after.items()
+    assert len(after) == 12
+    assert not [path for path in (tmp_path / "r").rglob(".*") if ".tmp-" in path.name]
+    resumed = json.loads((tmp_path / "r/evaluation.json").read_text(encoding="utf-8"))
+    whole = evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
+    for found, expected in zip(resumed["tasks"], whole.tasks, strict=True):
+        assert list(found["scores"]) == list(expected.scores)
+        for row, score in expected.scores.items():
+            assert found["scores"][row]["nll"] == pytest.approx(score.nll, rel=1e-4)
+
+
+def test_two_at_once_share_the_rows_and_find_the_same(config, monkeypatch):
+    scored, score = [], Scorer.score
+
+    def spy(self, model):
+        scored.append(threading.get_ident())
+        return score(self, model)
+
+    monkeypatch.setattr(Scorer, "score", spy)
+    found = {}
+    threads = [threading.Thread(target=lambda index=index: found.update({index: evaluate(config)})) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert len(scored) == 12, "no row is scored twice, and none is missing"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "rows").write_text("a file")
+    with pytest.raises(LoragenInferError, match=r"output_dir .* cannot be written to: File exists"):
+        RowStore(tmp_path)
+
+
+def test_keys_tell_apart_what_matters_and_nothing_else(zoo, make, tmp_path):
+    adapter = read_adapter(zoo.adapters[0])
+    same = read_adapter(zoo.adapters[0])
+    assert fingerprint_of_adapter(adapter) == fingerprint_of_adapter(same)
+    assert fingerprint_of_adapter(None) is None
+    moved = dataclasses.replace(
+        adapter, config=dataclasses.replace(adapter.config, base_model_name_or_path="elsewhere")
+    )
+    assert fingerprint_of_adapter(moved) == fingerprint_of_adapter(adapter)
+    louder = dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, lora_alpha=9))
+    name = next(iter(adapter.tensors))
+    nudged = {**adapter.tensors, name: adapter.tensors[name] + 1e-3}
+    others = [louder, dataclasses.replace(adapter, tensors=nudged), adapter.to(torch.bfloat16)]
+    assert len({fingerprint_of_adapter(other) for other in [adapter, *others]}) == 4
+
+    model = make.llama()
+    changed = copy.deepcopy(model)
+    assert fingerprint_of_model(changed) == fingerprint_of_model(model)
+    with torch.no_grad():
+        changed.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
+    assert fingerprint_of_model(changed) != fingerprint_of_model(model)
+    assert fingerprint("a", [1, 2]) != fingerprint("a", [12])
