@@ -84,7 +84,7 @@ def main() -> None:
     printed = steps.run(f"loragen-train fit --config {fit}", makes=output / "experiments", config=fit)
     experiment = printed.splitlines()[-1]
     given = " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in PROMPTS)
-    steps.run(f"loragen-infer generate --model {experiment} {given} --output-dir {adapter}", makes=adapter)
+    steps.run(f"loragen-infer generate --model {experiment} {given} --output {adapter}", makes=adapter)
     steps.run(f"loragen-infer evaluate --config {evaluate} --model {experiment}", makes=picture, config=evaluate)
 
     print(f"\nThe table is above; the picture is {picture}.")

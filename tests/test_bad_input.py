@@ -27,14 +27,14 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], exit_code: int, 
 )
 def test_generate(workspace: Workspace, options: str, exit_code: int, words: list[str]) -> None:
     (workspace.path / "empty.txt").write_text("\n", encoding="utf-8")
-    done = workspace.run(f"loragen-infer generate {options} --output-dir unwanted")
+    done = workspace.run(f"loragen-infer generate {options} --output unwanted")
     assert_one_sentence(done, exit_code, *words)
     assert not (workspace.path / "unwanted").exists()
 
 
 def test_generate_does_not_overwrite(workspace: Workspace) -> None:
-    done = workspace.run("loragen-infer generate --model experiments/zoo_* --prompt x --output-dir my-adapter")
-    assert_one_sentence(done, 2, "my-adapter", "exists")
+    done = workspace.run("loragen-infer generate --model experiments/zoo_* --prompt x --output my-adapter")
+    assert_one_sentence(done, 1, "my-adapter", "exists")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_truncated_checkpoint_is_named(workspace: Workspace, tmp_path: Path) -
 def test_a_truncated_bundle_is_named(workspace: Workspace, tmp_path: Path) -> None:
     bundle = (workspace.experiment / "results/final_model/generator.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(bundle[: len(bundle) // 2])
-    done = workspace.run(f"loragen-infer generate --model {tmp_path}/cut.safetensors --prompt x --output-dir unwanted")
+    done = workspace.run(f"loragen-infer generate --model {tmp_path}/cut.safetensors --prompt x --output unwanted")
     assert_one_sentence(done, 1, "cut.safetensors")
 
 
@@ -95,6 +95,6 @@ def test_collect_with_other_settings_on_the_same_folder(workspace: Workspace) ->
 
 
 def test_verbose_shows_the_traceback(workspace: Workspace) -> None:
-    done = workspace.run("loragen-infer generate --model nowhere --prompt x --output-dir unwanted --verbose")
+    done = workspace.run("loragen-infer generate --model nowhere --prompt x --output unwanted --verbose")
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -24,13 +24,15 @@ def adapter_attached(model: "PreTrainedModel", adapter: LoraAdapter) -> "Iterato
     Raises:
         LoragenInferError: The adapter has a tensor that the model has no place for, or lacks one.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
 
     fields = {key: value for key, value in adapter.config.to_peft().items() if key != "peft_type"}
     # PEFT freezes the model that it wraps, and does not thaw it when it unloads.
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Pipelines know the causal class by name and warn of the general one; that class asks for this method of the model.
+    kind = PeftModelForCausalLM if hasattr(model, "prepare_inputs_for_generation") else PeftModel
     try:
-        wrapped = PeftModel(model, LoraConfig(**fields))
+        wrapped = kind(model, LoraConfig(**fields))
     except ValueError as error:
         raise LoragenInferError(f"The adapter does not fit the model: {' '.join(str(error).split())}") from error
     try:

@@ -63,16 +63,17 @@ def run_generate(config: GenerateConfig) -> Outcome:
         output = Path(config.output)
         if config.is_batch and file is not None:
             file.check()
-            _prepare_folder(output.parent if config.is_one_file else output)
+            _check_writable(output.parent if config.is_one_file else output)
             if config.is_one_file:
                 _refuse_unknown(output)
             generator = _load(config)
+            _make(output.parent if config.is_one_file else output)
             run = _batch_in_one_file if config.is_one_file else _batch_in_folder
             return run(config, file, generator, output)
         pooled = [prompt for request in file or () for prompt in request.prompts]
         request = Request(id=output.stem or "adapter", prompts=(*config.prompts, *pooled))
         check_prompts(request.prompts)
-        _prepare_folder(output.parent)
+        _check_writable(output.parent)
         _refuse_unknown(output)
         return _single(config, request, _load(config), output)
 
@@ -89,17 +90,31 @@ def _load(config: GenerateConfig) -> "LoraGenerator":
     )
 
 
-def _prepare_folder(folder: Path) -> None:
-    """Make ``folder`` and find out whether it can be written to, before minutes of work prove that it cannot."""
+def _check_writable(folder: Path) -> None:
+    """Find out whether ``folder`` can be made and written to, before minutes of work prove that it cannot.
+
+    Nothing is made yet, so that a model that is missing leaves no empty folder behind.
+    """
     import tempfile
 
+    place = folder.absolute()
+    while not place.exists() and not place.is_symlink():
+        place = place.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise LoragenInferError(
             f"{folder} cannot be written to: {error.strerror or error}; choose another --output."
+        ) from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoragenInferError(
+            f"{folder} cannot be made: {error.strerror or error}; choose another --output."
         ) from error
 
 
