@@ -84,6 +84,8 @@ def _is_system(metric: str) -> bool:
 
 def _draw_curves(experiments: Sequence[Experiment], metric: str, columns: list[str], path: Path) -> None:
     """All experiments in one picture: the validation solid, the training dashed."""
+    from matplotlib.ticker import LogFormatter, NullFormatter
+
     shown = [experiment.metrics[name] for experiment in experiments for name in columns if name in experiment.metrics]
     with saved_figure(path, width=5.8, height=3.8) as figure:
         axes = figure.add_subplot()
@@ -107,6 +109,9 @@ def _draw_curves(experiments: Sequence[Experiment], metric: str, columns: list[s
                 )
         if _wants_logarithm(shown):
             axes.set_yscale("log")
+            # The usual labels of such an axis are formulas, which are not set here.
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
         axes.set_title(label_of(metric, limit=60))
         axes.grid(alpha=0.25)
@@ -158,16 +163,15 @@ def _draw_values(experiment: Experiment, path: Path) -> None:
     tasks = np.array(sample.tasks)
     both = np.isfinite(targets) & np.isfinite(predicted)
     limit = 1.05 * float(np.abs(np.concatenate([targets[both], predicted[both]])).max(initial=0.0)) or 1.0
-    with saved_figure(path, width=5.6, height=4.4) as figure:
+    with saved_figure(path, width=6.2, height=4.6) as figure:
         axes = figure.add_subplot()
         axes.plot([-limit, limit], [-limit, limit], color="black", linewidth=0.6)
         for index, task in enumerate(dict.fromkeys(sample.tasks)):
             where = both & (tasks == task)
             label = label_of(task) if index < 20 else None
             axes.scatter(targets[where], predicted[where], s=4, alpha=0.35, color=colour_of(index), label=label)
-        axes.set_xlim(-limit, limit)
-        axes.set_ylim(-limit, limit)
-        axes.set_aspect("equal")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.locator_params(nbins=6)
         axes.set_xlabel("target weight")
         axes.set_ylabel("predicted weight")
         axes.set_title(f"{label_of(experiment.name, limit=40)}{_correlation(targets[both], predicted[both])}")
