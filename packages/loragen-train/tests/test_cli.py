@@ -228,3 +228,120 @@ def test_neither_or_both_ways_of_naming_checkpoints_is_refused(fails, fit_config
 def test_no_command_is_a_usage_error(make):
     assert make.cli() == 2
     assert make.cli("train") == 2
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(make, fit_config, tmp_path, capsys, monkeypatch):
+    content = {**fit_config, "output_dir": str(tmp_path / "out")}
+    content["data"] = {**fit_config["data"], "cache_dir": str(tmp_path / "cache")}
+    config = write_yaml(tmp_path / "fit.yaml", content)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert make.cli("fit", "--config", config, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "4 checkpoints" in out
+    assert "parameters in the generator" in out
+    assert "MiB of memory" in out
+    assert "4 steps, about 0 h 0 min" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.yaml"]
+
+
+def test_a_later_config_and_options_win(make, fit_config, tmp_path, capsys):
+    first = write_yaml(tmp_path / "one.yaml", {**fit_config, "name": "first"})
+    second = write_yaml(tmp_path / "two.yaml", {"name": "second", "training": {"weight_decay": 0.5}})
+    words = ("--config", first, "--config", second, "--training.seed", "7", "--print-config")
+    assert make.cli("fit", *words) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["name"], shown["training"]["weight_decay"], shown["training"]["seed"]) == ("second", 0.5, 7)
+    assert shown["training"]["accelerator"] == "cpu"
+    # What is printed is a configuration file.
+    (tmp_path / "shown.yaml").write_text(yaml.safe_dump(shown))
+    assert make.cli("fit", "--config", str(tmp_path / "shown.yaml"), "--print-config") == 0
+
+
+def test_a_single_folder_is_one_task_on_the_command_line_too(make, tmp_path, capsys):
+    data = make.zoo(tmp_path, tasks=("sums",))
+    content = {"data": {"prompts_dir": data["prompts_dir"], "cache_dir": data["cache_dir"]}}
+    content |= {"model": {"hidden_dim": 16, "output_dim": 16}, "training": {"max_epochs": 1, "accelerator": "cpu"}}
+    config = write_yaml(tmp_path / "fit.yaml", content)
+    words = ("--checkpoint-dir", data["tasks"][0]["checkpoint_dir"], "--output-dir", str(tmp_path / "out"))
+    assert make.cli("fit", "--config", config, *words) == 0
+    assert capsys.readouterr().out.startswith(str(tmp_path / "out"))
+
+
+def test_the_keys_of_the_first_release_are_read(make, tmp_path, capsys):
+    content = {
+        "model": {
+            "text_encoder_name": "all-MiniLM-L6-v2",
+            "hidden_dim": 384,
+            "max_seq_len": 512,
+            "num_hyperconv_blocks": 3,
+            "output_dim": 384,
+            "freeze_text_encoder": True,
+        },
+        "training": {
+            "max_epochs": 100,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.01,
+            "mse_weight": 1.0,
+            "l1_weight": 0.1,
+            "optimizer_type": "adamw",
+            "scheduler_type": "cosine",
+        },
+        "data": {
+            "checkpoint_dir": "checkpoints",
+            "batch_size": 8,
+            "samples_per_prompt": 4,
+            "max_checkpoints": 50,
+            "cache_tokenized": True,
+        },
+        "logging": {"swanlab": {"project": "p", "workspace": "w", "experiment_name": "e"}},
+    }
+    assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", content), "--print-config") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    for section, values in content.items():
+        for key, value in values.items():
+            assert shown[section][key] == value or (
+                section == "logging" and value.items() <= shown[section][key].items()
+            )
+
+
+def test_each_configuration_has_its_experiment_and_one_failure_stops_none(make, fit_config, tmp_path, capfd):
+    good = {**fit_config, "output_dir": str(tmp_path / "out"), "training": {"max_epochs": 1, "accelerator": "cpu"}}
+    files = [
+        write_yaml(tmp_path / "a.yaml", {**good, "name": "first"}),
+        write_yaml(tmp_path / "b.yaml", {**good, "name": "broken", "data": {"checkpoint_dir": "nowhere"}}),
+        write_yaml(tmp_path / "c.yaml", {**good, "name": "last"}),
+    ]
+    assert make.cli("fit", "--each", *files, "--training.seed", "3") == 1
+    out, err = capfd.readouterr()
+    assert sorted(Path(line).name.split("_")[0] for line in out.splitlines()) == ["first", "last"]
+    assert err.splitlines()[-3:] == [f"{files[0]}: done", f"{files[1]}: failed with exit code 1", f"{files[2]}: done"]
+    for line in out.splitlines():
+        assert yaml.safe_load((Path(line) / "config.yaml").read_text())["training"]["seed"] == 3
+    assert make.cli("fit", "--each", files[0]) == 0
+    assert make.cli("fit", "--each") == 2
+
+
+def test_plain_tensors_are_written_too_when_asked(make, fit_config, tmp_path, capsys):
+    content = {**fit_config, "output_dir": str(tmp_path / "out"), "export": {"format": "pt"}}
+    assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", content)) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    plain = torch.load(folder / "results" / "final_model" / "generator_model.pt", weights_only=True)
+    weights = GeneratorBundle.load(folder).generator.state_dict()
+    assert all(torch.equal(plain["state_dict"][name], value) for name, value in weights.items())
+
+
+def test_a_changed_zoo_is_named_when_a_run_is_repeated(make, tmp_path, capsys, caplog):
+    data = make.zoo(tmp_path)
+    content = {"data": data, "model": {"hidden_dim": 16, "output_dim": 16}, "output_dir": str(tmp_path / "out")}
+    content["training"] = {"max_epochs": 1, "accelerator": "cpu"}
+    assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", content)) == 0
+    config = Path(capsys.readouterr().out.strip()) / "config.yaml"
+    recorded = yaml.safe_load(config.read_text())["provenance"]
+    assert recorded["versions"]["torch"] == torch.__version__
+    caplog.clear()
+    prompts = Path(data["prompts_dir"]) / "val_prompts.jsonl"
+    prompts.write_text("".join(prompts.read_text().splitlines(keepends=True)[1:]))
+    assert make.cli("fit", "--config", str(config)) == 0
+    said = [record.message for record in caplog.records if "Not as when" in record.message]
+    assert len(said) == 1
+    assert "tasks.sums.prompts was" in said[0]

@@ -333,8 +333,9 @@ def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(zoo, confi
     assert [path.name for path in (tmp_path / "zoo" / "adapters").iterdir()] == ["sums"]
     # A checkpoint that was being written is no checkpoint.
     half = tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-10"
-    half.mkdir()
+    half.mkdir(exist_ok=True)
     (half / "adapter_model.safetensors").write_bytes(b"half")
+    (half / "work.json").write_text("{")
 
     process = run_collect(config)
     out, said = process.communicate(timeout=120)

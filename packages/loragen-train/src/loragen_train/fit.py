@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from loragen_infer.bundle import BUNDLE_NAME, GeneratorBundle
 from loragen_infer.files import atomic_file, atomic_folder, write_json
 

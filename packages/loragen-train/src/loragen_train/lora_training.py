@@ -195,21 +195,28 @@ def _step_of(checkpoint: Path) -> int:
 def _last_complete(folder: Path) -> Path | None:
     """Return the last complete checkpoint in ``folder``, and remove what was cut short after it."""
     for checkpoint in reversed(checkpoints_of(folder)):
-        if (checkpoint / _COMPLETE).is_file():
+        if _work_of(checkpoint) is not None:
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
+
+
+def _work_of(checkpoint: Path) -> tuple[float, float] | None:
+    """Wall and CPU seconds that went into ``checkpoint``; None if it is not complete."""
+    try:
+        record = json.loads((checkpoint / _COMPLETE).read_text(encoding="utf-8"))
+        return float(record["seconds"]), float(record["cpu_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class _Stopwatch(TrainerCallback):
     """Takes the time of the steps, and keeps it with every checkpoint, whose completeness that record marks."""
 
     def __init__(self, last: Path | None) -> None:
-        before = {"seconds": 0.0, "cpu_seconds": 0.0}
-        if last is not None:
-            before = json.loads((last / _COMPLETE).read_text(encoding="utf-8"))
-        self.seconds = self._seconds_before = float(before["seconds"])
-        self.cpu_seconds = self._cpu_before = float(before["cpu_seconds"])
+        before = None if last is None else _work_of(last)
+        self._seconds_before, self._cpu_before = before or (0.0, 0.0)
+        self.seconds, self.cpu_seconds = self._seconds_before, self._cpu_before
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started, self._cpu_started = time.perf_counter(), time.process_time()

@@ -1,4 +1,4 @@
-"""Saves what ``--resume`` goes on from: every so many steps, after validations, and when a signal stops the training."""
+"""Saves what ``--resume`` goes on from: every so many steps, after validations, and when a signal stops a training."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ class Interrupted(BaseException):
 
 
 class ResumeCheckpoint(Callback):
-    """Saves after steps, never within one, and turns Ctrl+C, SIGTERM and SLURM's notice into a stop after the step in hand.
+    """Saves after steps, never within one, and turns Ctrl+C, SIGTERM and SLURM's notice into a stop after a step.
 
     A signal in the middle of an optimizer step would leave weights that no undisturbed run ever has. After the last
     batch of an epoch it waits for the validation: Lightning 2.6 does not make up for one when it resumes.
