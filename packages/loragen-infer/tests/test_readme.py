@@ -1,0 +1,32 @@
+"""The code in the README runs as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from loragen_infer.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_lines_of_the_library_run(zoo, tmp_path, monkeypatch, capsys):
+    [code] = re.findall(r"## Library\n\n```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    place = '"experiments/zoo_20260101_120000"'
+    assert place in code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace(place, repr(str(zoo.experiment))), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("What is 4 + 4?")
+    assert {path.name for path in (tmp_path / "another-adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize("line", re.findall(r"^loragen-infer (.*)$", README.read_text(encoding="utf-8"), re.MULTILINE))
+def test_the_commands_have_options_that_exist(line, capsys):
+    command, *words = shlex.split(line)
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in words if word.startswith("--")), text
