@@ -178,7 +178,9 @@ def test_generate_without_a_prompt(zoo, tmp_path, capsys):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in ("generate", "verify", "evaluate", "info"))])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in ("generate", "verify", "evaluate", "info"))]
+)
 def test_help_loads_nothing_heavy(words):
     code = (
         "import sys\nfrom loragen_infer.cli import main\n"
