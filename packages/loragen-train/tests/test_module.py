@@ -35,8 +35,6 @@ def build(make):
         )
         condition = FrozenCondition(torch.randn(NUM_PROMPTS, EMBEDDING_DIM))
         module = GeneratorModule(HyperConvGenerator(config), condition, layout, stats, TrainingConfig(**settings))
-        module.logged = {}
-        module.log_dict = lambda values, **options: module.logged.update(values)
         return module.eval()
 
     run.batch = Batch(torch.tensor([[0, 1], [2, 3]]), torch.stack(tokens[:2]))
@@ -65,8 +63,9 @@ def test_the_loss_is_the_weighted_sum_over_real_positions(build, mse_weight, l1_
     assert not build.layout.mask().all()
     mse, l1 = by_hand(module, build)
     assert module.training_step(build.batch, 0).item() == pytest.approx(mse_weight * mse + l1_weight * l1, rel=1e-4)
-    assert module.logged["train_mse"].item() == pytest.approx(mse, rel=1e-4)
-    assert module.logged["train_l1"].item() == pytest.approx(l1, rel=1e-4)
+    logged = module._means.pop("")
+    assert logged["mse"].item() == pytest.approx(mse, rel=1e-4)
+    assert logged["l1"].item() == pytest.approx(l1, rel=1e-4)
 
 
 def test_importance_weighs_tokens_by_how_much_they_vary(build):
@@ -77,7 +76,7 @@ def test_importance_weighs_tokens_by_how_much_they_vary(build):
     mse, l1 = by_hand(module, build, importance / scale)
     assert module.training_step(build.batch, 0).item() == pytest.approx(mse + 0.1 * l1, rel=1e-4)
     # The plain errors beside it are not weighted.
-    assert module.logged["train_mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
+    assert module._means.pop("")["mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
 
 
 def test_padding_gets_no_gradient(build):
@@ -97,7 +96,7 @@ def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_change
         for side in (predicted, target)
     ]
     difference = flat[0] - flat[1]
-    logged = {name: value.item() for name, value in module.logged.items()}
+    logged = {name: value.item() for name, value in module._means.pop("val_").items()}
     assert logged["val_weight_mae"] == pytest.approx(difference.abs().mean().item(), rel=1e-4)
     assert logged["val_weight_rmse"] == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-4)
     assert logged["val_weight_relative_error"] == pytest.approx((difference.norm() / flat[1].norm()).item(), rel=1e-4)
@@ -115,11 +114,11 @@ def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_change
     assert logged["val_rmse"] == pytest.approx(logged["val_mse"] ** 0.5, rel=1e-5)
 
 
-def test_only_the_first_batch_of_a_training_epoch_is_measured_in_weights(build):
+def test_only_the_first_batch_of_a_training_epoch_is_measured(build):
     module = build()
     module.training_step(build.batch, 1)
-    assert "train_relative_error" in module.logged
-    assert not any("weight" in name for name in module.logged)
+    logged = module._means.pop("")
+    assert set(logged) == {"loss", "mse", "l1"}
 
 
 def test_noise_follows_from_the_number_of_the_step(build):
@@ -133,9 +132,12 @@ def test_noise_follows_from_the_number_of_the_step(build):
     assert loss(noisy, 3) == loss(noisy, 3)
     assert loss(noisy, 3) != loss(noisy, 4)
     assert loss(plain, 3) == loss(plain, 4)
-    noisy.validation_step(build.batch, 0)
-    plain.validation_step(build.batch, 0)
-    assert noisy.logged["val_loss"] == plain.logged["val_loss"]
+    losses = []
+    for module in (noisy, plain):
+        module.on_validation_epoch_start()
+        module.validation_step(build.batch, 0)
+        losses.append(module._means.pop("")["loss"])
+    assert losses[0] == losses[1]
 
 
 def rates(num_steps: int = 10, **settings: object) -> list[float]:

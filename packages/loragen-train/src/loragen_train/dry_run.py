@@ -79,8 +79,8 @@ def dry_run(config: FitConfig) -> DryRun:
 
 def _step(module: GeneratorModule, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
     predicted_BNW = module.generator(module.condition(batch.prompts)).float()
-    target_BNW = (batch.tokens.float() - module.mean) / module.std
-    mse, l1 = token_losses((predicted_BNW - target_BNW)[:, module.mask], None)
+    target_BNW = torch.addcmul(module.shift, batch.tokens.float(), module.scale)
+    mse, l1 = token_losses(predicted_BNW - target_BNW, module.loss_weights)
     loss = module.config.mse_weight * mse + module.config.l1_weight * l1
     optimizer.zero_grad()
     torch.autograd.backward(loss)

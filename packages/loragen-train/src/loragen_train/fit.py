@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,13 +41,14 @@ __all__ = ["fit"]
 logger = logging.getLogger(__name__)
 
 
-def fit(config: FitConfig, *, resume: str | None = None) -> Path | None:
+def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Callback] = ()) -> Path | None:
     """Train the generator that ``config`` describes and return the experiment folder.
 
     Args:
         config: The training.
         resume: ``auto`` to continue the newest unfinished experiment of this name, if there is one, or the folder of
             the experiment to continue.
+        callbacks: Lightning callbacks to run after the training's own.
 
     Returns:
         The experiment's folder; None in the processes of a distributed training that do not write.
@@ -70,7 +71,7 @@ def fit(config: FitConfig, *, resume: str | None = None) -> Path | None:
         folder, checkpoint = _experiment(config, resume, provenance)
         saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training.checkpoint_every_n_steps)
         with _tracked(config, folder, checkpoint) as trackers:
-            trainer = _trainer(config, folder, trackers, saving)
+            trainer = _trainer(config, folder, trackers, [*_callbacks(config, saving, folder), *callbacks])
             _log_start(parts, folder)
             _train(trainer, parts, config, checkpoint)
             val_loss = _check_converged(saving, parts, config)
@@ -154,7 +155,7 @@ def _log_start(parts: Parts, folder: Path) -> None:
     )
 
 
-def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker], resume: ResumeCheckpoint) -> Trainer:
+def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker], callbacks: list[Callback]) -> Trainer:
     training = config.training
     strategy = training.strategy
     if not config.model.freeze_text_encoder and strategy in ("ddp", "auto") and str(training.devices) != "1":
@@ -178,7 +179,7 @@ def _trainer(config: FitConfig, folder: Path, trackers: list[Tracker], resume: R
             use_distributed_sampler=False,
             logger=list(trackers),
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
-            callbacks=_callbacks(config, resume, folder),
+            callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
         )

@@ -3,13 +3,13 @@
 Legend: B batch, N tokens, W values per token, r rank, i inputs, o outputs of a module.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from lora_tokenizer import TokenLayout
 from lora_tokenizer.names import split_name
 
-__all__ = ["DeltaComparison", "errors"]
+__all__ = ["DeltaComparison", "EpochMeans", "errors"]
 
 
 def errors(difference: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -24,9 +24,29 @@ def errors(difference: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Te
         {'mse': 1.0, 'mae': 1.0, 'rmse': 1.0, 'relative_error': 0.5}
     """
     mse = difference.square().mean()
-    scale = target.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     rmse = mse.sqrt()
+    scale = target.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     return {"mse": mse, "mae": difference.abs().mean(), "rmse": rmse, "relative_error": rmse / scale}
+
+
+class EpochMeans:
+    """Adds up the metrics of an epoch on their device, to be logged once: a step's log costs more than its numbers."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Count one batch; not every batch needs every metric."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def pop(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Return the means, ``prefix`` before their names, and begin anew."""
+        means = {prefix + name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
 
 
 class DeltaComparison:

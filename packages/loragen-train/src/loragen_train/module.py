@@ -12,29 +12,27 @@ from lora_tokenizer import TokenLayout, TokenStats
 from torch import nn
 
 from loragen_train.data import Batch
-from loragen_train.metrics import DeltaComparison, errors
+from loragen_train.metrics import DeltaComparison, EpochMeans, errors
 from loragen_train.optimization import make_optimizer, make_schedule
 from loragen_train.training_config import TrainingConfig
 
 __all__ = ["GeneratorModule", "token_losses"]
 
 
-def token_losses(difference_BV: torch.Tensor, weight_V: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean squared and mean absolute difference, two float32 scalars, weighted by position where asked.
+def token_losses(difference_BNW: torch.Tensor, weight_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean squared and mean absolute difference, two float32 scalars, weighted by position.
 
     Args:
-        difference_BV: Predicted minus target values at the V real (not padded) positions.
-        weight_V: Weight of each position, or None for 1.
+        difference_BNW: Predicted minus target values.
+        weight_NW: Weight of each position, 0 where there is padding, 1 in sum.
 
     Example:
-        >>> mse, l1 = token_losses(torch.tensor([[2.0, 0.0]]), torch.tensor([0.5, 1.5]))
+        >>> mse, l1 = token_losses(torch.tensor([[[2.0, 9.0]]]), torch.tensor([[1.0, 0.0]]))
         >>> mse.item(), l1.item()
-        (1.0, 0.5)
+        (4.0, 2.0)
     """
-    square, absolute = difference_BV.square(), difference_BV.abs()
-    if weight_V is not None:
-        square, absolute = square * weight_V, absolute * weight_V
-    return square.mean(), absolute.mean()
+    flat_BV, weight_V = difference_BNW.flatten(1), weight_NW.flatten()
+    return (flat_BV.square() @ weight_V).mean(), (flat_BV.abs() @ weight_V).mean()
 
 
 class GeneratorModule(LightningModule):
@@ -50,7 +48,10 @@ class GeneratorModule(LightningModule):
 
     mean: torch.Tensor
     std: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
     mask: torch.Tensor
+    loss_weights: torch.Tensor
 
     def __init__(
         self,
@@ -68,61 +69,73 @@ class GeneratorModule(LightningModule):
         mask_NW = layout.mask()
         # They belong to the bundle, not to Lightning's checkpoints.
         self.register_buffer("mean", stats.mean, persistent=False)
+        self.register_buffer("scale", 1 / stats.std, persistent=False)
+        self.register_buffer("shift", -stats.mean / stats.std, persistent=False)
         self.register_buffer("std", stats.std, persistent=False)
         self.register_buffer("mask", mask_NW, persistent=False)
-        weight_V = None
-        if config.importance_weights:
-            weight_V = stats.importance()[:, None].expand_as(mask_NW)[mask_NW]
-            # Padding takes no part in the mean of 1.
-            weight_V = weight_V / weight_V.mean()
-        self.register_buffer("position_weights", weight_V, persistent=False)
+        weight_NW = mask_NW * stats.importance()[:, None] if config.importance_weights else mask_NW.float()
+        self.register_buffer("loss_weights", weight_NW / weight_NW.sum(), persistent=False)
+        self._means = EpochMeans()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make what is random in a step (noise, dropout) a function of its number, so that a resumed run repeats it."""
         torch.manual_seed(hash((self.config.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Return the loss of one batch; its metrics in weights are taken of an epoch's first batch only."""
-        return self._step(batch, "train", in_weights=batch_idx == 0)
+        """Return the loss of one batch; metrics besides the loss are taken of an epoch's first batch only."""
+        return self._step(batch, "train", measured=batch_idx == 0)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the epoch's means after its last step, before anybody looks for them."""
+        if self.trainer.is_last_batch:
+            self._log_means("train_")
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count; an interrupted epoch may have left something."""
+        self._means.pop("")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the metrics of one batch of validation prompts."""
-        self._step(batch, "val", in_weights=True)
+        """Count one batch of validation prompts."""
+        self._step(batch, "val", measured=True)
 
-    def _step(self, batch: Batch, stage: str, *, in_weights: bool) -> torch.Tensor:
+    def on_validation_epoch_end(self) -> None:
+        """Log the means."""
+        self._log_means("val_")
+
+    def _log_means(self, prefix: str) -> None:
+        # All batches, of all processes, are of one size.
+        self.log_dict(self._means.pop(prefix), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def _step(self, batch: Batch, stage: str, *, measured: bool) -> torch.Tensor:
         condition_BPD = self.condition(batch.prompts)
-        target_BNW = (batch.tokens.float() - self.mean) / self.std
+        # The z-score in one pass over memory.
+        target_BNW = torch.addcmul(self.shift, batch.tokens.float(), self.scale)
         if stage == "train":
             condition_BPD = _with_noise(condition_BPD, self.config.condition_noise)
             target_BNW = _with_noise(target_BNW, self.config.target_noise)
         predicted_BNW = self.generator(condition_BPD).float()
         difference_BNW = predicted_BNW - target_BNW
-        weight_V: torch.Tensor | None = self.get_buffer("position_weights") if self.config.importance_weights else None
-        mse, l1 = token_losses(difference_BNW[:, self.mask], weight_V)
+        mse, l1 = token_losses(difference_BNW, self.loss_weights)
         loss = self.config.mse_weight * mse + self.config.l1_weight * l1
-        values = {"loss": loss, "mse": mse, "l1": l1}
-        with torch.no_grad():
-            values |= self._metrics(difference_BNW.detach(), target_BNW, in_weights=in_weights)
-        named = {f"{stage}_{name}": value for name, value in values.items()}
-        # Epochs can be a step or two short, so every metric is an epoch's mean.
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(target_BNW), sync_dist=True)
+        self._means.add({"loss": loss, "mse": mse, "l1": l1})
+        if measured:
+            with torch.no_grad():
+                self._means.add(self._in_z(difference_BNW, target_BNW))
+                self._means.add(self._in_weights(difference_BNW, target_BNW))
         return loss
 
-    def _metrics(
-        self, difference_BNW: torch.Tensor, target_BNW: torch.Tensor, *, in_weights: bool
-    ) -> dict[str, torch.Tensor]:
-        in_z = errors(difference_BNW[:, self.mask], target_BNW[:, self.mask])
-        values = {name: value for name, value in in_z.items() if name != "mse"}
-        if not in_weights:
-            return values
+    def _in_z(self, difference_BNW: torch.Tensor, target_BNW: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = errors(difference_BNW[:, self.mask], target_BNW[:, self.mask])
+        return {name: value for name, value in values.items() if name != "mse"}
+
+    def _in_weights(self, difference_BNW: torch.Tensor, target_BNW: torch.Tensor) -> dict[str, torch.Tensor]:
         difference_BNW = difference_BNW * self.std
         target_BNW = target_BNW * self.std + self.mean
-        weights = errors(difference_BNW[:, self.mask], target_BNW[:, self.mask])
+        values = errors(difference_BNW[:, self.mask], target_BNW[:, self.mask])
         cosines = self._deltas.cosines(target_BNW + difference_BNW, target_BNW)
-        total = self.config.mse_weight * weights["mse"] + self.config.l1_weight * weights["mae"]
-        values |= {f"weight_{name}": value for name, value in weights.items()}
-        return values | {
-            "weight_loss": total,
+        return {
+            **{f"weight_{name}": value for name, value in values.items()},
+            "weight_loss": self.config.mse_weight * values["mse"] + self.config.l1_weight * values["mae"],
             "weight_cosine": cosines.mean(),
             "weight_cosine_worst_module": cosines.mean(dim=0).min(),
         }
