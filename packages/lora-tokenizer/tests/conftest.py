@@ -13,7 +13,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from lora_tokenizer import AdapterConfig, LoraAdapter
+from lora_tokenizer import AdapterConfig, LoraAdapter, TokenLayout, write_adapter
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -90,3 +90,10 @@ def make_adapter() -> Callable[..., LoraAdapter]:
 @pytest.fixture
 def peft_folder(tmp_path: Path) -> Path:
     return _save_peft(_tiny_llama(), tmp_path / "adapter")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, make_adapter: Callable[..., LoraAdapter]) -> tuple[list[Path], list[LoraAdapter], TokenLayout]:
+    adapters = [make_adapter() for _ in range(5)]
+    paths = [write_adapter(adapter, tmp_path / "zoo" / f"checkpoint-{i}") for i, adapter in enumerate(adapters)]
+    return paths, adapters, TokenLayout.from_adapter(adapters[0], token_dim=8)

@@ -23,11 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-ROWS = [
-    {"id": "sums", "prompts": ["1 + 1", "2 + 3"]},
-    {"id": "capitals", "prompt": "Where is Paris?"},
-    {"prompt": "ok"},
-]
+ROWS = [{"id": "sums", "prompts": ["1 + 1", "2 + 3"]}, {"id": "capitals", "prompt": "Paris?"}, {"prompt": "ok"}]
 NAMES = ["sums", "capitals", "000003"]
 
 
@@ -108,7 +104,7 @@ def test_a_file_is_one_adapter_per_line_with_a_manifest(run, prompt_file, genera
 
 def test_pool_makes_one_task_of_a_file(run, prompt_file, generator, tmp_path):
     run(prompt_file=prompt_file, prompts=("more",), pool=True, output=str(tmp_path / "one"))
-    prompts = ["more", "1 + 1", "2 + 3", "Where is Paris?", "ok"]
+    prompts = ["more", "1 + 1", "2 + 3", "Paris?", "ok"]
     assert same(dict(read_adapter(tmp_path / "one").tensors), dict(generator.generate(prompts).tensors), atol=0)
 
 
@@ -136,7 +132,7 @@ def test_a_batch_in_one_file_of_plain_tensors(run, prompt_file, generator, tmp_p
     content = torch.load(output, weights_only=True, mmap=mmap)
     assert content["ids"] == NAMES
     assert content["adapter_config"] == generator.bundle.layout.config.to_peft()
-    for index, prompts in enumerate((["1 + 1", "2 + 3"], ["Where is Paris?"], ["ok"])):
+    for index, prompts in enumerate((["1 + 1", "2 + 3"], ["Paris?"], ["ok"])):
         tensors = {name: tensor[index] for name, tensor in content["tensors"].items()}
         assert same(tensors, dict(generator.generate(prompts).tensors))
     with zipfile.ZipFile(output) as archive:
@@ -151,7 +147,7 @@ def test_tokens_of_a_batch_in_one_file(run, prompt_file, generator, tmp_path):
     content = torch.load(tmp_path / "t.pt", weights_only=True)
     layout = TokenLayout.from_json(content["layout"])
     adapter = layout.decode(content["tensors"]["tokens"][1])
-    assert same(dict(adapter.tensors), dict(generator.generate(["Where is Paris?"]).tensors))
+    assert same(dict(adapter.tensors), dict(generator.generate(["Paris?"]).tensors))
 
 
 def test_the_one_file_goes_on_where_an_interrupted_run_stopped(run, prompt_file, tmp_path, generator, monkeypatch):

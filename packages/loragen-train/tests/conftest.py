@@ -17,6 +17,8 @@ import torch
 from hypothesis import settings
 from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
 from loragen_train.cli import main
+from loragen_train.collect import collect
+from loragen_train.collect_config import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.prepare import prepare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -130,3 +132,29 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def collect_config(tmp_path_factory, make, questions, tiny_lm) -> CollectConfig:
+    """Two tasks to train and one held out; dropout, so that the seed of the training matters too."""
+    root = tmp_path_factory.mktemp("collect")
+    files = {name: str(make.samples(root / f"{name}.jsonl", questions[name])) for name in ("sums", "spelling")}
+    return CollectConfig(
+        base_model=str(tiny_lm),
+        output_dir=str(root / "zoo"),
+        tasks=[
+            CollectTask(name="sums", source=files["sums"], num_train=16, num_test=4),
+            CollectTask(name="spelling", source=files["spelling"], num_train=16, num_test=4),
+            CollectTask(name="gcd", source="reasoning-gym:gcd", num_train=16, num_test=4, held_out=True),
+        ],
+        lora=LoraSettings(r=2, lora_alpha=4, lora_dropout=0.1),
+        training=LoraTraining(
+            max_steps=11, batch_size=4, learning_rate=1e-2, save_every=2, keep_last=3, max_length=200, precision="fp32"
+        ),
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def collected(collect_config) -> SimpleNamespace:
+    return SimpleNamespace(root=Path(collect_config.output_dir), folders=collect(collect_config))

@@ -2,14 +2,8 @@
 
 import hashlib
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +11,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-import yaml
 from lora_tokenizer import find_adapters, read_adapter
 from loragen_infer.base_model import load_base_model
 from loragen_train import LoragenTrainError, lora_training
@@ -42,29 +35,13 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, make, questions, tiny_lm) -> CollectConfig:
-    """Two tasks to train and one held out; dropout, so that the seed of the training matters too."""
-    root = tmp_path_factory.mktemp("collect")
-    files = {name: str(make.samples(root / f"{name}.jsonl", questions[name])) for name in ("sums", "spelling")}
-    return CollectConfig(
-        base_model=str(tiny_lm),
-        output_dir=str(root / "zoo"),
-        tasks=[
-            CollectTask(name="sums", source=files["sums"], num_train=16, num_test=4),
-            CollectTask(name="spelling", source=files["spelling"], num_train=16, num_test=4),
-            CollectTask(name="gcd", source="reasoning-gym:gcd", num_train=16, num_test=4, held_out=True),
-        ],
-        lora=LoraSettings(r=2, lora_alpha=4, lora_dropout=0.1),
-        training=LoraTraining(
-            max_steps=11, batch_size=4, learning_rate=1e-2, save_every=2, keep_last=3, max_length=200, precision="fp32"
-        ),
-        seed=3,
-    )
+def config(collect_config) -> CollectConfig:
+    return collect_config
 
 
 @pytest.fixture(scope="module")
-def zoo(config) -> SimpleNamespace:
-    return SimpleNamespace(root=Path(config.output_dir), folders=collect(config))
+def zoo(collected) -> SimpleNamespace:
+    return collected
 
 
 def with_output(config: CollectConfig, folder: Path, **changes: object) -> CollectConfig:
@@ -280,118 +257,6 @@ def test_the_loss_curves_are_drawn(zoo, config):
     assert picture.is_file()
 
 
-def run_collect(config: CollectConfig, *, code: str = "") -> subprocess.Popen:
-    """``loragen-train collect`` in a process of its own, which answers to SIGINT, below a background shell too."""
-    start = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"{code}\n"
-        "from loragen_train.cli import main\n"
-        "sys.exit(main(['collect', '--config', sys.argv[1]]))\n"
-    )
-    file = Path(config.output_dir).with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(asdict(config)))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-c", start, str(file)]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    assert path.exists()
-
-
-# A step that takes its time, so that a signal finds the training where it is meant to.
-SLOW = (
-    "import time\n"
-    "from loragen_train import lora_training\n"
-    "step_end = lora_training._StepProgress.on_step_end\n"
-    "def slow(self, *args, **kwargs):\n"
-    "    time.sleep(0.3)\n"
-    "    step_end(self, *args, **kwargs)\n"
-    "lora_training._StepProgress.on_step_end = slow\n"
-)
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(zoo, config, tmp_path, sent):
-    config = with_output(config, tmp_path / "zoo")
-    process = run_collect(config, code=SLOW)
-    try:
-        wait_for(tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-4" / "work.json", process)
-        process.send_signal(sent)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    if sent == signal.SIGINT:
-        assert process.returncode == 130
-        assert said.strip().splitlines()[-1] == "loragen-train collect: interrupted; what is finished is kept."
-        assert "Traceback" not in said
-    assert [path.name for path in (tmp_path / "zoo" / "adapters").iterdir()] == ["sums"]
-    # A checkpoint that was being written is no checkpoint.
-    half = tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-10"
-    half.mkdir(exist_ok=True)
-    (half / "adapter_model.safetensors").write_bytes(b"half")
-    (half / "work.json").write_text("{")
-
-    process = run_collect(config)
-    out, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert re.search(r"spelling: going on after step (4|6|8)\.", said)
-    assert out == f"{tmp_path}/zoo/adapters/sums\n{tmp_path}/zoo/adapters/spelling\n"
-    assert weights(tmp_path / "zoo") == weights(zoo.root)
-    losses = [json.loads((root / "adapters" / "spelling" / "training.json").read_text())["loss"] for root in
-              (tmp_path / "zoo", zoo.root)]  # fmt: skip
-    assert losses[0] == losses[1]
-    assert not (tmp_path / "zoo" / "unfinished").exists()
-    assert [path.name for path in (tmp_path / "zoo" / "adapters").iterdir() if path.name.startswith(".")] == []
-
-
-def test_an_interrupted_task_of_other_settings_starts_over(zoo, config, tmp_path, caplog):
-    stale = tmp_path / "unfinished" / "sums"
-    (stale / "checkpoint-2").mkdir(parents=True)
-    (stale / "begun.json").write_text('{"settings": {}}')
-    collect(with_output(config, tmp_path))
-    assert "sums was begun with other settings or samples; it starts over" in caplog.text
-    assert weights(tmp_path) == weights(zoo.root)
-
-
-def test_a_training_that_was_stopped_just_before_its_end_is_only_put_in_place(zoo, config, tmp_path, monkeypatch):
-    config = with_output(config, tmp_path, tasks=config.tasks[:1])
-    with monkeypatch.context() as patch:
-        patch.setattr("loragen_train.collect._measured", lambda trained: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            collect(config)
-    assert list((tmp_path / "adapters").iterdir()) == []
-
-    def fail(*args, **kwargs):
-        raise AssertionError("nothing is left to train")
-
-    monkeypatch.setattr("transformers.Trainer.train", fail)
-    (folder,) = collect(config)
-    assert weights(folder) == weights(zoo.root / "adapters" / "sums")
-    record = json.loads((folder / "training.json").read_text())
-    assert [row["step"] for row in record["loss"]] == [2, 4, 6, 8, 10]
-    assert record["seconds"] >= 0
-
-
-def test_a_second_process_says_that_the_zoo_is_taken(config, tmp_path, make):
-    config = with_output(config, tmp_path / "zoo")
-    process = run_collect(config, code=SLOW)
-    try:
-        wait_for(tmp_path / "zoo" / "unfinished" / "sums", process)
-        with pytest.raises(LoragenTrainError, match=r"^Another process is collecting into .*zoo; wait for it, or"):
-            collect(config)
-    finally:
-        process.kill()
-        process.communicate()
-    # The lock went with its holder.
-    assert len(collect(with_output(config, tmp_path / "zoo", tasks=config.tasks[:1]))) == 1
-
-
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": 3}', "[" * 100_000, "\x00", '{"settings": {}} x'])
 @pytest.mark.parametrize("record", ["adapters/sums/training.json", "initial_adapter/settings.json"])
 def test_a_damaged_record_is_one_sentence(zoo, config, tmp_path, record, content):
@@ -497,39 +362,3 @@ def test_a_gguf_file_is_unpacked_once_and_from_no_other_file(config, tiny_lm, tm
     (tmp_path / "zoo" / "base_model_source.json").unlink()
     with pytest.raises(LoragenTrainError, match="nothing says what it was unpacked from"):
         collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tasks": []}, "tasks is empty"),
-        ({"tasks": [CollectTask(name="a", source="x"), CollectTask(name="a", source="y")]}, "'a' is used twice"),
-        ({"seed": -1}, "seed is -1, but must be from 0 to 4294967295"),
-        ({"seed": 2**32}, "seed is 4294967296, but must be from 0 to 4294967295"),
-    ],
-)
-def test_a_config_that_cannot_work_is_refused(changes, message):
-    values = {"base_model": "x", "tasks": [CollectTask(name="a", source="x")], **changes}
-    with pytest.raises(LoragenTrainError, match=message):
-        CollectConfig(**values)
-
-
-@pytest.mark.parametrize(
-    ("kind", "values", "message"),
-    [
-        (CollectTask, {"name": "../x", "source": "x"}, "becomes a file name"),
-        (CollectTask, {"name": "a", "source": "x", "num_train": 0}, r"tasks \(a\): num_train is 0"),
-        (CollectTask, {"name": "a", "source": "x", "num_test": -1}, r"tasks \(a\): num_test is -1"),
-        (LoraSettings, {"r": 0}, r"lora\.r is 0"),
-        (LoraSettings, {"lora_alpha": 0}, r"lora\.lora_alpha is 0"),
-        (LoraSettings, {"lora_dropout": 1.0}, r"lora\.lora_dropout is 1\.0"),
-        (LoraSettings, {"target_modules": []}, r"lora\.target_modules is empty"),
-        (LoraTraining, {"max_steps": 3, "save_every": 4}, r"training\.save_every is 4, over max_steps=3"),
-        (LoraTraining, {"learning_rate": 0.0}, r"training\.learning_rate is 0\.0"),
-        (LoraTraining, {"learning_rate": float("nan")}, r"training\.learning_rate is nan"),
-        (LoraTraining, {"keep_last": 0}, r"training\.keep_last is 0"),
-    ],
-)
-def test_a_setting_out_of_range_is_named(kind, values, message):
-    with pytest.raises(LoragenTrainError, match=message):
-        kind(**values)

@@ -97,7 +97,7 @@ def _centred_gram(flat_KV: torch.Tensor) -> Array:
 
 def _choose(conditions_KD: Array, gram_KK: Array) -> RidgeSettings:
     """Return the settings of least leave-one-out error, the smoothest of equal ones."""
-    from sklearn.metrics import pairwise_distances  # type: ignore[import-untyped]
+    from sklearn.metrics import pairwise_distances
 
     distances = pairwise_distances(conditions_KD, metric="sqeuclidean")
     # Over pairs of different tasks; equal embeddings leave no scale to go by.
@@ -121,9 +121,9 @@ def _left_out_error(smoother_KK: Array, gram_KK: Array) -> float:
 
 def _weights(conditions_KD: Array, queries_QD: Array, settings: RidgeSettings) -> Array:
     """Weights ``[Q, K]`` of the tasks in the prediction for each query; they sum to one."""
-    from sklearn.kernel_ridge import KernelRidge  # type: ignore[import-untyped]
-    from sklearn.metrics.pairwise import rbf_kernel  # type: ignore[import-untyped]
-    from sklearn.preprocessing import KernelCenterer  # type: ignore[import-untyped]
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.metrics.pairwise import rbf_kernel
+    from sklearn.preprocessing import KernelCenterer
 
     num_tasks = len(conditions_KD)
     centerer = KernelCenterer()
