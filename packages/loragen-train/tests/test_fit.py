@@ -173,6 +173,17 @@ def test_what_lightning_does_not_know_is_one_sentence(config, tmp_path, changes)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("batch_size", "hint"), [(2, "try data.batch_size 1"), (1, "lower model.hidden_dim")])
+def test_a_full_gpu_is_one_sentence_with_the_batch_size_to_try(config, tmp_path, monkeypatch, batch_size, hint):
+    def run_out(self, batch, batch_idx):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr(GeneratorModule, "training_step", run_out)
+    config = replace(short(config, tmp_path), data=replace(config.data, batch_size=batch_size))
+    with pytest.raises(LoragenTrainError, match=rf"does not hold a step with data\.batch_size {batch_size}; {hint}"):
+        fit(config)
+
+
 def test_an_output_folder_that_is_a_file_is_one_sentence(config, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(LoragenTrainError, match=r"file/tiny_.* cannot be made: Not a directory; choose another output"):

@@ -76,6 +76,8 @@ def test_importance_weighs_tokens_by_how_much_they_vary(build):
     mse, l1 = by_hand(module, build, importance / scale)
     assert module.training_step(build.batch, 0).item() == pytest.approx(mse + 0.1 * l1, rel=1e-4)
     # The plain errors beside it are not weighted.
+    module._means.pop("")
+    module.validation_step(build.batch, 0)
     assert module._means.pop("")["mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
 
 
@@ -114,18 +116,21 @@ def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_change
     assert logged["val_rmse"] == pytest.approx(logged["val_mse"] ** 0.5, rel=1e-5)
 
 
-def test_only_the_first_batch_of_a_training_epoch_is_measured(build):
-    module = build()
-    module.training_step(build.batch, 1)
-    logged = module._means.pop("")
-    assert set(logged) == {"loss", "mse", "l1"}
+def test_training_is_measured_on_the_first_batch_of_validated_epochs(build):
+    losses = {"loss", "mse", "l1"}
+    for max_epochs, batch_idx, is_measured in [(1, 0, True), (1, 1, False), (20, 0, False)]:
+        module = build(max_epochs=max_epochs)
+        module.training_step(build.batch, batch_idx)
+        logged = set(module._means.pop(""))
+        assert losses <= logged
+        assert (logged != losses) is is_measured
 
 
 def test_noise_follows_from_the_number_of_the_step(build):
     noisy, plain = build(condition_noise=0.5, target_noise=0.5), build()
 
     def loss(module, number):
-        module._trainer = SimpleNamespace(global_step=number, global_rank=0)
+        module._trainer = SimpleNamespace(global_step=number, global_rank=0, current_epoch=0)
         module.on_train_batch_start(build.batch, 0)
         return module.training_step(build.batch, 1).item()
 

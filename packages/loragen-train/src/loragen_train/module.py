@@ -82,8 +82,10 @@ class GeneratorModule(LightningModule):
         torch.manual_seed(hash((self.config.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Return the loss of one batch; metrics besides the loss are taken of an epoch's first batch only."""
-        return self._step(batch, "train", measured=batch_idx == 0)
+        """Return the loss of one batch; other metrics are taken of the first batch of epochs that are validated."""
+        number = self.current_epoch + 1
+        is_validated = number % self.config.epochs_between_validations == 0 or number == self.config.max_epochs
+        return self._step(batch, "train", measured=is_validated and batch_idx == 0)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the epoch's means after its last step, before anybody looks for them."""
