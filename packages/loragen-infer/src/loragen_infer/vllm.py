@@ -1,7 +1,8 @@
 """What vLLM would say of an adapter, from its rules alone: vLLM itself is neither needed nor loaded.
 
 Sources: ``vllm/config/lora.py`` (the ranks that it allows), ``vllm/lora/peft_helper.py`` (the config fields that it
-reads and refuses) and ``vllm/lora/utils.py`` (the tensor names that it knows), of releases 0.8 to 0.22.
+reads and refuses) and ``vllm/lora/utils.py`` (the tensor names that it knows), as they stood in releases of 2025;
+another release may have other rules, and its own message is the last word.
 """
 
 from dataclasses import dataclass
