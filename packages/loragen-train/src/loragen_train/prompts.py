@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +105,3 @@ def _join_samples(task: TaskConfig, file: str, samples_per_prompt: int, seed: in
     prompts = [row.prompt for row in rows]
     num_val = max(1, round(_VAL_SHARE * len(rows)))
     return prompts[num_val:], prompts[:num_val]
-
-
-def flatten(prompts: Mapping[str, list[str]]) -> list[str]:
-    """All prompts, task after task."""
-    return [prompt for texts in prompts.values() for prompt in texts]

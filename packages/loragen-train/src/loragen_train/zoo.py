@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lora_tokenizer import (
@@ -177,11 +176,3 @@ def _statistics(tokens: TokenSet, cache_dir: Path) -> TokenStats:
 def _in_memory(stats: TokenStats) -> TokenStats:
     """A copy: what is mapped from a file that somebody cuts short would end the process."""
     return replace(stats, mean=stats.mean.clone(), std=stats.std.clone())
-
-
-def describe(zoo: Zoo) -> dict[str, Any]:
-    """What identifies the zoo's data: the layout's fingerprint and the hash of every checkpoint."""
-    return {
-        "layout": zoo.layout.fingerprint,
-        "checkpoints": {task: zoo.content_hashes(task) for task in zoo.names},
-    }
