@@ -36,6 +36,9 @@ def main(rank: int, num_ranks: int, folder: Path) -> None:
         optimizer.step()
     torch.save(generator.state_dict(), folder / f"rank_{rank}_of_{num_ranks}.pt")
     if num_ranks > 1:
+        # The wrapper holds the group: what is left of it when the interpreter ends has aborted the process, rarely.
+        del model
+        distributed.barrier()
         distributed.destroy_process_group()
 
 
