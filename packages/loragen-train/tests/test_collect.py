@@ -244,7 +244,9 @@ def test_the_record_has_the_work_and_the_versions(zoo):
         assert record["precision"] == "fp32"
         assert record["cpu_seconds"] > 0
         assert record["num_tokens"] > 11 * 4
-        assert record["tokens_per_second"] == pytest.approx(record["num_tokens"] / record["seconds"], rel=0.2)
+        # The record's seconds are rounded to tenths, which such a short training is not much longer than.
+        shortest, longest = max(record["seconds"] - 0.06, 0.001), record["seconds"] + 0.06
+        assert record["num_tokens"] / longest <= record["tokens_per_second"] <= record["num_tokens"] / shortest
         assert record["versions"]["peft"] == peft.__version__
 
 
