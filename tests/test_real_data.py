@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from loragen_infer.examples import read_examples
-from loragen_train.prepare import prepare
+from loragen_infer.samples import read_examples
+from loragen_train.prompts.combine import prepare
 
 DATA = os.environ.get("LORAGEN_TEST_DATA")
 pytestmark = pytest.mark.skipif(

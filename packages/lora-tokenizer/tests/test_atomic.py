@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from lora_tokenizer import atomic
-from lora_tokenizer.atomic import atomic_file, atomic_folder, clear_leftovers, is_temporary
+from lora_tokenizer.io import atomic
+from lora_tokenizer.io.atomic import atomic_file, atomic_folder, clear_leftovers, is_temporary
 from safetensors.torch import save_file
 
 
@@ -211,7 +211,7 @@ def test_a_reader_always_finds_a_folder_that_is_replaced(tmp_path: Path) -> None
 HANG = """
 import sys, time
 from pathlib import Path
-from lora_tokenizer.atomic import atomic_folder
+from lora_tokenizer.io.atomic import atomic_folder
 with atomic_folder(Path(sys.argv[1])) as part:
     (part / "half").write_text("x")
     print("in the middle", flush=True)

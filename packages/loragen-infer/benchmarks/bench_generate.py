@@ -23,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ENCODER = "all-MiniLM-L6-v2"
 BASELINE = (
     "import torch, sentence_transformers\n"
-    "from loragen_infer.locate import locate_model\n"
+    "from loragen_infer.models.locate import locate_model\n"
     f"place = locate_model({ENCODER!r}, kind='text encoder', organisation='sentence-transformers')\n"
     "sentence_transformers.SentenceTransformer(place, device='cpu')\n"
 )
@@ -78,7 +78,7 @@ def make_bundle(path: Path) -> Path:
 
 
 def bench_help(repeats: int) -> None:
-    seconds = timed(lambda: run(["-m", "loragen_infer.cli", "--help"]), repeats)
+    seconds = timed(lambda: run(["-m", "loragen_infer.cli.main", "--help"]), repeats)
     print(f"--help: {seconds:.2f} s (bar: 0.50)")
 
 
@@ -87,7 +87,7 @@ def bench_cold(bundle: Path, root: Path, repeats: int) -> None:
     for index in range(repeats):  # in turns, so that both meet the same machine
         baseline.append(clock(lambda: run(["-c", BASELINE])))
         words = ["--model", str(bundle), "--prompt", PROMPT, "--output", str(root / f"cold{index}")]
-        cold.append(clock(lambda words=words: run(["-m", "loragen_infer.cli", "generate", *words])))
+        cold.append(clock(lambda words=words: run(["-m", "loragen_infer.cli.main", "generate", *words])))
     ours, theirs = statistics.median(cold), statistics.median(baseline)
     print(
         f"cold generate: {ours:.2f} s; importing torch and sentence-transformers and loading the encoder: "
@@ -125,8 +125,8 @@ def bench_batch(bundle: Path, root: Path, threads: int) -> None:
     """256 prompts through the command's own path, against 256 warm calls of one; and what arithmetic allows."""
     import torch
     from loragen_infer import LoraGenerator
-    from loragen_infer.generate import run_generate
-    from loragen_infer.generate_config import GenerateConfig
+    from loragen_infer.generation.config import GenerateConfig
+    from loragen_infer.generation.run import run_generate
 
     torch.set_num_threads(threads)
     generator = LoraGenerator.from_pretrained(bundle)
@@ -144,7 +144,7 @@ def bench_batch(bundle: Path, root: Path, threads: int) -> None:
         print(f"256 adapters in memory, batches of {batch_size}: {in_memory:.2f} s")
     (root / "p.txt").write_text("\n".join(prompts))
     config = GenerateConfig(model=str(bundle), prompt_file=str(root / "p.txt"), output=str(root / "batch"))
-    import loragen_infer.generate as module
+    import loragen_infer.generation.run as module
 
     load = module._load
     module._load = lambda _config: generator  # what loading takes is the cold figure
@@ -165,7 +165,7 @@ def bench_memory(bundle: Path, root: Path) -> None:
         file.write_text("\n".join(f"Question {index}" for index in range(count)))
         output = root / f"memory{count}.pt"
         code = (
-            "import resource, sys; from loragen_infer.cli import main\n"
+            "import resource, sys; from loragen_infer.cli.main import main\n"
             "main(sys.argv[1:]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
         )
         words = ["generate", "--model", str(bundle), "--prompt-file", str(file), "--output"]

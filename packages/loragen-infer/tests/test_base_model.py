@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from loragen_infer import LoragenInferError
-from loragen_infer.base_model import load_base_model, save_base_model
+from loragen_infer.models.base_model import load_base_model, save_base_model
 from transformers import AutoModelForCausalLM
 
 

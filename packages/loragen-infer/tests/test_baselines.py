@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from loragen_infer import LoragenInferError, baselines
-from loragen_infer.baselines import RidgeSettings, nearest_task, ridge_tokens, without_task
-from loragen_infer.task_means import TaskMeans
+from loragen_infer import LoragenInferError
+from loragen_infer.evaluation import baselines
+from loragen_infer.evaluation.baselines import RidgeSettings, nearest_task, ridge_tokens, without_task
+from loragen_infer.evaluation.task_means import TaskMeans
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import rbf_kernel
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from loragen_infer import bootstrap
-from loragen_infer.bootstrap import Sampled, mean_of, resample_sums
+from loragen_infer.evaluation import bootstrap
+from loragen_infer.evaluation.bootstrap import Sampled, mean_of, resample_sums
 
 
 def sampled(values, *, seed=0, num_resamples=2000):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import TokenStats
 from loragen_infer import GeneratorBundle, LoragenInferError
-from loragen_infer.bundle import find_bundle
-from loragen_infer.task_means import TaskMeans
+from loragen_infer.bundle.bundle import find_bundle
+from loragen_infer.evaluation.task_means import TaskMeans
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

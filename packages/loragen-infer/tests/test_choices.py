@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from loragen_infer import LoragenInferError
-from loragen_infer.choices import TestExample, read_test_examples
-from loragen_infer.evaluate_config import EvaluateTask
-from loragen_infer.examples import Example, tokenize_example
-from loragen_infer.scoring import Scorer
+from loragen_infer.evaluation.config import EvaluateTask
+from loragen_infer.evaluation.examples import TestExample, read_test_examples
+from loragen_infer.evaluation.scoring import Scorer
+from loragen_infer.samples import Example, tokenize_example
 
 REAL_DATA = os.environ.get("LORAGEN_TEST_DATA")
 needs_real_data = pytest.mark.skipif(REAL_DATA is None, reason="LORAGEN_TEST_DATA is not set")

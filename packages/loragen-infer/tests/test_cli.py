@@ -11,8 +11,8 @@ import sys
 import loragen_infer
 import pytest
 from loragen_infer import LoragenInferError
-from loragen_infer.cli import main
-from loragen_infer.command_line import Command, run_command_line
+from loragen_infer.cli.command_line import Command, run_command_line
+from loragen_infer.cli.main import main
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -183,7 +183,7 @@ def test_generate_without_a_prompt(zoo, tmp_path, capsys):
 )
 def test_help_loads_nothing_heavy(words):
     code = (
-        "import sys\nfrom loragen_infer.cli import main\n"
+        "import sys\nfrom loragen_infer.cli.main import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
         "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\nassert not heavy, heavy\n"
     )

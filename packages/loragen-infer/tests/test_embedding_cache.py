@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loragen_infer import PromptEncoder
-from loragen_infer.embedding_cache import EmbeddingCache
+from loragen_infer.encoder.embedding_cache import EmbeddingCache
 
 PROMPTS = ["What is 17 + 25?", "Name the capital of France.", "Spell 'cat' backward."]
 
@@ -106,7 +106,7 @@ def test_a_full_disk_does_not_stop_the_work(tmp_path):
     # A limit on the size of files is as near to a full disk as a test can get without one.
     script = (
         "import resource, signal, sys, torch; from pathlib import Path\n"
-        "from loragen_infer.embedding_cache import EmbeddingCache\n"
+        "from loragen_infer.encoder.embedding_cache import EmbeddingCache\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "cache = EmbeddingCache(Path(sys.argv[1]), identity='ab')\n"
         "cache.write('x', {'small': torch.ones(1, 2)})\n"
@@ -124,7 +124,7 @@ def test_a_full_disk_does_not_stop_the_work(tmp_path):
 def test_two_processes_write_at_once_and_one_is_killed(tmp_path):
     script = (
         "import sys, torch; from pathlib import Path\n"
-        "from loragen_infer.embedding_cache import EmbeddingCache\n"
+        "from loragen_infer.encoder.embedding_cache import EmbeddingCache\n"
         "cache = EmbeddingCache(Path(sys.argv[1]), identity='ab')\n"
         "for n in range(int(sys.argv[3])):\n"
         "    cache.write('x', {f'{sys.argv[2]} {n} {i}': torch.full((1, 4), float(n)) for i in range(8)})\n"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError, PromptEncoder
-from loragen_infer.locate import locate_model
+from loragen_infer.models.locate import locate_model
 from sentence_transformers import SentenceTransformer
 
 PROMPTS = ["What is 17 + 25?", "Name the capital of France.", "Spell 'cat' backward.", "ok"]

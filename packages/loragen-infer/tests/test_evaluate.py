@@ -9,10 +9,10 @@ import pytest
 import torch
 from lora_tokenizer import read_adapter, write_adapter
 from loragen_infer import LoragenInferError
-from loragen_infer.evaluate import evaluate
-from loragen_infer.evaluate_config import ROWS, EvaluateConfig, EvaluateTask, TrainingTask
-from loragen_infer.report import format_report
-from loragen_infer.task_means import TaskMeans
+from loragen_infer.evaluation.config import ROWS, EvaluateConfig, EvaluateTask, TrainingTask
+from loragen_infer.evaluation.report import format_report
+from loragen_infer.evaluation.run import evaluate
+from loragen_infer.evaluation.task_means import TaskMeans
 
 COMMON = ["base", "mean", "generated", "wrong prompts", "junk"]
 
@@ -158,7 +158,7 @@ def test_rows_are_chosen_by_name(config, caplog):
 def test_a_finished_row_is_not_scored_again(full, monkeypatch, tmp_path):
     found = evaluate(full)
     written = (tmp_path / "r/evaluation.json").read_text(encoding="utf-8")
-    monkeypatch.setattr("loragen_infer.evaluate.Scorer.score", None)  # calling it would be a TypeError
+    monkeypatch.setattr("loragen_infer.evaluation.run.Scorer.score", None)  # calling it would be a TypeError
     # Another batch size changes no more than round-off.
     assert evaluate(dataclasses.replace(full, batch_size=3)) == found
     assert evaluate(full) == found
@@ -262,12 +262,12 @@ def test_a_chart_that_cannot_be_drawn_leaves_the_finished_rows_and_nothing_else(
 
 
 def test_what_cannot_end_well_is_said_before_the_long_work(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("loragen_infer.evaluate.load_base_model", None)  # calling it would be a TypeError
+    monkeypatch.setattr("loragen_infer.evaluation.run.load_base_model", None)  # calling it would be a TypeError
     (tmp_path / "r").write_text("a file")
     with pytest.raises(LoragenInferError, match=r"output_dir .* is a file"):
         evaluate(config)
     (tmp_path / "r").unlink()
-    monkeypatch.setattr("loragen_infer.evaluate.find_spec", lambda name: None if name == "peft" else name)
+    monkeypatch.setattr("loragen_infer.evaluation.run.find_spec", lambda name: None if name == "peft" else name)
     with pytest.raises(LoragenInferError, match=r"Evaluating needs peft; install it with: pip install"):
         evaluate(config)
 

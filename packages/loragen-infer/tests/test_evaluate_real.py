@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import pytest
-from loragen_infer.base_model import load_base_model
-from loragen_infer.cli import main
+from loragen_infer.cli.main import main
+from loragen_infer.models.base_model import load_base_model
 
 REAL_DATA = os.environ.get("LORAGEN_TEST_DATA")
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
-from loragen_infer.examples import Example, batches_by_length, read_examples, read_jsonl, tokenize_example
 from loragen_infer.files import write_jsonl
+from loragen_infer.samples import Example, batches_by_length, read_examples, read_jsonl, tokenize_example
 
 TEXT = st.text(min_size=1).filter(str.strip)
 

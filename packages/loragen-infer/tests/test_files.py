@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
-from loragen_infer.examples import read_jsonl
 from loragen_infer.files import atomic_file, atomic_folder, write_json, write_jsonl
+from loragen_infer.samples import read_jsonl
 
 
 class StoppedError(Exception):

@@ -14,10 +14,10 @@ import pytest
 import torch
 from lora_tokenizer import TokenLayout, read_adapter
 from loragen_infer import LoraGenerator, LoragenInferError
-from loragen_infer.cli import main
-from loragen_infer.generate import run_generate
-from loragen_infer.generate_config import GenerateConfig
-from loragen_infer.model_card import read_request_fingerprint
+from loragen_infer.cli.main import main
+from loragen_infer.generation.card import read_request_fingerprint
+from loragen_infer.generation.config import GenerateConfig
+from loragen_infer.generation.run import run_generate
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -39,7 +39,7 @@ def quiet_logging():
 @pytest.fixture
 def run(zoo, generator, monkeypatch):
     """``run_generate`` with the options given, on a generator that is loaded once for all tests."""
-    monkeypatch.setattr("loragen_infer.generate._load", lambda config: generator)
+    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
     return lambda **options: run_generate(GenerateConfig(model=str(zoo.experiment), **options))
 
 
@@ -58,7 +58,7 @@ def files(folder):
 
 
 def loragen(*words, **options):
-    command = [sys.executable, "-m", "loragen_infer.cli", "generate", *map(str, words)]
+    command = [sys.executable, "-m", "loragen_infer.cli.main", "generate", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -209,7 +209,7 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_loaded(zoo,
     def never(config):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("loragen_infer.generate._load", never)
+    monkeypatch.setattr("loragen_infer.generation.run._load", never)
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file" / "a", Path("/proc/nowhere/a")):
         with pytest.raises(LoragenInferError, match=r"cannot be written to: .*; choose another --output"):
@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(zoo, make, tmp_p
     # A limit on the size of files is as near to a full disk as a test can get without one; only the card of the second
     # adapter is larger than it.
     script = (
-        "import resource, signal, sys; from loragen_infer.cli import main\n"
+        "import resource, signal, sys; from loragen_infer.cli.main import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))\n"
         "sys.exit(main(sys.argv[1:]))"
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(zoo, make, tmp_p
 
 def start(zoo, file, output):
     words = ["generate", "--model", zoo.experiment, "--prompt-file", file, "--output", output, "--batch-size", 1]
-    command = [sys.executable, "-m", "loragen_infer.cli", *map(str, words)]
+    command = [sys.executable, "-m", "loragen_infer.cli.main", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -331,7 +331,7 @@ def test_a_second_process_on_one_folder_is_told_so(zoo, make, tmp_path, run):
 
 def test_two_processes_with_one_and_the_same_adapter_both_end_well(zoo, tmp_path):
     words = ["--model", str(zoo.experiment), "--prompt", "a", "--output", str(tmp_path / "one")]
-    command = [sys.executable, "-m", "loragen_infer.cli", "generate", *words]
+    command = [sys.executable, "-m", "loragen_infer.cli.main", "generate", *words]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors

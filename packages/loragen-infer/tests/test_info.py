@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 from loragen_infer import GeneratorBundle, LoragenInferError, TaskMeans
-from loragen_infer.cli import main
-from loragen_infer.info import describe_bundle
+from loragen_infer.bundle.info import describe_bundle
+from loragen_infer.cli.main import main
 
 
 def test_everything_about_a_bundle_as_json(zoo, capsys):

@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 from loragen_infer import LoragenInferError
-from loragen_infer.locate import locate_model
+from loragen_infer.models.locate import locate_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

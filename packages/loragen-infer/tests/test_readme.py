@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from loragen_infer.cli import main
+from loragen_infer.cli.main import main
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
-from loragen_infer.requests import PromptFile, Request, opened_prompt_file
+from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file
 
 
 def read(content, suffix=".jsonl"):

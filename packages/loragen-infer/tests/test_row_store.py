@@ -12,9 +12,10 @@ import pytest
 import torch
 from lora_tokenizer import read_adapter
 from loragen_infer import LoragenInferError
-from loragen_infer.evaluate import evaluate
-from loragen_infer.evaluate_config import EvaluateConfig, EvaluateTask
-from loragen_infer.row_store import (
+from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
+from loragen_infer.evaluation.run import evaluate
+from loragen_infer.evaluation.scoring import ExampleScores, Scorer
+from loragen_infer.evaluation.store import (
     Cost,
     FinishedRow,
     RowStore,
@@ -22,7 +23,6 @@ from loragen_infer.row_store import (
     fingerprint_of_adapter,
     fingerprint_of_model,
 )
-from loragen_infer.scoring import ExampleScores, Scorer
 
 ROW = FinishedRow(
     scores=ExampleScores(answer_nll=(0.1, 2.5), num_tokens=(1, 3), exact=(True, False), correct=(True, True)),
@@ -88,7 +88,7 @@ def test_a_row_is_claimed_by_one_at_a_time(tmp_path):
 def test_after_kill_9_what_is_finished_is_kept_and_the_rest_is_as_if_nothing_had_happened(config, tmp_path):
     settings = tmp_path / "config.json"
     settings.write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
-    command = [sys.executable, "-m", "loragen_infer.cli", "evaluate", "--config", str(settings)]
+    command = [sys.executable, "-m", "loragen_infer.cli.main", "evaluate", "--config", str(settings)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(finished_rows(config, tmp_path)) < 3:
         time.sleep(0.005)

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from loragen_infer.examples import Example, tokenize_example
-from loragen_infer.scoring import Scorer
+from loragen_infer.evaluation.scoring import Scorer
+from loragen_infer.samples import Example, tokenize_example
 
 WORDS = ["cat", "a", "elephant", "dog", "zebra", "ox"]
 EXAMPLES = [Example(prompt=f"Spell {word} backward.", response=word[::-1]) for word in WORDS]

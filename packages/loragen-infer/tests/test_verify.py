@@ -8,9 +8,9 @@ import pytest
 import torch
 from lora_tokenizer import AdapterConfig, LoraAdapter, read_adapter, write_adapter
 from loragen_infer import LoragenInferError
-from loragen_infer.cli import main
-from loragen_infer.verify import format_report, verify_adapter
-from loragen_infer.vllm import check_vllm
+from loragen_infer.adapters.verify import format_report, verify_adapter
+from loragen_infer.adapters.vllm_rules import check_vllm
+from loragen_infer.cli.main import main
 from safetensors.torch import load_file, save_file
 
 

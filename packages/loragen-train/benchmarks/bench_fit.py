@@ -32,7 +32,7 @@ def write_zoo(root: Path, num_checkpoints: int) -> None:
     """Adapters of 196,608 values, which fill 512 tokens of 384, and 64 prompts of one task."""
     import torch
     from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
-    from loragen_train.prepare import prepare
+    from loragen_train.prompts.combine import prepare
 
     torch.manual_seed(0)
     config = AdapterConfig(r=R, lora_alpha=16, target_modules=("q_proj",), task_type="CAUSAL_LM")
@@ -51,8 +51,8 @@ def write_zoo(root: Path, num_checkpoints: int) -> None:
 
 def fit_config(root: Path, **training: Any) -> Any:
     """The seed configuration on the zoo below ``root``."""
-    from loragen_train.config import DataConfig, FitConfig
-    from loragen_train.training_config import TrainingConfig
+    from loragen_train.training.config import DataConfig, FitConfig
+    from loragen_train.training.training_config import TrainingConfig
 
     data = DataConfig(
         prompts_dir=str(root / "data"), checkpoint_dir=str(root / "adapters"), cache_dir=str(root / "cache")
@@ -63,7 +63,7 @@ def fit_config(root: Path, **training: Any) -> Any:
 def time_around_the_generator(root: Path) -> None:
     """Train some epochs and compare their length with forward, backward and optimizer alone."""
     from lightning.pytorch.callbacks import Callback
-    from loragen_train.fit import fit
+    from loragen_train.training.fit import fit
 
     class Stopwatch(Callback):
         """Notes when what begins and ends."""
@@ -113,7 +113,7 @@ def time_around_the_generator(root: Path) -> None:
 
 def second_start(root: Path) -> None:
     """Tokens and statistics from the checkpoints, and then from the cache."""
-    from loragen_train.zoo import read_zoo
+    from loragen_train.zoo.tokens import read_zoo
 
     config = fit_config(root)
     ratios = []
@@ -141,8 +141,8 @@ def measure_memory(root: Path, num_checkpoints: int) -> float:
     """The child of :func:`peak_memory`."""
     from dataclasses import replace
 
-    from loragen_train.data import PairLoader
-    from loragen_train.zoo import read_zoo
+    from loragen_train.training.pairs import PairLoader
+    from loragen_train.zoo.tokens import read_zoo
 
     config = fit_config(root)
     data = replace(config.data, max_checkpoints=num_checkpoints)

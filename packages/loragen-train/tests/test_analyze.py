@@ -9,8 +9,8 @@ import pytest
 import torch
 from lora_tokenizer import LoraTokenizerError, read_adapter, write_adapter
 from loragen_train import LoragenTrainError
-from loragen_train.analyze import analyze_zoo
-from loragen_train.analyze_views import as_text, draw_analysis
+from loragen_train.analysis.analyze import analyze_zoo
+from loragen_train.analysis.views import as_text, draw_analysis
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 from loragen_infer import GeneratorBundle
-from loragen_train import lora_training
-from loragen_train.module import GeneratorModule
+from loragen_train.training.module import GeneratorModule
+from loragen_train.zoo import train_lora
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def write_yaml(path: Path, content: object) -> str:
 def test_help_has_an_example_and_imports_nothing_heavy(words):
     code = (
         "import sys\n"
-        "from loragen_train.cli import main\n"
+        "from loragen_train.cli.main import main\n"
         "try:\n"
         f"    main({[*words, '--help']!r})\n"
         "except SystemExit as stop:\n"
@@ -100,7 +100,7 @@ def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
     code = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from loragen_train.cli import main\n"
+        "from loragen_train.cli.main import main\n"
         "sys.exit(main(['fit', '--config', sys.argv[1]]))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
@@ -130,7 +130,7 @@ def test_an_interrupted_collect_exits_130(make, questions, tiny_lm, tmp_path, ca
     def stop(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lora_training._StepProgress, "on_step_end", stop)
+    monkeypatch.setattr(train_lora._StepProgress, "on_step_end", stop)
     source = str(make.samples(tmp_path / "sums.jsonl", questions["sums"]))
     content = {
         "base_model": str(tiny_lm),

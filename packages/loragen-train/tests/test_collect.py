@@ -12,11 +12,12 @@ import peft
 import pytest
 import torch
 from lora_tokenizer import find_adapters, read_adapter
-from loragen_infer.base_model import load_base_model
-from loragen_train import LoragenTrainError, lora_training
-from loragen_train.collect import collect
-from loragen_train.collect_config import CollectConfig, CollectTask, LoraSettings, LoraTraining
-from loragen_train.lora_training import faster_precision
+from loragen_infer.models.base_model import load_base_model
+from loragen_train import LoragenTrainError
+from loragen_train.zoo import train_lora
+from loragen_train.zoo.collect import collect
+from loragen_train.zoo.config import CollectConfig, CollectTask, LoraSettings, LoraTraining
+from loragen_train.zoo.train_lora import faster_precision
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -159,7 +160,7 @@ def test_an_interrupted_task_leaves_nothing_half_and_the_next_run_goes_on(zoo, c
         self._bar.advance()
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora_training._StepProgress, "on_step_end", stop_in_the_second_task)
+        patch.setattr(train_lora._StepProgress, "on_step_end", stop_in_the_second_task)
         with pytest.raises(error):
             collect(with_output(config, tmp_path))
     assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["sums"]
@@ -305,7 +306,7 @@ def test_the_measured_precision_is_kept_with_the_zoo(config, tmp_path, monkeypat
         measured.append(1)
         return "bf16" if len(measured) == 1 else "fp32"
 
-    monkeypatch.setattr("loragen_train.zoo_records.faster_precision", measure)
+    monkeypatch.setattr("loragen_train.zoo.records.faster_precision", measure)
     collect(replace(config, tasks=config.tasks[:1]))
     assert json.loads((tmp_path / "initial_adapter" / "settings.json").read_text())["precision"] == "bf16"
     collect(config)
@@ -349,7 +350,7 @@ def test_a_gguf_file_is_unpacked_once_and_from_no_other_file(config, tiny_lm, tm
             shutil.copytree(tiny_lm, folder)
         return folder
 
-    monkeypatch.setattr("loragen_train.collect.save_base_model", unpack)
+    monkeypatch.setattr("loragen_train.zoo.collect.save_base_model", unpack)
     config = with_output(config, tmp_path / "zoo", base_model=str(gguf), tasks=config.tasks[:1])
     collect(config)
     collect(replace(config, tasks=[replace(config.tasks[0], name="again")]))

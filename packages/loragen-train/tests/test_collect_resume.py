@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 from loragen_train import LoragenTrainError
-from loragen_train.collect import collect
-from loragen_train.collect_config import CollectConfig
+from loragen_train.zoo.collect import collect
+from loragen_train.zoo.config import CollectConfig
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -45,7 +45,7 @@ def run_collect(config: CollectConfig, *, code: str = "") -> subprocess.Popen:
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"{code}\n"
-        "from loragen_train.cli import main\n"
+        "from loragen_train.cli.main import main\n"
         "sys.exit(main(['collect', '--config', sys.argv[1]]))\n"
     )
     file = Path(config.output_dir).with_suffix(".yaml")
@@ -66,12 +66,12 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 # A step that takes its time, so that a signal finds the training where it is meant to.
 SLOW = (
     "import time\n"
-    "from loragen_train import lora_training\n"
-    "step_end = lora_training._StepProgress.on_step_end\n"
+    "from loragen_train.zoo import train_lora\n"
+    "step_end = train_lora._StepProgress.on_step_end\n"
     "def slow(self, *args, **kwargs):\n"
     "    time.sleep(0.3)\n"
     "    step_end(self, *args, **kwargs)\n"
-    "lora_training._StepProgress.on_step_end = slow\n"
+    "train_lora._StepProgress.on_step_end = slow\n"
 )
 
 
@@ -121,7 +121,7 @@ def test_an_interrupted_task_of_other_settings_starts_over(zoo, config, tmp_path
 def test_a_training_that_was_stopped_just_before_its_end_is_only_put_in_place(zoo, config, tmp_path, monkeypatch):
     config = with_output(config, tmp_path, tasks=config.tasks[:1])
     with monkeypatch.context() as patch:
-        patch.setattr("loragen_train.collect._measured", lambda trained: 1 / 0)
+        patch.setattr("loragen_train.zoo.collect._measured", lambda trained: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             collect(config)
     assert list((tmp_path / "adapters").iterdir()) == []

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_tokenizer import TokenLayout, TokenStats, TokenStore, write_adapter
-from loragen_train.config import DataConfig, TaskConfig
-from loragen_train.data import Batch, PairLoader, ZooDataModule
-from loragen_train.zoo import Zoo
+from loragen_train.training.config import DataConfig, TaskConfig
+from loragen_train.training.pairs import Batch, PairLoader, ZooDataModule
+from loragen_train.zoo.tokens import Zoo
 
 NUMBERS = {"sums": range(12), "spelling": range(12, 17)}
 

@@ -12,12 +12,12 @@ import yaml
 from lightning.pytorch import Trainer
 from lora_tokenizer import read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator
-from loragen_infer.bundle import find_bundle
+from loragen_infer.bundle.bundle import find_bundle
 from loragen_train import LoragenTrainError
-from loragen_train.config import DataConfig, FitConfig, ModelConfig, TaskConfig
-from loragen_train.fit import fit
-from loragen_train.module import GeneratorModule
-from loragen_train.training_config import TrainingConfig
+from loragen_train.training.config import DataConfig, FitConfig, ModelConfig, TaskConfig
+from loragen_train.training.fit import fit
+from loragen_train.training.module import GeneratorModule
+from loragen_train.training.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_two_runs_of_one_second_get_two_folders_and_the_same_generator(config, t
 
             return datetime.datetime(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("loragen_train.experiment.datetime", Clock)
+    monkeypatch.setattr("loragen_train.experiments.folder.datetime", Clock)
     folders = [fit(short(config, tmp_path)) for _ in range(2)]
     assert [folder.name for folder in folders] == ["tiny_20260102_030405", "tiny_20260102_030405_2"]
     one, two = (GeneratorBundle.load(folder) for folder in folders)

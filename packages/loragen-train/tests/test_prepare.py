@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
 from loragen_train import LoragenTrainError
-from loragen_train.prepare import combine, prepare
+from loragen_train.prompts.combine import combine, prepare
 
 # Few different prompts, so that copies are common.
 PROMPTS = st.lists(st.sampled_from([f"sample {number}?" for number in range(30)]), min_size=0, max_size=60)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 from loragen_train import LoragenTrainError
-from loragen_train.experiment_files import read_experiments
-from loragen_train.report import write_report
+from loragen_train.experiments.reader import read_experiments
+from loragen_train.experiments.report import write_report
 from PIL import Image
 
 HOSTILE = "<script>alert('$x_{')</script>&\"'"

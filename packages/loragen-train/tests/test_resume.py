@@ -13,12 +13,12 @@ import pytest
 import torch
 import yaml
 from loragen_train import LoragenTrainError
-from loragen_train.config import DataConfig, FitConfig, ModelConfig, TaskConfig
-from loragen_train.experiment import LAST_CHECKPOINT
-from loragen_train.fit import fit
-from loragen_train.module import GeneratorModule
-from loragen_train.resuming import Interrupted
-from loragen_train.training_config import TrainingConfig
+from loragen_train.experiments.folder import LAST_CHECKPOINT
+from loragen_train.training.config import DataConfig, FitConfig, ModelConfig, TaskConfig
+from loragen_train.training.fit import fit
+from loragen_train.training.module import GeneratorModule
+from loragen_train.training.resume import Interrupted
+from loragen_train.training.training_config import TrainingConfig
 
 # Four checkpoints in batches of one: four steps an epoch, twelve in all.
 NUM_STEPS = 12
@@ -111,7 +111,7 @@ def test_other_schedules_and_accumulation_come_back_too(config, undisturbed, tmp
     assert bundle(fit(config, resume="auto")) == expected
 
 
-SCRIPT = "import sys; from loragen_train.cli import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = "import sys; from loragen_train.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_after_kill_9_at_any_moment_the_end_is_the_same(config, undisturbed, tmp_path, make):
@@ -152,7 +152,7 @@ def test_slurms_notice_puts_the_job_back_and_it_goes_on(config, undisturbed, tmp
     environment = {**os.environ, **{f"SLURM_{name}": value for name, value in job.items()}}
     environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
     notice = (
-        "import os, signal; from loragen_train.module import GeneratorModule as M; step = M.training_step\n"
+        "import os, signal; from loragen_train.training.module import GeneratorModule as M; step = M.training_step\n"
         "def noticed(self, batch, batch_idx):\n"
         "    if self.global_step == 4: os.kill(os.getpid(), signal.SIGUSR1)\n"
         "    return step(self, batch, batch_idx)\n"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from lora_tokenizer import read_adapter, write_adapter
-from loragen_train.outliers import find_outliers
-from loragen_train.similarity import cosines, delta_gram, principal_axes, task_gram
+from loragen_train.analysis.outliers import find_outliers
+from loragen_train.analysis.similarity import cosines, delta_gram, principal_axes, task_gram
 
 
 def flat_delta(adapter, modules) -> np.ndarray:

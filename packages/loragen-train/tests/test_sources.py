@@ -9,7 +9,7 @@ import pytest
 import yaml
 from loragen_infer import LoragenInferError
 from loragen_train import LoragenTrainError
-from loragen_train.sources import Source, load_samples, read_samples
+from loragen_train.prompts.sources import Source, load_samples, read_samples
 
 
 def test_a_file_is_read_from_its_start_without_copies(tmp_path, make):
@@ -185,7 +185,7 @@ def test_without_the_library_the_error_says_how_to_install_it(monkeypatch):
 
 def test_the_library_is_only_imported_when_it_is_needed():
     code = (
-        "import sys, loragen_train.prepare\n"
+        "import sys, loragen_train.prompts.combine\n"
         "sys.exit(str(sorted({'datasets', 'reasoning_gym', 'torch'} & set(sys.modules))).replace('[]', '') or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

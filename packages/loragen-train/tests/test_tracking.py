@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from loragen_train import LoragenTrainError
-from loragen_train.config import DataConfig, FitConfig
-from loragen_train.logging_config import LoggingConfig, SwanLabConfig
-from loragen_train.tracking import Tracker, make_trackers
+from loragen_train.training.config import DataConfig, FitConfig
+from loragen_train.training.logging_config import LoggingConfig, SwanLabConfig
+from loragen_train.training.tracking import Tracker, make_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -65,9 +65,9 @@ def test_a_tracker_that_fails_warns_once_and_is_silent(caplog):
 SCRIPT = """
 import json, logging, sys
 from pathlib import Path
-from loragen_train.config import DataConfig, FitConfig
-from loragen_train.logging_config import LoggingConfig, SwanLabConfig
-from loragen_train.tracking import make_trackers
+from loragen_train.training.config import DataConfig, FitConfig
+from loragen_train.training.logging_config import LoggingConfig, SwanLabConfig
+from loragen_train.training.tracking import make_trackers
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
 folder, outcome, swanlab = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 config = FitConfig(
@@ -125,7 +125,7 @@ def test_disabled_writes_nothing_and_an_unknown_mode_ends_nothing(tmp_path):
 
 
 def test_local_without_the_dashboard_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("loragen_train.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("loragen_train.training.tracking.find_spec", lambda name: None)
     with pytest.raises(LoragenTrainError, match=r"pip install 'loragen-train\[dashboard\]'"):
         make_trackers(config("local"), tmp_path)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from loragen_train.zoo_commands import ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER
+from loragen_train.cli.zoo import ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER
 
 COMMANDS = [ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER]
 
@@ -15,7 +15,7 @@ COMMANDS = [ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER]
 def test_help_has_an_example_and_imports_nothing_heavy(command):
     code = (
         "import sys\n"
-        "from loragen_train.cli import main\n"
+        "from loragen_train.cli.main import main\n"
         "try:\n"
         f"    main([{command.name!r}, '--help'])\n"
         "except SystemExit as stop:\n"

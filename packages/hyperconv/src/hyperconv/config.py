@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
-from hyperconv.blocks import Block, GridShape
 from hyperconv.checks import check_kernel_fits, check_kernel_size, check_size
 from hyperconv.errors import HyperConvError
+from hyperconv.layers.blocks import Block, GridShape
 
 __all__ = ["Centering", "Expander", "GeneratorConfig", "Pooling"]
 

@@ -3,8 +3,8 @@
 Legend: K num_basis, C hidden_dim, D condition_dim, L layers, H tokens per layer, W output_dim, k kernel size.
 """
 
-from hyperconv.blocks import Block, GridShape
 from hyperconv.config import GeneratorConfig
+from hyperconv.layers.blocks import Block, GridShape
 
 __all__ = ["block_flops", "block_parameters", "generator_flops", "generator_parameters"]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hyperconv.checks import check_condition
 from hyperconv.condition import ConditionEncoder
 from hyperconv.config import GeneratorConfig
-from hyperconv.decoder import HyperConvDecoder
 from hyperconv.expander import make_expander
+from hyperconv.layers.decoder import HyperConvDecoder
 
 __all__ = ["HyperConvGenerator"]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, layer_norm
 
-from hyperconv.blocks import DualHyperConvBlock, SequentialHyperConvBlock
-from hyperconv.conv import HyperConv
-from hyperconv.decoder import HyperConvDecoder
+from hyperconv.layers.blocks import DualHyperConvBlock, SequentialHyperConvBlock
+from hyperconv.layers.conv import HyperConv
+from hyperconv.layers.decoder import HyperConvDecoder
 
 __all__ = ["decoder", "dual_block", "hyperconv", "sequential_block"]
 

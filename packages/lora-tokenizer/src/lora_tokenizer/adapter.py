@@ -107,7 +107,7 @@ class LoraAdapter:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the adapter as the folder that `PeftModel.from_pretrained` loads; as `write_adapter`."""
-        from lora_tokenizer.writing import write_adapter
+        from lora_tokenizer.io.writing import write_adapter
 
         return write_adapter(self, folder)
 

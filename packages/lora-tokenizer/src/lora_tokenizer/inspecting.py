@@ -21,10 +21,10 @@ from torch import Tensor
 
 from lora_tokenizer.adapter import LoraAdapter, dtype_name
 from lora_tokenizer.errors import LoraTokenizerError
-from lora_tokenizer.finding import find_adapters
-from lora_tokenizer.layout import TokenLayout
-from lora_tokenizer.reading import read_adapter
-from lora_tokenizer.writing import write_adapter
+from lora_tokenizer.io.finding import find_adapters
+from lora_tokenizer.io.reading import read_adapter
+from lora_tokenizer.io.writing import write_adapter
+from lora_tokenizer.layout.layout import TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)

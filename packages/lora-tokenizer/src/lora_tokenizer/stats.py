@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_tokenizer.atomic import atomic_file
 from lora_tokenizer.errors import LoraTokenizerError, writing
+from lora_tokenizer.io.atomic import atomic_file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

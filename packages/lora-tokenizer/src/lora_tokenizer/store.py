@@ -21,9 +21,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_tokenizer.atomic import clear_leftovers
 from lora_tokenizer.errors import LoraTokenizerError, writing
-from lora_tokenizer.layout import TokenLayout
+from lora_tokenizer.io.atomic import clear_leftovers
+from lora_tokenizer.layout.layout import TokenLayout
 from lora_tokenizer.store_parts import OnProgress, build_all
 from lora_tokenizer.store_places import FOLDERS, StorePlaces
 from lora_tokenizer.store_pruning import prune_store

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_tokenizer.atomic import atomic_file
 from lora_tokenizer.errors import LoraTokenizerError, writing
-from lora_tokenizer.layout import TokenLayout
-from lora_tokenizer.reading import read_adapter
-from lora_tokenizer.safetensors_file import header_bytes, read_header
+from lora_tokenizer.io.atomic import atomic_file
+from lora_tokenizer.io.reading import read_adapter
+from lora_tokenizer.io.safetensors_file import header_bytes, read_header
+from lora_tokenizer.io.tensor_ranges import TensorRange
+from lora_tokenizer.layout.layout import TokenLayout
 from lora_tokenizer.store_places import StorePlaces, content_hash, raw_bytes, state_of
-from lora_tokenizer.tensor_ranges import TensorRange
 
 OnProgress = Callable[[int, int], None]
 

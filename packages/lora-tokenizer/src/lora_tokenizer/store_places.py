@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from lora_tokenizer.adapter import LoraAdapter
-from lora_tokenizer.atomic import atomic_file
 from lora_tokenizer.errors import writing
-from lora_tokenizer.layout import TokenLayout
+from lora_tokenizer.io.atomic import atomic_file
+from lora_tokenizer.io.writing import CONFIG_NAME
+from lora_tokenizer.layout.layout import TokenLayout
 from lora_tokenizer.locks import file_lock
 from lora_tokenizer.token_set import Manifest
-from lora_tokenizer.writing import CONFIG_NAME
 
 VERSION = version("lora-tokenizer")
 FOLDERS = ("parts", "sets", "sources", "locks")

@@ -13,12 +13,12 @@ from typing import BinaryIO
 import torch
 
 from lora_tokenizer import store_places
-from lora_tokenizer.atomic import atomic_file
 from lora_tokenizer.errors import LoraTokenizerError, writing
-from lora_tokenizer.safetensors_file import header_bytes
+from lora_tokenizer.io.atomic import atomic_file
+from lora_tokenizer.io.safetensors_file import header_bytes
+from lora_tokenizer.io.tensor_ranges import TensorRange
 from lora_tokenizer.store_parts import build, open_part
 from lora_tokenizer.store_places import StorePlaces
-from lora_tokenizer.tensor_ranges import TensorRange
 from lora_tokenizer.token_set import Entry, Manifest, TokenSet, checksum, pieces, tensor_name
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lora_tokenizer.errors import LoraTokenizerError
-from lora_tokenizer.layout import TokenLayout
-from lora_tokenizer.safetensors_file import read_header
-from lora_tokenizer.tensor_ranges import TensorRange
+from lora_tokenizer.io.safetensors_file import read_header
+from lora_tokenizer.io.tensor_ranges import TensorRange
+from lora_tokenizer.layout.layout import TokenLayout
 
 CHUNK_BYTES = 4 << 20
 

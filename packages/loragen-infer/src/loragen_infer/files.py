@@ -1,6 +1,6 @@
 """Writing that appears whole or not at all, with this package's error and in the two formats that it writes.
 
-How a file or folder appears whole is decided in :mod:`lora_tokenizer.atomic`.
+How a file or folder appears whole is decided in :mod:`lora_tokenizer.io.atomic`.
 """
 
 import json
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_tokenizer import atomic
+from lora_tokenizer.io import atomic
 
 from loragen_infer.errors import LoragenInferError
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from lora_tokenizer import LoraAdapter
 
-from loragen_infer.bundle import GeneratorBundle
-from loragen_infer.encoder import PromptEncoder
+from loragen_infer.bundle.bundle import GeneratorBundle
+from loragen_infer.encoder.encoder import PromptEncoder
 from loragen_infer.errors import LoragenInferError
 
 __all__ = ["LoraGenerator", "scale_adapter"]

@@ -1,0 +1,58 @@
+"""Finding all adapters below a folder: which folders and files count, and in which order."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.io.atomic import is_temporary
+from lora_tokenizer.io.reading import TORCH_SUFFIXES
+from lora_tokenizer.io.writing import CONFIG_NAME
+from lora_tokenizer.names import natural_key
+
+
+def find_adapters(folder: str | Path) -> list[Path]:
+    """All adapters at and below `folder`, in natural order (checkpoint-9 before checkpoint-10).
+
+    An adapter is a folder with an adapter_config.json, or a bare .safetensors, .pt, .pth or .ckpt file in a folder
+    without one (beside a config lie an adapter's own files, such as optimizer.pt). Links to folders are not
+    followed. The path of an adapter itself gives that adapter.
+
+    Raises:
+        LoraTokenizerError: there is none, or a folder cannot be read.
+    """
+    root = Path(folder)
+    try:
+        if stat.S_ISREG(root.stat().st_mode):
+            return [root]
+    except FileNotFoundError as error:
+        raise LoraTokenizerError(f"{root} does not exist: give a folder of adapters") from error
+    except (OSError, ValueError) as error:
+        raise _cannot_read(root, error) from error
+    found: list[Path] = []
+    for where, folders, names in os.walk(root, onerror=_refuse):
+        here = Path(where)
+        folders[:] = [name for name in folders if not is_temporary(here / name)]
+        if CONFIG_NAME in names:
+            found.append(here)
+        else:
+            files = (here / name for name in names if not name.startswith("."))
+            found.extend(file for file in files if file.suffix in (".safetensors", *TORCH_SUFFIXES))
+    if not found:
+        raise LoraTokenizerError(
+            f"{root} holds no adapters: neither a folder with {CONFIG_NAME} nor a .safetensors, .pt, .pth or .ckpt file"
+        )
+    return sorted(found, key=lambda path: ([natural_key(part) for part in path.relative_to(root).parts], path))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise _cannot_read(Path(error.filename), error) from error
+
+
+def _cannot_read(path: Path, error: OSError | ValueError) -> LoraTokenizerError:
+    # a ValueError is Python's word for a name with a null character
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return LoraTokenizerError(f"cannot read {str(path)[:200]}: {reason}: give a folder of adapters")

@@ -1,0 +1,240 @@
+"""Reading an adapter from whatever holds one: a PEFT folder, a bare .safetensors, or a file of torch.save.
+
+Decides which file of a folder counts, which tensors of a file belong to the adapter, and where its config comes from:
+what the caller gives, then the folder's adapter_config.json, then the checkpoint's hyper-parameters, then the shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lora_tokenizer.adapter import LoraAdapter
+from lora_tokenizer.config import AdapterConfig, refuse_unrepresentable
+from lora_tokenizer.errors import LoraTokenizerError, warn_once
+from lora_tokenizer.io.finite import check_finite
+from lora_tokenizer.io.safetensors_file import read_header
+from lora_tokenizer.io.settings import adapter_settings, find_state_dict
+from lora_tokenizer.io.tensor_ranges import map_tensors
+from lora_tokenizer.io.torch_file import TorchFile
+from lora_tokenizer.io.writing import CONFIG_NAME, WEIGHTS_NAME
+from lora_tokenizer.names import is_lora_name, join_name, parse_raw_name, split_name
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
+MAX_CONFIG_BYTES = 16 << 20
+_NOT_LORA = (".modules_to_save.", ".trainable_tokens_delta", ".token_adapter.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What one weights file holds."""
+
+    tensors: dict[str, Tensor]
+    others: list[str]
+    settings: dict[str, Any]
+
+
+def read_adapter(
+    path: str | Path,
+    *,
+    config: AdapterConfig | Mapping[str, Any] | None = None,
+    r: int | None = None,
+    lora_alpha: float | None = None,
+    adapter_name: str | None = None,
+    prefix: str | None = None,
+    allow_bin: bool = False,
+    check_values: bool = True,
+) -> LoraAdapter:
+    """Read one adapter; of a checkpoint that holds more, only the LoRA tensors are read.
+
+    Args:
+        path: a PEFT folder, or a .safetensors, .pt, .pth, .ckpt (or, with `allow_bin`, .bin) file.
+        config: settings to use instead of those beside or in the file; a mapping is merged over them.
+        r: rank, where nothing says it and the shapes should not be asked.
+        lora_alpha: alpha, where nothing says it.
+        adapter_name: which adapter, where the file holds several.
+        prefix: what to cut off the front of every tensor name; by default everything up to `base_model.model.`.
+        allow_bin: read .bin files (no code of theirs is run, as with every file).
+        check_values: refuse NaN and Inf.
+
+    Raises:
+        LoraTokenizerError: nothing to read, damaged, not representable, NaN or Inf, or the alpha is unknown.
+
+    >>> read_adapter("nowhere")
+    Traceback (most recent call last):
+    ...
+    lora_tokenizer.errors.LoraTokenizerError: nowhere does not exist: give an adapter folder or a checkpoint file
+    """
+    source = Path(path)
+    try:
+        file = _weights_file(source, allow_bin)
+    except OSError as error:
+        raise LoraTokenizerError(f"cannot read {source}: {error.strerror or error}") from error
+    settings = _folder_settings(file.parent)
+    try:
+        if config is None:
+            refuse_unrepresentable(settings or {})
+    except LoraTokenizerError as error:
+        raise LoraTokenizerError(f"{file.parent / CONFIG_NAME}: {error}") from error
+    try:
+        content = _read_file(file, adapter_name, prefix)
+    except OSError as error:
+        raise LoraTokenizerError(f"cannot read {file}: {error.strerror or error}") from error
+    _refuse_others(file, content, in_folder=settings is not None)
+    if not content.tensors:
+        raise LoraTokenizerError(f"{file} holds no LoRA tensors ({len(content.others)} others): give a LoRA checkpoint")
+    given = {key: value for key, value in (("r", r), ("lora_alpha", lora_alpha)) if value is not None}
+    try:
+        if isinstance(config, AdapterConfig):
+            chosen = config
+        else:
+            merged = {**content.settings, **(settings or {}), **(config or {}), **given}
+            chosen = _complete(merged, content.tensors)
+        adapter = LoraAdapter(config=chosen, tensors=content.tensors)
+    except LoraTokenizerError as error:
+        raise LoraTokenizerError(f"{source}: {error}") from error
+    if check_values:
+        check_finite(adapter, str(source))
+    return adapter
+
+
+def _weights_file(path: Path, allow_bin: bool) -> Path:
+    if path.is_dir():
+        file = path / WEIGHTS_NAME
+        if not file.is_file():
+            file = path / "adapter_model.bin"
+        if not file.is_file():
+            raise LoraTokenizerError(f"{path} holds no {WEIGHTS_NAME}: give a PEFT adapter folder or a checkpoint file")
+    else:
+        file = path
+    if not file.exists():
+        raise LoraTokenizerError(f"{path} does not exist: give an adapter folder or a checkpoint file")
+    if not file.is_file():
+        raise LoraTokenizerError(f"{path} is not a regular file: give an adapter folder or a checkpoint file")
+    if file.suffix == ".bin" and not allow_bin:
+        raise LoraTokenizerError(f"{file} is a pickle file: pass allow_bin=True to read it (no code in it is run)")
+    if file.suffix not in (".safetensors", ".bin", *TORCH_SUFFIXES):
+        raise LoraTokenizerError(
+            f"{file} has the ending {file.suffix!r}: give a .safetensors, {', '.join(TORCH_SUFFIXES)} or .bin file"
+        )
+    return file
+
+
+def _folder_settings(folder: Path) -> dict[str, Any] | None:
+    path = folder / CONFIG_NAME
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LoraTokenizerError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise LoraTokenizerError(f"{path} is over {MAX_CONFIG_BYTES} bytes, which no adapter config is")
+    try:
+        settings = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise LoraTokenizerError(f"{path} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise LoraTokenizerError(f"{path} is not a JSON object")
+    return settings
+
+
+def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Content:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if file.suffix == ".safetensors":
+            header = read_header(file, descriptor, lora_only=True)
+            ranges, others = header.places, header.others
+            settings: dict[str, Any] = {}
+        else:
+            opened = TorchFile(file, descriptor)
+            state = find_state_dict(opened.root, file)
+            ranges = {name: opened.locate(name, value) for name, value in state.items() if is_lora_name(name)}
+            others = [name for name in state if name not in ranges]
+            settings = adapter_settings(opened.root)
+        try:
+            renamed = _canonical_names(tuple(ranges), adapter_name, prefix)
+        except LoraTokenizerError as error:
+            raise LoraTokenizerError(f"{file}: {error}") from error
+        tensors = map_tensors(file, descriptor, {new: ranges[name] for name, new in renamed.items()})
+    finally:
+        os.close(descriptor)
+    return _Content(tensors, others, settings)
+
+
+@functools.lru_cache(maxsize=8)
+def _canonical_names(names: tuple[str, ...], adapter_name: str | None, prefix: str | None) -> dict[str, str]:
+    """PEFT's name for each tensor of the chosen adapter; the checkpoints of one training run name them alike."""
+    parsed = {name: parse_raw_name(name, prefix=prefix) for name in names}
+    present = {raw.adapter for raw in parsed.values()}
+    if len(present) > 1 and adapter_name is None:
+        listed = ", ".join(sorted(str(name)[:40] for name in present)[:8])
+        raise LoraTokenizerError(f"it holds {len(present)} adapters ({listed}): pick one with adapter_name=…")
+    if adapter_name is not None and present and adapter_name not in present and present != {None}:
+        raise LoraTokenizerError(f"it holds no adapter named {adapter_name!r}")
+    renamed: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for name, raw in parsed.items():
+        if len(present) > 1 and raw.adapter != adapter_name:
+            continue
+        new = join_name(raw.module, raw.part)
+        if new in taken:
+            raise LoraTokenizerError(f"tensors {taken[new]!r} and {name!r} are both {new!r} once prefixes are off")
+        renamed[name] = new
+        taken[new] = name
+    return renamed
+
+
+def _refuse_others(file: Path, content: _Content, *, in_folder: bool) -> None:
+    """Say what is not read: copies of base weights are dropped, what was trained beside LoRA is refused."""
+    for name in content.others:
+        if any(mark in f".{name}" for mark in _NOT_LORA):
+            raise LoraTokenizerError(
+                f"{file}: tensor {name!r} is a fully trained module (modules_to_save) or token, which is not LoRA and "
+                f"cannot be tokenized"
+            )
+    frozen = [name for name in content.others if ".base_layer." in name]
+    if file.name == WEIGHTS_NAME and in_folder:
+        rest = [name for name in content.others if ".base_layer." not in name]
+        if rest:
+            raise LoraTokenizerError(
+                f"{file}: tensor {rest[0][:200]!r} is not a LoRA tensor and cannot be tokenized: save the adapter "
+                f"without "
+                f"it (modules_to_save, trained biases, save_embedding_layers=False)"
+            )
+        if frozen:
+            warn_once(f"the frozen base weight {frozen[0]!r} that PEFT saved beside the adapter is not read")
+
+
+def _complete(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> AdapterConfig:
+    """Fill in what can be seen from the tensors: ranks, full module names, DoRA and biases."""
+    full = dict(settings)
+    if full.get("r") is None:
+        full.update(_ranks(full.get("rank_pattern"), tensors))
+    for setting, part in (("use_dora", ".lora_magnitude_vector"), ("lora_bias", ".lora_B.bias")):
+        if full.get(setting) is None:
+            full[setting] = any(name.endswith(part) for name in tensors)
+    return AdapterConfig.from_peft(full, modules=dict.fromkeys(split_name(name)[0] for name in tensors))
+
+
+def _ranks(pattern: object, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`r` and, unless there is one, `rank_pattern`, as the first axis of every A has them."""
+    ranks = {}
+    for name, tensor in tensors.items():
+        module, part = split_name(name)
+        if part in ("lora_A.weight", "lora_embedding_A") and tensor.dim() > 0 and tensor.shape[0] > 0:
+            ranks[module] = tensor.shape[0]
+    if not ranks:
+        return {}
+    most = Counter(ranks.values()).most_common(1)[0][0]
+    odd = {f"^{module.replace('.', chr(92) + '.')}": rank for module, rank in ranks.items() if rank != most}
+    return {"r": most, "rank_pattern": pattern or odd}

@@ -1,0 +1,83 @@
+"""Writing an adapter as the folder that `PeftModel.from_pretrained` loads, whole or not at all.
+
+Decides what may be replaced and what may be written; how a folder appears whole is `atomic`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora_tokenizer.adapter import LoraAdapter
+from lora_tokenizer.errors import LoraTokenizerError, writing
+from lora_tokenizer.io.atomic import atomic_folder
+from lora_tokenizer.io.finite import check_finite
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write `adapter_config.json` and `adapter_model.safetensors` into a new folder.
+
+    The folder appears under its name only when both files are on the disk. With `overwrite`, an adapter folder (and no
+    other kind of folder) of that name is replaced, with everything in it: on Linux in one step, so that readers see
+    the old adapter or the new one; elsewhere see `atomic_folder` for the moment between two renames.
+
+    Raises:
+        LoraTokenizerError: the folder holds something, a tensor holds NaN or Inf, or the disk refuses.
+
+    >>> import tempfile, torch
+    >>> from lora_tokenizer import AdapterConfig, read_adapter
+    >>> config = AdapterConfig(r=1, lora_alpha=2, target_modules=("q",))
+    >>> name = "base_model.model.q.lora_{}.weight"
+    >>> tensors = {name.format("A"): torch.ones(1, 3), name.format("B"): torch.ones(2, 1)}
+    >>> adapter = LoraAdapter(config=config, tensors=tensors)
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     read_adapter(write_adapter(adapter, f"{root}/mine")).modules
+    ('q',)
+    """
+    target = Path(folder).absolute()
+    check_finite(adapter, str(target))
+    with writing(target):
+        place = target.resolve()  # what a link points to is written to, the link stays
+        _check_target(place, overwrite)
+    with writing(target), atomic_folder(place, replace=overwrite) as folder_to_fill:
+        text = json.dumps(adapter.config.to_peft(), indent=2) + "\n"
+        (folder_to_fill / CONFIG_NAME).write_text(text, encoding="utf-8")
+        try:
+            save_file(_separate(adapter), folder_to_fill / WEIGHTS_NAME, metadata={"format": "pt"})
+        except SafetensorError as error:  # how a full disk comes back
+            raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
+    return target
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise LoraTokenizerError(f"{target} is a file: give the name of a folder to write the adapter to")
+    is_empty = next(target.iterdir(), None) is None
+    if is_empty:
+        return
+    if not overwrite:
+        raise LoraTokenizerError(f"{target} exists: pass overwrite=True to replace it")
+    if not (target / CONFIG_NAME).is_file():
+        raise LoraTokenizerError(
+            f"{target} holds something else than an adapter (no {CONFIG_NAME}), so it is not replaced"
+        )
+
+
+def _separate(adapter: LoraAdapter) -> dict[str, Tensor]:
+    """Row-major CPU tensors of which no two share memory, as safetensors demands."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    end = 0
+    for name, tensor in sorted(plain.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            plain[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return plain

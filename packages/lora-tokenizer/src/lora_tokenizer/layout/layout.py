@@ -1,0 +1,263 @@
+"""The token layout: the fixed, JSON-serialisable agreement between an adapter and its tokens, and the way there and
+back.
+
+Axes: N tokens = L rows (transformer layers) * H tokens per row, W values per token.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_tokenizer.adapter import DTYPES, LoraAdapter, dtype_name
+from lora_tokenizer.canonical import canonical_form
+from lora_tokenizer.config import AdapterConfig
+from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.io.tensor_ranges import row_major
+from lora_tokenizer.layout.copying import Span, are_plain, concatenate, copy_bytes
+from lora_tokenizer.layout.matching import check_same, fits
+from lora_tokenizer.layout.packing import Packing, Slot, check_budget, pack
+
+FORMAT = 1
+"""Version of the packing rules and of the JSON; it is part of every fingerprint."""
+
+MAX_TOKEN_DIM = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """Which values of which tensor each token holds, and the config that makes an adapter of them again.
+
+    Made by `from_adapter` or `from_json`; it depends on names, shapes, dtypes and settings, never on values or file
+    order.
+
+    >>> config = AdapterConfig(r=2, lora_alpha=4, target_modules=("q_proj",))
+    >>> name = "base_model.model.layers.0.q_proj.lora_{}.weight"
+    >>> tensors = {name.format("A"): torch.randn(2, 6), name.format("B"): torch.randn(5, 2)}
+    >>> adapter = LoraAdapter(config=config, tensors=tensors)
+    >>> layout = TokenLayout.from_adapter(adapter, token_dim=4)
+    >>> layout.grid, layout.num_tokens, round(layout.padding, 3)
+    ((1, 6, 4), 6, 0.083)
+    >>> back = layout.decode(layout.encode(adapter))
+    >>> all(torch.equal(back.tensors[name], tensor) for name, tensor in adapter.tensors.items())
+    True
+    """
+
+    config: AdapterConfig
+    """Settings of the adapters that this layout encodes and decodes."""
+    token_dim: int
+    """W, values per token."""
+    packing: Packing
+    """Place of each tensor."""
+    canonical: str | None = None
+    """None, or "svd": factors are brought to canonical form before they are encoded."""
+
+    @classmethod
+    def from_adapter(
+        cls,
+        adapter: LoraAdapter,
+        *,
+        token_dim: int = 384,
+        max_tokens: int | str = 512,
+        canonical: str | None = None,
+    ) -> TokenLayout:
+        """Lay out the tensors of `adapter`.
+
+        Args:
+            adapter: an adapter such as those to be encoded.
+            token_dim: W, values per token.
+            max_tokens: budget for N, or "auto" for as many as it takes.
+            canonical: "svd" to encode canonical factors instead of the stored ones (`canonical_form`).
+
+        Raises:
+            LoraTokenizerError: the adapter needs more tokens than `max_tokens` (the message says what would fit).
+        """
+        _check_settings(token_dim, canonical)
+        tensors = {name: (tuple(t.shape), dtype_name(t.dtype)) for name, t in adapter.tensors.items()}
+        packing = pack(tensors, token_dim)
+        check_budget(packing, token_dim, max_tokens)
+        return cls(config=adapter.config, token_dim=token_dim, packing=packing, canonical=canonical)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """`(L, H, W)`."""
+        return self.packing.num_rows, self.packing.row_tokens, self.token_dim
+
+    @property
+    def num_tokens(self) -> int:
+        """N = L * H."""
+        return self.packing.num_rows * self.packing.row_tokens
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Place of each tensor, in token order."""
+        return self.packing.slots
+
+    @property
+    def num_values(self) -> int:
+        """Number of real values in the tokens."""
+        return sum(slot.num_values for slot in self.slots)
+
+    @property
+    def padding(self) -> float:
+        """Share of the token values that hold nothing."""
+        return 1 - self.num_values / (self.num_tokens * self.token_dim)
+
+    def mask(self) -> Tensor:
+        """bool `[N, W]`, True where a token holds a real value."""
+        mask_NW = torch.zeros(self.num_tokens * self.token_dim, dtype=torch.bool)
+        for slot in self.slots:
+            start = slot.start * self.token_dim
+            mask_NW[start : start + slot.num_values] = True
+        return mask_NW.view(self.num_tokens, self.token_dim)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits over everything in the layout except the name and revision of the base model."""
+        content = self._content()
+        content["config"].update(base_model_name_or_path=None, revision=None)
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "token_dim": self.token_dim,
+            "canonical": self.canonical,
+            "grid": list(self.grid),
+            "config": asdict(self.config),
+            "tensors": [[slot.name, list(slot.shape), slot.dtype] for slot in self.slots],
+        }
+
+    def to_json(self) -> str:
+        """The layout as JSON, enough for `from_json` and so for `decode`."""
+        return json.dumps(self._content())
+
+    @classmethod
+    def from_json(cls, text: str) -> TokenLayout:
+        """Read what `to_json` wrote.
+
+        Raises:
+            LoraTokenizerError: not a layout, of another format, or inconsistent.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise LoraTokenizerError(
+                    f"the token layout has format {content['format']!r} and this version reads {FORMAT}: make it again"
+                )
+            _check_settings(content["token_dim"], content["canonical"])
+            tensors = {
+                str(name): (_shape(name, shape), _dtype(name, dtype)) for name, shape, dtype in content["tensors"]
+            }
+            config = AdapterConfig(**content["config"])
+            grid = tuple(content["grid"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, LoraTokenizerError):
+                raise
+            raise LoraTokenizerError(f"the text is not a token layout ({type(error).__name__}: {error})") from error
+        if not tensors:
+            raise LoraTokenizerError("the token layout has no tensors")
+        packing = pack(tensors, content["token_dim"])
+        layout = cls(config=config, token_dim=content["token_dim"], packing=packing, canonical=content["canonical"])
+        if layout.grid != grid:
+            raise LoraTokenizerError(f"the token layout claims the grid {grid} and its tensors make {layout.grid}")
+        layout.empty_adapter()
+        return layout
+
+    def empty_adapter(self) -> LoraAdapter:
+        """An adapter of this layout without values (meta tensors), for its names, shapes and config."""
+        return LoraAdapter(
+            config=self.config,
+            tensors={s.name: torch.empty(s.shape, dtype=DTYPES[s.dtype], device="meta") for s in self.slots},
+        )
+
+    def encode(self, adapter: LoraAdapter) -> Tensor:
+        """The tokens `[N, W]` of an adapter, in its dtype (in the widest one needed where tensors differ).
+
+        Raises:
+            LoraTokenizerError: the adapter differs from the layout; the message names the first difference.
+        """
+        if adapter.config != self.config or adapter.tensors.keys() != self._names:
+            check_same(adapter, self.config, self.slots)
+        if self.canonical == "svd":
+            adapter = canonical_form(adapter)
+        for slot in self.slots:
+            tensor = adapter.tensors[slot.name]
+            if tensor.shape != slot.shape or not fits(tensor.dtype, slot.dtype):
+                check_same(adapter, self.config, self.slots)
+        dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in adapter.tensors.values()})
+        copy = copy_bytes if are_plain(adapter.tensors) else concatenate
+        return copy(adapter.tensors, self._spans, dtype).view(self.num_tokens, self.token_dim)
+
+    def decode(self, tokens_NW: Tensor) -> LoraAdapter:
+        """The adapter that tokens stand for; each tensor in the dtype stored for it, padding is ignored.
+
+        The tensors share one new buffer; they do not alias the tokens.
+
+        Raises:
+            LoraTokenizerError: the tokens have another shape or are not floats.
+        """
+        if tuple(tokens_NW.shape) != (self.num_tokens, self.token_dim) or not tokens_NW.is_floating_point():
+            raise LoraTokenizerError(
+                f"tokens of shape {tuple(tokens_NW.shape)} and dtype {dtype_name(tokens_NW.dtype)} do not fit the "
+                f"layout, "
+                f"which needs floats of shape {(self.num_tokens, self.token_dim)}"
+            )
+        buffers = {name: tokens_NW.to(DTYPES[name], copy=True).contiguous() for name in self._dtypes}
+        tensors = {name: buffers[dtype].as_strided(*view) for name, dtype, view in self._views}
+        return LoraAdapter(config=self.config, tensors=tensors)
+
+    @functools.cached_property
+    def _dtypes(self) -> tuple[str, ...]:
+        return tuple(sorted({slot.dtype for slot in self.slots}))
+
+    @functools.cached_property
+    def _spans(self) -> tuple[Span, ...]:
+        """Each slot's place in the flat tokens; its padding goes on to the next slot or to the end."""
+        starts = [slot.start * self.token_dim for slot in self.slots]
+        ends = [*starts[1:], self.num_tokens * self.token_dim]
+        return tuple(
+            Span(slot.name, start, start + slot.num_values, end)
+            for slot, start, end in zip(self.slots, starts, ends, strict=True)
+        )
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(slot.name for slot in self.slots)
+
+    @functools.cached_property
+    def _views(self) -> tuple[tuple[str, str, tuple[tuple[int, ...], tuple[int, ...], int]], ...]:
+        """Name, dtype, and shape, strides and offset of each tensor in a buffer of `[N, W]`."""
+        return tuple(
+            (slot.name, slot.dtype, (slot.shape, row_major(slot.shape), slot.start * self.token_dim))
+            for slot in self.slots
+        )
+
+
+def _check_settings(token_dim: object, canonical: object) -> None:
+    if not isinstance(token_dim, int) or isinstance(token_dim, bool) or not 0 < token_dim <= MAX_TOKEN_DIM:
+        raise LoraTokenizerError(f"token_dim is {token_dim!r}, where a number from 1 to {MAX_TOKEN_DIM} belongs")
+    if canonical not in (None, "svd"):
+        raise LoraTokenizerError(f"canonical is {canonical!r}, where None or 'svd' belongs")
+
+
+def _shape(name: str, value: object) -> tuple[int, ...]:
+    if (
+        not isinstance(value, list)
+        or not 1 <= len(value) <= 2
+        or not all(type(n) is int and 0 < n < 1 << 40 for n in value)
+    ):
+        raise LoraTokenizerError(f"the token layout gives tensor {name!r} an impossible shape")
+    return tuple(value)
+
+
+def _dtype(name: str, value: object) -> str:
+    if value not in DTYPES:
+        raise LoraTokenizerError(f"the token layout gives tensor {name!r} the unknown dtype {value!r}")
+    return str(value)

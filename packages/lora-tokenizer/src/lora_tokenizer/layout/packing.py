@@ -1,0 +1,123 @@
+"""Where each tensor goes in the token grid: the pure arithmetic behind a layout.
+
+Every tensor is flattened row-major and padded to whole tokens. The tensors of one transformer layer (a stack and a
+number in the module path) form one row of the grid `[L, H, W]`; H is what the largest row needs. Tensors outside the
+layers (embeddings, lm_head) follow each other in further rows of the same H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lora_tokenizer.errors import LoraTokenizerError
+from lora_tokenizer.io.tensor_ranges import num_values
+from lora_tokenizer.names import layer_of, natural_key, packing_key, split_name
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor's place: tokens `start` to `start + num_tokens` (exclusive) of the flat `[N, W]`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    num_tokens: int
+    num_values: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """All slots, in token order, and the size of the grid."""
+
+    slots: tuple[Slot, ...]
+    num_rows: int
+    row_tokens: int
+
+
+def pack(tensors: Mapping[str, tuple[tuple[int, ...], str]], token_dim: int) -> Packing:
+    """Place tensors, given as name to (shape, dtype name); the order of the mapping does not matter.
+
+    >>> pack({"base_model.model.layers.0.q.lora_A.weight": ((2, 3), "float32")}, token_dim=4).slots[0].num_tokens
+    2
+    """
+    rows: dict[tuple[str, int], list[str]] = {}
+    outside: list[str] = []
+    for name in sorted(tensors, key=packing_key):
+        layer = layer_of(split_name(name)[0])
+        if layer is None:
+            outside.append(name)
+        else:
+            rows.setdefault(layer, []).append(name)
+    ordered = [rows[layer] for layer in sorted(rows, key=lambda layer: (natural_key(layer[0]), layer[1]))]
+    need = {name: -(-num_values(shape) // token_dim) for name, (shape, _) in tensors.items()}
+    outside_tokens = sum(need[name] for name in outside)
+    row_tokens = max((sum(need[name] for name in row) for row in ordered), default=outside_tokens)
+    slots: list[Slot] = []
+    for index, row in enumerate(ordered):
+        slots += _place(row, index * row_tokens, tensors, need)
+    slots += _place(outside, len(ordered) * row_tokens, tensors, need)
+    return Packing(tuple(slots), len(ordered) + -(-outside_tokens // row_tokens), row_tokens)
+
+
+def _place(
+    names: Sequence[str], start: int, tensors: Mapping[str, tuple[tuple[int, ...], str]], need: Mapping[str, int]
+) -> list[Slot]:
+    slots = []
+    for name in names:
+        shape, dtype = tensors[name]
+        slots.append(Slot(name, shape, dtype, start, need[name], num_values(shape)))
+        start += need[name]
+    return slots
+
+
+def check_budget(packing: Packing, token_dim: int, max_tokens: int | str) -> None:
+    """Refuse a packing over the budget, saying what would fit.
+
+    Raises:
+        LoraTokenizerError: `max_tokens` is too small or not a number.
+    """
+    if max_tokens == "auto":
+        return
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        raise LoraTokenizerError(f"max_tokens is {max_tokens!r}, where a number from 1 or 'auto' belongs")
+    needed = packing.num_rows * packing.row_tokens
+    if needed <= max_tokens:
+        return
+    leave_out = _what_to_leave_out(packing.slots, token_dim, max_tokens)
+    advice = f", or leave out the modules {', '.join(leave_out)}" if leave_out else ""
+    raise LoraTokenizerError(
+        f"the adapter needs {needed} tokens of {token_dim} values ({packing.num_rows} rows of "
+        f"{packing.row_tokens}) and "
+        f"max_tokens is {max_tokens}: pass max_tokens={needed} or 'auto'{advice}"
+    )
+
+
+def _leaf(name: str) -> str:
+    return split_name(name)[0].rpartition(".")[2]
+
+
+def _what_to_leave_out(slots: Iterable[Slot], token_dim: int, max_tokens: int) -> list[str]:
+    """The kinds of module (q_proj, …) whose absence would fit: the smallest that does alone, else the largest first."""
+    kept = {slot.name: (slot.shape, slot.dtype) for slot in slots}
+
+    def tokens_without(leaf: str) -> int:
+        rest = {name: spec for name, spec in kept.items() if _leaf(name) != leaf}
+        if not rest:
+            return 0
+        packing = pack(rest, token_dim)
+        return packing.num_rows * packing.row_tokens
+
+    left_out: list[str] = []
+    while True:
+        leaves = sorted({_leaf(name) for name in kept})
+        if len(leaves) < 2 or len(leaves) > 64:
+            return []
+        sizes = {leaf: tokens_without(leaf) for leaf in leaves}
+        fitting = [leaf for leaf in leaves if sizes[leaf] <= max_tokens]
+        chosen = max(fitting, key=sizes.__getitem__) if fitting else min(leaves, key=sizes.__getitem__)
+        left_out.append(chosen)
+        if fitting:
+            return left_out
+        kept = {name: spec for name, spec in kept.items() if _leaf(name) != chosen}

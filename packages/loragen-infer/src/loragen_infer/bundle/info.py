@@ -1,0 +1,108 @@
+"""What a bundle holds, as plain values: for people as lines, for scripts as JSON. Loads no encoder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loragen_infer.bundle.bundle import GeneratorBundle, find_bundle
+from loragen_infer.bundle.sealed_file import read_sealed
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.models.locate import locate_model
+
+__all__ = ["describe_bundle", "format_description"]
+
+
+def describe_bundle(path: Path) -> dict[str, Any]:
+    """Return everything worth knowing about the bundle at ``path``: strings, numbers, lists and mappings.
+
+    Raises:
+        LoragenInferError: There is no bundle, or it is damaged.
+    """
+    file = find_bundle(path)
+    bundle = GeneratorBundle.load(file)
+    _, metadata = read_sealed(file)
+    config, layout = bundle.generator.config, bundle.layout
+    num_layers, row_tokens, width = layout.grid
+    adapter = layout.config
+    return {
+        "file": str(file),
+        "size_bytes": file.stat().st_size,
+        "format_version": int(metadata["format_version"]),
+        "fingerprint": bundle.fingerprint,
+        "base_model": adapter.base_model_name_or_path,
+        "text_encoder": {
+            "name": bundle.text_encoder_name,
+            "fine_tuned": bundle.text_encoder_state is not None,
+            "found_at": _place_of_encoder(bundle.text_encoder_name),
+            "condition": bundle.condition_kind,
+        },
+        "generator": {
+            "num_parameters": config.num_parameters(),
+            "flops_per_adapter": {f"{count}_prompts": config.flops(num_prompts=count) for count in (1, 8)},
+            "config": config.to_dict(),
+        },
+        "layout": {
+            "fingerprint": layout.fingerprint,
+            "num_tokens": layout.num_tokens,
+            "token_dim": width,
+            "grid": [num_layers, row_tokens, width],
+            "padding": round(layout.padding, 4),
+            "canonical": layout.canonical,
+            "num_tensors": len(layout.slots),
+            "dtypes": sorted({slot.dtype for slot in layout.slots}),
+        },
+        "adapter": {
+            "num_parameters": layout.num_values,
+            "r": adapter.r,
+            "lora_alpha": adapter.lora_alpha,
+            "target_modules": _plain(adapter.target_modules),
+        },
+        "training": {
+            "num_checkpoints": bundle.stats.count,
+            "tasks": list(bundle.tasks.names) if bundle.tasks is not None else None,
+            "provenance": dict(bundle.provenance),
+        },
+        "versions": json.loads(metadata.get("versions", "{}")),
+    }
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """Return the description as indented ``key: value`` lines.
+
+    Example:
+        >>> print(format_description({"layout": {"num_tokens": 1200, "canonical": None}}))
+        layout:
+          num_tokens: 1,200
+          canonical: none
+    """
+    return "\n".join(_lines(description, ""))
+
+
+def _lines(values: dict[str, Any], indent: str) -> list[str]:
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {_text(value)}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if value is None or value == {}:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else list(value)
+
+
+def _place_of_encoder(name: str) -> str | None:
+    """Where the encoder would be loaded from here; None: it is not on this machine and may not be fetched."""
+    try:
+        return locate_model(name, kind="text encoder", organisation="sentence-transformers")
+    except LoragenInferError:
+        return None

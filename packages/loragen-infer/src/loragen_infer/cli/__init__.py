@@ -1,0 +1,1 @@
+"""The command line ``loragen-infer``, and what it shares with ``loragen-train``."""

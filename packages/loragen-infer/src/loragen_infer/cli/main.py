@@ -1,0 +1,163 @@
+"""The command line ``loragen-infer``: generate, verify, evaluate and info."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from loragen_infer.cli.command_line import Command, UsageError, run_command_line
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.evaluation.config import EvaluateConfig
+from loragen_infer.generation.config import GenerateConfig
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line with ``argv`` (default: the process's) and return the exit code."""
+    generate = Command(
+        name="generate",
+        help="prompts in, PEFT adapters out",
+        description="Write one PEFT adapter folder for the task that the prompts describe, or one per line of a file.",
+        example='loragen-infer generate --model experiments/zoo_20260101_120000 --prompt "What is 17 + 25?" '
+        '--prompt "What is 3 + 88?" --output my-adapter',
+        run=_generate,
+        add_options=_add_generate_options,
+    )
+    verify = Command(
+        name="verify",
+        help="a strict check that an adapter fits its base model and does something",
+        description="Check each tensor of an adapter against its base model, and that it changes what that model says.",
+        example="loragen-infer verify my-adapter --base-model HuggingFaceTB/SmolLM2-135M-Instruct",
+        run=_verify,
+        add_options=_add_verify_options,
+    )
+    info = Command(
+        name="info",
+        help="what a bundle holds",
+        description="Show config, layout, sizes, operations, encoder, base model, fingerprint, versions of a bundle.",
+        example="loragen-infer info experiments/zoo_20260101_120000",
+        run=_info,
+        add_options=_add_info_options,
+    )
+    evaluate = Command(
+        name="evaluate",
+        help="a table and a picture of how well the adapters work",
+        description="Score generated adapters against their baselines on examples with answers.",
+        example="loragen-infer evaluate --config config/evaluate.yaml --model experiments/zoo_20260101_120000",
+        run=_evaluate,
+        config_class=EvaluateConfig,
+        add_options=_add_evaluate_options,
+    )
+    description = "Write a LoRA adapter from a few prompts, and measure that it works."
+    return run_command_line("loragen-infer", description, [generate, verify, evaluate, info], argv)
+
+
+def _add_generate_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="A bundle, a final_model folder or an experiment folder.")
+    parser.add_argument("--prompt", action="append", default=[], help="A prompt of the task (repeatable).")
+    parser.add_argument(
+        "--prompt-file",
+        help="One adapter per line: a text file of prompts, a .jsonl or .json file with prompt or prompts and maybe "
+        "id, or - for standard input.",
+    )
+    parser.add_argument("--pool", action="store_true", help="Take the whole prompt file as one task.")
+    parser.add_argument(
+        "--output",
+        "--output-dir",
+        required=True,
+        help="Where to: the adapter, or for a prompt file the folder of the adapters or one .pt file.",
+    )
+    parser.add_argument(
+        "--format", help="peft, safetensors, pt or tokens (default: what --output ends in, otherwise peft)."
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="Factor on the effect of the adapters.")
+    parser.add_argument("--batch-size", type=int, default=16, help="Adapters generated together.")
+    parser.add_argument("--cache-dir", help="Folder of an embedding cache, which training may share.")
+    parser.add_argument("--device", default="cpu", help="Torch device, such as cpu or cuda.")
+    parser.add_argument("--dtype", default="float32", help="The generator computes in float32, bfloat16 or float16.")
+    parser.add_argument("--compile", action="store_true", help="Compile the generator with torch.compile.")
+
+
+def _generate(options: Namespace) -> None:
+    from loragen_infer.generation.run import run_generate
+
+    try:
+        config = GenerateConfig(
+            model=options.model,
+            output=options.output,
+            prompts=tuple(options.prompt),
+            prompt_file=options.prompt_file,
+            pool=options.pool,
+            format=options.format,
+            scale=options.scale,
+            batch_size=options.batch_size,
+            cache_dir=options.cache_dir,
+            device=options.device,
+            dtype=options.dtype,
+            compile=options.compile,
+        )
+    except LoragenInferError as error:
+        raise UsageError(str(error)) from error
+    outcome = run_generate(config)
+    kept = f", {outcome.num_kept:,} were there already" if outcome.num_kept else ""
+    adapters = "adapter" if outcome.num_made == 1 else "adapters"
+    print(
+        f"{config.output}: {outcome.num_made:,} {adapters} made{kept} "
+        f"({outcome.num_parameters:,} parameters each, for {outcome.base_model or 'an unknown base model'})"
+    )
+
+
+def _add_verify_options(parser: ArgumentParser) -> None:
+    parser.add_argument("adapter", help="A PEFT adapter folder.")
+    parser.add_argument("--base-model", help="The base model (default: the one that the adapter names).")
+    parser.add_argument("--device", default="cpu", help="Torch device, such as cpu or cuda.")
+    parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
+
+
+def _verify(options: Namespace) -> None:
+    import json
+    from dataclasses import asdict
+
+    from loragen_infer.adapters.verify import format_report, verify_adapter
+
+    report = verify_adapter(Path(options.adapter), base_model=options.base_model, device=options.device)
+    print(json.dumps({**asdict(report), "passed": report.passed}, indent=2) if options.json else format_report(report))
+    if not report.passed:
+        failed = [check.name for check in report.checks if check.passed is False]
+        raise LoragenInferError(f"{options.adapter} fails {len(failed)} of the checks: {', '.join(failed)}.")
+
+
+def _add_info_options(parser: ArgumentParser) -> None:
+    parser.add_argument("bundle", help="A bundle, a final_model folder or an experiment folder.")
+    parser.add_argument("--json", action="store_true", help="Print it as JSON.")
+
+
+def _info(options: Namespace) -> None:
+    import json
+
+    from loragen_infer.bundle.info import describe_bundle, format_description
+
+    description = describe_bundle(Path(options.bundle))
+    print(json.dumps(description, indent=2) if options.json else format_description(description))
+
+
+def _add_evaluate_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="Print the results as JSON instead of tables.")
+
+
+def _evaluate(config: EvaluateConfig, options: Namespace) -> None:
+    from loragen_infer.evaluation.report import format_report
+    from loragen_infer.evaluation.run import evaluate
+
+    evaluation = evaluate(config)
+    if options.json:
+        import json
+
+        from loragen_infer.evaluation.results import to_json
+
+        print(json.dumps(to_json(config, evaluation), indent=2, ensure_ascii=False))
+        return
+    output_dir = Path(config.output_dir)
+    print(format_report(evaluation))
+    print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")

@@ -1,0 +1,7 @@
+"""From prompts to embeddings."""
+
+from loragen_infer.encoder.encoder import PromptEncoder
+
+__all__ = [
+    "PromptEncoder",
+]

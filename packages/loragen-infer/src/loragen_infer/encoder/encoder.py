@@ -1,0 +1,268 @@
+"""The prompt encoder: text in, L2-normalised sentence embeddings (or token states) out. Training and inference share
+this class.
+
+Legend: n prompts, T token states of a prompt (padded), D width of an embedding.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loragen_infer.encoder.prompt_checks import Truncation, check_prompts, measure_truncation
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.models.device import check_device
+from loragen_infer.models.locate import locate_model
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from loragen_infer.encoder.embedding_cache import EmbeddingCache
+
+__all__ = ["DEFAULT_TEXT_ENCODER", "PromptEncoder"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
+_SET_BY_CALLS = ("padding", "truncation")
+
+
+class PromptEncoder:
+    """A SentenceTransformer, frozen unless its :attr:`module` is trained.
+
+    Args:
+        name: A SentenceTransformer name or folder; see :func:`loragen_infer.models.locate.locate_model` for where it is
+            looked for.
+        device: A torch device such as ``"cpu"`` or ``"cuda:0"``.
+        cache_dir: Folder of an embedding cache that several processes, training and inference may share; what
+            :meth:`encode` and :meth:`encode_tokens` return is kept there for each prompt and weights.
+        state: Weights that replace the loaded ones, such as those of a fine-tuned encoder: names of
+            ``module.state_dict()``, all or some of them.
+
+    Raises:
+        LoragenInferError: The encoder is not found or cannot be loaded, the device cannot be used, or ``state`` has a
+            name or a shape that the encoder does not have.
+
+    Example:
+        >>> encoder = PromptEncoder("all-MiniLM-L6-v2")
+        >>> encoder.encode(["What is 2 + 3?", "Spell 'cat' backward."]).shape
+        torch.Size([2, 384])
+    """
+
+    def __init__(
+        self,
+        name: str = DEFAULT_TEXT_ENCODER,
+        *,
+        device: str = "cpu",
+        cache_dir: Path | None = None,
+        state: "Mapping[str, torch.Tensor] | None" = None,
+    ) -> None:
+        location = locate_model(name, kind="text encoder", organisation="sentence-transformers")
+        check_device(device)
+        from safetensors import SafetensorError
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self._model = SentenceTransformer(location, device=device)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise LoragenInferError(
+                f"The text encoder {name!r} ({location}) cannot be loaded as a SentenceTransformer: {reason}"
+            ) from error
+        self._model.eval().requires_grad_(False)
+        self.name = name
+        width = self._model.get_embedding_dimension()
+        if width is None:
+            raise LoragenInferError(f"The text encoder {name!r} does not say how wide its embeddings are.")
+        self.embedding_dim: int = width
+        if state is not None:
+            self._replace_weights(state)
+        self._cache_dir = cache_dir
+        self._cache: EmbeddingCache | None = None
+        self._cached_versions: tuple[tuple[int, int], ...] = ()
+        # An encoder may be made to put a text such as "query: " before every prompt.
+        self._prefix: str = self._model._resolve_prompt(None, None) or ""
+        marks = self._model.preprocess(["x"], prompt=self._prefix or None)
+        self._marks = {key: value for key, value in marks.items() if not hasattr(value, "shape")}
+        self._gathered: Truncation | None = None
+
+    @property
+    def module(self) -> "SentenceTransformer":
+        """The network, an ``nn.Module``; frozen and in eval mode until the caller changes that."""
+        return self._model
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the network is and where :meth:`tokenize` puts its tensors."""
+        return self._model.device
+
+    def encode(self, prompts: Sequence[str], *, batch_size: int = 32) -> "torch.Tensor":
+        """Return the embeddings of ``prompts``, float32 ``[n, D]`` of length one, on the CPU and without gradient.
+
+        A prompt longer than the encoder takes is truncated by it; one warning says how many were and how much is lost.
+
+        Raises:
+            LoragenInferError: ``prompts`` is empty, or one of them has no text.
+        """
+        import torch
+
+        rows = self._encode(prompts, batch_size, kind="sentence", compute=self._sentence_rows)
+        return torch.cat([rows[prompt] for prompt in prompts])
+
+    def encode_tokens(self, prompts: Sequence[str], *, batch_size: int = 32) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return the last hidden states of the tokens, float32 ``[n, T, D]``, and a mask, bool ``[n, T]``, on the CPU.
+
+        T is the number of tokens of the longest prompt, special tokens included; padding is zero and masked out. All
+        states of a prompt are divided by the length of their mean, so that the mean over the mask has length one; with
+        an encoder that pools by the mean, such as all-MiniLM-L6-v2, it is the embedding that :meth:`encode` returns.
+
+        Raises:
+            LoragenInferError: As :meth:`encode`.
+        """
+        import torch
+
+        rows = self._encode(prompts, batch_size, kind="tokens", compute=self._token_rows)
+        states = [rows[prompt] for prompt in prompts]
+        states_nTD = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
+        lengths_n1 = torch.tensor([[len(state)] for state in states])
+        return states_nTD, torch.arange(states_nTD.shape[1]) < lengths_n1
+
+    def tokenize(self, prompts: Sequence[str]) -> "dict[str, torch.Tensor]":
+        """Return what :meth:`embed` takes: ``input_ids``, ``attention_mask`` and the like, ``[n, T]``, on the device.
+
+        Raises:
+            LoragenInferError: As :meth:`encode`.
+        """
+        check_prompts(prompts)
+        self._note_truncation(prompts)
+        return self._features(prompts)
+
+    def embed(self, features: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+        """Return the embeddings of tokenised prompts, float32 ``[n, D]`` of length one, on the device.
+
+        Gradients flow to the parameters of :attr:`module` that ask for them, and dropout is on if it is in train mode.
+        """
+        import torch
+
+        embedding_nD = self._model({**self._marks, **features})["sentence_embedding"]
+        return torch.nn.functional.normalize(embedding_nD.float(), dim=1)
+
+    @contextmanager
+    def one_truncation_warning(self) -> Iterator[None]:
+        """Within the block the truncations of all calls are gathered, and one warning at its end says their sum."""
+        self._gathered = Truncation()
+        try:
+            yield
+        finally:
+            gathered, self._gathered = self._gathered, None
+            self._warn(gathered)
+
+    def _encode(
+        self,
+        prompts: Sequence[str],
+        batch_size: int,
+        *,
+        kind: str,
+        compute: "Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]",
+    ) -> "dict[str, torch.Tensor]":
+        """Return ``compute``'s rows of every different prompt, from the cache where there is one."""
+        import torch
+
+        check_prompts(prompts)
+        self._note_truncation(prompts)
+        different = list(dict.fromkeys(prompts))
+        cache = self._current_cache()
+        rows = cache.read(kind, different) if cache is not None else {}
+        # The longest first, so that a batch has little padding and memory runs out at once or never.
+        missing = sorted((prompt for prompt in different if prompt not in rows), key=len, reverse=True)
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            # Not inference_mode, whose tensors no layer that trains can take.
+            with torch.no_grad():
+                for start in range(0, len(missing), batch_size):
+                    batch = missing[start : start + batch_size]
+                    fresh = dict(zip(batch, compute(self._features(batch)), strict=True))
+                    rows |= fresh
+                    if cache is not None:
+                        cache.write(kind, fresh)
+        finally:
+            self._model.train(was_training)
+        return rows
+
+    def _features(self, prompts: Sequence[str]) -> "dict[str, torch.Tensor]":
+        features = self._model.preprocess(list(prompts), prompt=self._prefix or None)
+        return {key: value.to(self.device) for key, value in features.items() if hasattr(value, "shape")}
+
+    def _sentence_rows(self, features: "dict[str, torch.Tensor]") -> "list[torch.Tensor]":
+        return list(self.embed(features).cpu()[:, None])
+
+    def _token_rows(self, features: "dict[str, torch.Tensor]") -> "list[torch.Tensor]":
+        output = self._model({**self._marks, **features})
+        states_nTD, mask_nT = output["token_embeddings"].float().cpu(), output["attention_mask"].bool().cpu()
+        states = [states_TD[mask_T] for states_TD, mask_T in zip(states_nTD, mask_nT, strict=True)]
+        return [state / state.mean(dim=0).norm().clamp(min=1e-12) for state in states]
+
+    def _note_truncation(self, prompts: Sequence[str]) -> None:
+        found = measure_truncation(self._model, prompts, self._prefix)
+        if self._gathered is None:
+            self._warn(found)
+        else:
+            self._gathered += found
+
+    def _warn(self, truncation: Truncation) -> None:
+        if self._model.max_seq_length is not None:
+            truncation.warn(self.name, self._model.max_seq_length)
+
+    def _replace_weights(self, state: "Mapping[str, torch.Tensor]") -> None:
+        own = self._model.state_dict()
+        for name, value in state.items():
+            if name not in own:
+                raise LoragenInferError(
+                    f"The fine-tuned weights have {name!r}, which the text encoder {self.name!r} lacks; use the "
+                    "encoder that they were made from."
+                )
+            if own[name].shape != value.shape:
+                raise LoragenInferError(
+                    f"The fine-tuned weight {name!r} is {tuple(value.shape)}, but the text encoder {self.name!r} has "
+                    f"{tuple(own[name].shape)}; use the encoder that it was made from."
+                )
+        self._model.load_state_dict(state, strict=False)
+
+    def _current_cache(self) -> "EmbeddingCache | None":
+        """The cache of the weights as they are now: after a training step it is another one."""
+        if self._cache_dir is None:
+            return None
+        states = self._model.state_dict().values()
+        versions = tuple((value.data_ptr(), value._version) for value in states)
+        if self._cache is None or versions != self._cached_versions:
+            from loragen_infer.encoder.embedding_cache import EmbeddingCache
+
+            self._cache = EmbeddingCache(self._cache_dir, identity=self.fingerprint())
+            self._cached_versions = versions
+        return self._cache
+
+    def fingerprint(self) -> str:
+        """Return 32 hexadecimal digits over weights, modules, tokenizer and limits: all that an embedding hangs on."""
+        import torch
+
+        parts = [repr(self._model), self._prefix, str(self._model.max_seq_length)]
+        parts.append(_describe_tokenizer(self._model.tokenizer))
+        digest = hashlib.sha256("\0".join(parts).encode())
+        for name, value in self._model.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:32]
+
+
+def _describe_tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return repr(tokenizer)
+    # Padding and truncation are as the last call set them.
+    content = {key: value for key, value in json.loads(backend.to_str()).items() if key not in _SET_BY_CALLS}
+    return json.dumps(content, sort_keys=True)

@@ -1,0 +1,87 @@
+"""The picture of an evaluation: NLL per answer token of every row, a panel for every task and group of tasks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loragen_infer.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from loragen_infer.evaluation.results import Evaluation, Score
+
+__all__ = ["draw_chart"]
+
+# Grey for what needs no prompts, purple for baselines that do, blue for generation, orange for its controls, green for
+# the target.
+_COLOURS = {
+    "base": "#9aa0a6",
+    "few-shot": "#80868b",
+    "mean": "#5f6368",
+    "nearest": "#a142f4",
+    "ridge": "#681da8",
+    "joint": "#3c4043",
+    "generated": "#1a73e8",
+    "own": "#188038",
+    "wrong prompts": "#e8710a",
+    "junk": "#fa903e",
+}
+# More do not fit a picture that anyone can open; the groups of tasks then stand for them.
+_MAX_PANELS = 30
+_PER_LINE = 3
+
+
+def draw_chart(evaluation: "Evaluation", path: Path) -> None:
+    """Write bars with 95 % intervals to the PNG file ``path``, whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = _panels(evaluation)
+    lines = -(-len(panels) // _PER_LINE)
+    width = min(len(panels), _PER_LINE)
+    height = 0.9 + 0.26 * max(len(scores) for scores in panels.values())
+    figure = Figure(figsize=(0.6 + 3.6 * width, 0.6 + height * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        "NLL per answer token, 95 % intervals (and share of the gap from base to own that a row closes)", fontsize=10
+    )
+    grid = figure.subplots(lines, width, squeeze=False).ravel()
+    for axes, (title, scores) in zip(grid, panels.items(), strict=False):
+        _draw_panel(axes, title, scores)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    with atomic_file(path) as part:
+        figure.savefig(part, format="png", dpi=150)
+
+
+def _panels(evaluation: "Evaluation") -> "Mapping[str, Mapping[str, Score]]":
+    kinds = {True: " (held out)", False: "", None: ""}
+    tasks = {f"{task.task}{kinds[task.held_out]}": task.scores for task in evaluation.tasks}
+    groups = {
+        f"mean over the {len(group.tasks)} {group.name}": group.scores
+        for group in evaluation.groups
+        if len(group.tasks) > 1
+    }
+    return {**groups, **tasks} if len(groups) + len(tasks) <= _MAX_PANELS else groups
+
+
+def _draw_panel(axes: "Axes", title: str, scores: "Mapping[str, Score]") -> None:
+    rows = list(scores)
+    heights = [scores[row].nll for row in rows]
+    below = [scores[row].nll - scores[row].nll_interval[0] for row in rows]
+    above = [scores[row].nll_interval[1] - scores[row].nll for row in rows]
+    axes.barh(rows, heights, color=[_COLOURS[row] for row in rows], height=0.75)
+    # An interval of percentiles need not hold the score itself.
+    errors = [[max(0.0, part) for part in parts] for parts in (below, above)]
+    axes.errorbar(heights, range(len(rows)), xerr=errors, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5)
+    for place, row in enumerate(rows):
+        gap = scores[row].gap_closed
+        label = f"{scores[row].nll:.2f}" + ("" if gap is None else f"  ({100 * gap:.0f} %)")
+        end = max(scores[row].nll, scores[row].nll_interval[1])
+        axes.annotate(label, (end, place), (4, 0), textcoords="offset points", fontsize=6, va="center")
+    axes.invert_yaxis()
+    axes.margins(x=0.28)
+    axes.set_title(title if len(title) <= 48 else f"{title[:47]}…", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)

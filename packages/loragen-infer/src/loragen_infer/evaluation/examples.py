@@ -1,0 +1,79 @@
+"""Test examples: prompt, response and, where a task has them, the choices that an answer is picked from.
+
+Choices come from a ``choices`` column (a list of texts, the response one of them), from a list that all examples of
+the task share, or from a pattern that finds them in the prompt. All examples of a task have choices, or none has.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.evaluation.config import EvaluateTask
+from loragen_infer.samples import Example, read_examples, read_jsonl
+
+__all__ = ["TestExample", "read_test_examples"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestExample:
+    """An example to score a model on."""
+
+    __test__ = False  # pytest takes a class of this name for a test
+
+    prompt: str
+    """What the language model is asked."""
+    response: str
+    """What it should answer."""
+    choices: tuple[str, ...] = ()
+    """Different answers, the response among them, to compare by likelihood; empty for a task without choices."""
+
+    @property
+    def answers(self) -> list[Example]:
+        """The example with its response, and then with each of the other choices."""
+        others = [choice for choice in self.choices if choice != self.response]
+        return [Example(prompt=self.prompt, response=text) for text in (self.response, *others)]
+
+
+def read_test_examples(task: EvaluateTask) -> list[TestExample]:
+    """Return the examples of the file that ``task`` is tested on.
+
+    Raises:
+        LoragenInferError: As :func:`~loragen_infer.samples.read_examples`; or choices are no list of different texts,
+            or lack the response, or only some examples have them.
+    """
+    path = Path(task.test)
+    found = []
+    for number, (row, example) in enumerate(zip(read_jsonl(path), read_examples(path), strict=True), start=1):
+        choices = _choices(task, row, example.prompt, f"{path}, row {number}")
+        if choices and example.response not in choices:
+            raise LoragenInferError(
+                f"{path}, row {number}: the response {example.response!r} is none of the choices "
+                f"{', '.join(map(repr, choices))}; mend the row, or the choices of the task {task.name!r}."
+            )
+        found.append(TestExample(prompt=example.prompt, response=example.response, choices=choices))
+    numbers = [number for number, example in enumerate(found, start=1) if not example.choices]
+    if 0 < len(numbers) < len(found):
+        raise LoragenInferError(
+            f"{path}, row {numbers[0]} has no choices, but others have; give all rows some or none."
+        )
+    return found
+
+
+def _choices(task: EvaluateTask, row: dict[str, Any], prompt: str, where: str) -> tuple[str, ...]:
+    if task.choices is not None:
+        return tuple(task.choices)
+    if task.choice_pattern is not None:
+        matches = re.findall(task.choice_pattern, prompt, flags=re.MULTILINE)
+        listed: Any = [task.choice_format.replace("{}", match) for match in dict.fromkeys(matches)]
+        source = f"choice_pattern {task.choice_pattern!r} finds"
+    elif row.get("choices") is None:
+        return ()
+    else:
+        listed, source = row["choices"], "choices holds"
+    if not isinstance(listed, list) or not all(isinstance(text, str) and text.strip() for text in listed):
+        raise LoragenInferError(f"{where}: {source} {listed!r}, but must be a list of texts.")
+    if len(set(listed)) < max(2, len(listed)):
+        raise LoragenInferError(f"{where}: {source} {listed!r}, but there must be two or more, all different.")
+    return tuple(listed)

@@ -1,0 +1,100 @@
+"""The results of an evaluation as text: a table for every task and group of tasks, and what they say in sentences."""
+
+from collections.abc import Mapping
+
+from loragen_infer.evaluation.results import Evaluation, Score, TaskResult
+from loragen_infer.evaluation.store import Cost
+
+__all__ = ["format_report"]
+
+_HEAD = ("row", "NLL per answer token", "exact match, %", "accuracy, %", "gap closed, %", "NLL − ridge", "s", "CPU s")
+_LEGEND = """\
+[…] 95 % interval over examples (bootstrap, paired between rows). NLL: lower is better. accuracy: right choice by
+likelihood. gap closed: (base − row) / (base − own) in NLL. s, CPU s: to make the adapter; of a trained one, what its
+training.json says."""
+
+
+def format_report(evaluation: Evaluation) -> str:
+    """Return the results as plain text."""
+    blocks = [
+        _block(f"{task.task} ({_kind(task)}{_num_examples(task.scores)} examples)", task.scores, task.costs, task.notes)
+        for task in evaluation.tasks
+    ]
+    blocks += [
+        _block(f"mean over the {len(group.tasks)} {group.name}", group.scores, {}, {})
+        for group in evaluation.groups
+        if len(group.tasks) > 1
+    ]
+    sentences = [verdict.sentence for verdict in evaluation.verdicts] + evaluation.remarks + _cost_sentences(evaluation)
+    return "\n\n".join([*blocks, _LEGEND, "\n".join(sentences)])
+
+
+def _kind(task: TaskResult) -> str:
+    return {True: "held out, ", False: "trained on, ", None: ""}[task.held_out]
+
+
+def _num_examples(scores: Mapping[str, Score]) -> int:
+    return next(iter(scores.values())).num_examples
+
+
+def _block(title: str, scores: Mapping[str, Score], costs: Mapping[str, Cost], notes: Mapping[str, str]) -> str:
+    lines = [_HEAD] + [_cells(row, score, costs.get(row)) for row, score in scores.items()]
+    # A column that says nothing for any row is left out.
+    shown = [index for index in range(len(_HEAD)) if any(line[index] != "–" for line in lines[1:])]
+    widths = [max(len(line[index]) for line in lines) for index in shown]
+    texts = []
+    for line in lines:
+        cells = [
+            line[index].ljust(width) if index == 0 else line[index].rjust(width)
+            for index, width in zip(shown, widths, strict=True)
+        ]
+        note = notes.get(line[0], "")
+        texts.append("  ".join(cells) + (f"  ({note})" if note else ""))
+    rule = "-" * len(texts[0])
+    return "\n".join([title, texts[0], rule, *texts[1:]])
+
+
+def _cells(row: str, score: Score, cost: Cost | None) -> tuple[str, ...]:
+    return (
+        row,
+        f"{score.nll:.3f} [{score.nll_interval[0]:.3f}, {score.nll_interval[1]:.3f}]",
+        _percent(score.exact_match, score.exact_match_interval),
+        _percent(score.accuracy, score.accuracy_interval),
+        _percent(score.gap_closed, score.gap_closed_interval),
+        _signed(score.nll_above_ridge, score.nll_above_ridge_interval) if row != "ridge" else "–",
+        "–" if cost is None else _time(cost.seconds),
+        "–" if cost is None or cost.cpu_seconds is None else _time(cost.cpu_seconds),
+    )
+
+
+def _percent(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
+        return "–"
+    return f"{100 * value:.0f} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
+
+
+def _signed(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
+        return "–"
+    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.1f}"
+
+
+def _cost_sentences(evaluation: Evaluation) -> list[str]:
+    """One sentence that sets generating an adapter against training one, where both are known."""
+    pairs = [
+        (task.costs["generated"], task.costs["own"])
+        for task in evaluation.tasks
+        if "generated" in task.costs and "own" in task.costs
+    ]
+    if not pairs:
+        return []
+    generated, own = ([pair[index].seconds for pair in pairs] for index in (0, 1))
+    made, trained = sum(generated) / len(pairs), sum(own) / len(pairs)
+    return [
+        f"Generating an adapter took {_time(made)} s on the mean, training one {_time(trained)} s "
+        f"({trained / made:,.0f} times as long)."
+    ]

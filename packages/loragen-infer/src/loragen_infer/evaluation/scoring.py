@@ -1,0 +1,190 @@
+"""Scores a language model on examples: likelihood of the answer, exact match of greedy decoding, choice by likelihood.
+
+One forward pass per answer gives all. Greedy decoding repeats the answer exactly if and only if, after every correct
+prefix, the most likely token is the answer's next one; so the logits that the likelihood needs also tell what decoding
+would do. A choice is the answer with the least negative log-likelihood per token, its end included; answers that tie
+with the right one count as a wrong choice, so that a model that prefers nothing scores nothing.
+
+What all prompts begin with (a system prompt, solved examples, the wording of the task) passes through the model once.
+
+Legend: B batch, P length of the common beginning, S sequence length, V vocabulary.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.evaluation.examples import TestExample
+from loragen_infer.samples import Example, TokenizedExample, batches_by_length, tokenize_example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ExampleScores", "Scorer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleScores:
+    """What a model achieves on each example of one task, in the order of the examples."""
+
+    answer_nll: tuple[float, ...]
+    """Negative log-likelihood of the response, summed over its tokens, in nats; the end-of-sequence token is one."""
+    num_tokens: tuple[int, ...]
+    """Number of tokens of the response."""
+    exact: tuple[bool, ...]
+    """Whether the greedy continuation is the response, token by token to the end."""
+    correct: tuple[bool, ...] | None
+    """Whether the response is the most likely of the choices; None for a task without choices."""
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples scored."""
+        return len(self.exact)
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood per answer token, in nats."""
+        return math.fsum(self.answer_nll) / sum(self.num_tokens)
+
+    @property
+    def exact_match(self) -> float:
+        """Share of exact examples, 0 to 1."""
+        return sum(self.exact) / len(self.exact)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of examples with the right choice, 0 to 1."""
+        return None if self.correct is None else sum(self.correct) / len(self.correct)
+
+
+class Scorer:
+    """Scores models on a fixed list of examples.
+
+    Args:
+        tokenizer: The tokenizer of the base model, with a padding token.
+        examples: Prompts with responses, with or without choices.
+        batch_size: Sequences per forward pass.
+        shots: Solved examples to show before every prompt.
+        max_tokens: Most tokens of a sequence that the model takes; None where it has no limit.
+
+    Raises:
+        LoragenInferError: A sequence is longer than ``max_tokens``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        examples: Sequence[Example | TestExample],
+        *,
+        batch_size: int,
+        shots: Sequence[Example] = (),
+        max_tokens: int | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._items: list[TokenizedExample] = []
+        self._answers: list[range] = []
+        self._has_choices = any(isinstance(example, TestExample) and example.choices for example in examples)
+        for example in examples:
+            answers = example.answers if isinstance(example, TestExample) else [example]
+            self._answers.append(range(len(self._items), len(self._items) + len(answers)))
+            self._items += [tokenize_example(tokenizer, answer, shots=shots) for answer in answers]
+        lengths = [len(item.input_ids) for item in self._items]
+        if max_tokens is not None and max(lengths) > max_tokens:
+            raise LoragenInferError(
+                f"An example has {max(lengths)} tokens{f' with its {len(shots)} shots' if shots else ''}, but the "
+                f"language model takes {max_tokens}; {'lower num_shots' if shots else 'drop the example'}."
+            )
+        self._batches = batches_by_length(lengths, batch_size)
+        self._num_common = _num_common_tokens(self._items)
+
+    @property
+    def sequences(self) -> list[tuple[list[int], int]]:
+        """What is scored: token ids, and how many of them are the prompt."""
+        return [(item.input_ids, item.num_prompt_tokens) for item in self._items]
+
+    @torch.inference_mode()
+    def score(self, model: Any) -> ExampleScores:
+        """Return the scores of ``model``, a causal language model in eval mode, with or without an adapter.
+
+        Raises:
+            LoragenInferError: The model's logits are not finite.
+        """
+        nll = [0.0] * len(self._items)
+        exact = [False] * len(self._items)
+        common = self._read_common(model)
+        for batch in self._batches:
+            scored = self._score_batch(model, [self._items[index] for index in batch], common)
+            for index, (nll[index], exact[index]) in zip(batch, scored, strict=True):
+                if not math.isfinite(nll[index]):
+                    raise LoragenInferError(f"The model gives a likelihood of {nll[index]}; its weights are no good.")
+        lengths = [len(item.input_ids) - item.num_prompt_tokens for item in self._items]
+        responses = [answers[0] for answers in self._answers]
+        correct = None
+        if self._has_choices:
+            per_token = [total / length for total, length in zip(nll, lengths, strict=True)]
+            correct = tuple(
+                all(per_token[answers[0]] < per_token[other] for other in answers[1:]) for answers in self._answers
+            )
+        return ExampleScores(
+            answer_nll=tuple(nll[index] for index in responses),
+            num_tokens=tuple(lengths[index] for index in responses),
+            exact=tuple(exact[index] for index in responses),
+            correct=correct,
+        )
+
+    def _read_common(self, model: Any) -> Any:
+        """The model's keys and values of what all prompts begin with; None where they cannot be used again."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        if self._num_common == 0:
+            return None
+        common_1P = torch.tensor([self._items[0].input_ids[: self._num_common]], device=model.device)
+        cache = model(common_1P, logits_to_keep=1, use_cache=True).past_key_values
+        # A cache of another kind forgets (sliding windows) or holds a state that padding would change.
+        is_plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+        return cache if is_plain else None
+
+    def _score_batch(self, model: Any, items: list[TokenizedExample], common: Any) -> Iterator[tuple[float, bool]]:
+        """Yield each item's summed NLL over its answer tokens, and whether all of them are the most likely ones."""
+        num_common = 0 if common is None else self._num_common
+        inputs = self._pad_left([item.input_ids[num_common:] for item in items], num_common, model.device)
+        if common is not None:
+            # The model appends to the cache that it is given.
+            inputs["past_key_values"] = copy.deepcopy(common)
+            inputs["past_key_values"].batch_repeat_interleave(len(items))
+        # Sequences end together, so the longest answer's length of logits is all that is needed of a big vocabulary.
+        num_logits = 1 + max(len(item.input_ids) - item.num_prompt_tokens for item in items)
+        logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=common is not None).logits.float()
+        for item, logits_SV in zip(items, logits_BSV, strict=True):
+            answer_S = torch.tensor(item.input_ids[item.num_prompt_tokens :], device=logits_SV.device)
+            # The logits at one position predict the next token.
+            predicted_SV = logits_SV[-1 - len(answer_S) : -1]
+            nll = torch.nn.functional.cross_entropy(predicted_SV, answer_S, reduction="sum").item()
+            yield nll, bool((predicted_SV.argmax(dim=-1) == answer_S).all())
+
+    def _pad_left(self, sequences: list[list[int]], num_common: int, device: torch.device) -> dict[str, Any]:
+        """Inputs of the model for what follows ``num_common`` tokens that it has read."""
+        width = max(map(len, sequences))
+        input_ids = torch.full((len(sequences), width), int(self._tokenizer.pad_token_id or 0))
+        mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(sequences):
+            input_ids[row, width - len(ids) :] = torch.tensor(ids)
+            mask[row, width - len(ids) :] = 1
+        # Without these a padded row would count its positions from the padding.
+        position_ids = num_common + (mask.cumsum(dim=1) - 1).clamp(min=0)
+        attention_mask = torch.cat([mask.new_ones(len(sequences), num_common), mask], dim=1)
+        tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _num_common_tokens(items: Sequence[TokenizedExample]) -> int:
+    """How many tokens all prompts begin with; the last token of a prompt, which predicts the answer, never counts."""
+    # All lists lie between the least and the greatest, and so begin with what these two share.
+    least, greatest = (extreme(item.input_ids for item in items) for extreme in (min, max))
+    most = min(item.num_prompt_tokens for item in items) - 1
+    return next((place for place in range(most) if least[place] != greatest[place]), max(0, most))

@@ -1,0 +1,164 @@
+"""Finished rows on disk, so that an evaluation that was stopped goes on where it was.
+
+    <output_dir>/rows/<task>.<row>.<key>.json   the scores of every example, and what making the adapter took
+
+The key is a fingerprint of all that decides the scores: the adapter, the sequences (and so examples, choices, shots,
+tokenizer and chat template), the language model's weights and the device. The batch size is left out on purpose: it
+changes no more than round-off, and who has run out of memory should be able to go on with a smaller one.
+
+A row appears whole or not at all. A process that scores a row holds its lock, which the system lets go of when the
+process dies; another one on the same folder scores other rows meanwhile.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_tokenizer.io.atomic import clear_leftovers
+from lora_tokenizer.locks import file_lock
+
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.evaluation.scoring import ExampleScores
+from loragen_infer.files import write_json
+
+if TYPE_CHECKING:
+    from lora_tokenizer import LoraAdapter
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+__all__ = ["Cost", "FinishedRow", "RowStore", "fingerprint", "fingerprint_of_adapter", "fingerprint_of_model"]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What making one adapter takes."""
+
+    seconds: float
+    """Wall-clock time."""
+    cpu_seconds: float | None = None
+    """Time of all processor cores together; None where nobody has measured it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRow:
+    """The scores of one row on one task."""
+
+    scores: ExampleScores
+    """Example by example."""
+    cost: Cost | None
+    """What making its adapter took; None for a row without one, or where it is not known."""
+
+
+class RowStore:
+    """The finished rows below one output folder.
+
+    Args:
+        output_dir: The folder of the evaluation; ``rows`` in it is made.
+
+    Raises:
+        LoragenInferError: The folder cannot be made.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self._folder = output_dir / "rows"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for folder in (output_dir, self._folder):
+                clear_leftovers(folder)
+        except OSError as error:
+            raise LoragenInferError(
+                f"output_dir {output_dir} cannot be written to: {error.strerror or error}; choose another place or "
+                "free it."
+            ) from error
+
+    @contextmanager
+    def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
+        """Hold the right to score the row ``key`` during the block; False where another process does and not wait."""
+        with ExitStack() as stack:
+            try:
+                claimed = stack.enter_context(file_lock(self._folder / f".{key}.lock", wait=wait))
+            except OSError as error:
+                raise LoragenInferError(f"{self._folder} cannot be written to: {error.strerror or error}.") from error
+            yield claimed
+
+    def read(self, task: str, row: str, key: str) -> FinishedRow | None:
+        """Return a finished row, or None where it is not there or not readable, of which a warning tells."""
+        path = self._path(task, row, key)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return _finished(content)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s) and scored again.", path, error)
+            return None
+
+    def write(self, task: str, row: str, key: str, finished: FinishedRow) -> None:
+        """Keep a finished row, whole or not at all."""
+        content = {"format": _FORMAT, "task": task, "row": row, **asdict(finished)}
+        write_json(self._path(task, row, key), content)
+
+    def _path(self, task: str, row: str, key: str) -> Path:
+        # The name is for people; the key alone says what it is.
+        return self._folder / f"{_plain(task)[:60]}.{_plain(row)}.{key}.json"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return 24 hexadecimal digits over plain JSON values.
+
+    Example:
+        >>> fingerprint("a", 1) == fingerprint("a", 1), fingerprint("a", 1) == fingerprint("a", 2)
+        (True, False)
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def fingerprint_of_adapter(adapter: "LoraAdapter | None") -> str | None:
+    """Return 64 hexadecimal digits over every value and setting of ``adapter``; None for no adapter."""
+    if adapter is None:
+        return None
+    # Where the base model lies does not matter to what the adapter does.
+    fields = {**asdict(adapter.config), "base_model_name_or_path": None, "revision": None}
+    return _digest(json.dumps(fields, sort_keys=True), adapter.tensors.items())
+
+
+def fingerprint_of_model(model: "PreTrainedModel") -> str:
+    """Return 64 hexadecimal digits over the settings and every weight of ``model``."""
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_THE_MODEL}
+    return _digest(json.dumps(settings, sort_keys=True, default=str), model.state_dict().items())
+
+
+def _digest(head: str, tensors: "Iterable[tuple[str, Tensor]]") -> str:
+    import torch
+
+    digest = hashlib.sha256(head.encode())
+    for name, value in tensors:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+
+
+def _finished(content: dict[str, Any]) -> FinishedRow:
+    if content["format"] != _FORMAT:
+        raise ValueError(f"format {content['format']!r}")
+    lists: dict[str, Any] = {k: None if values is None else tuple(values) for k, values in content["scores"].items()}
+    scores = ExampleScores(**lists)
+    given = [values for values in lists.values() if values is not None]
+    if len({len(values) for values in given}) != 1 or not all(isinstance(x, int | float) for x in sum(given, ())):
+        raise ValueError("no lists of numbers of one length")
+    return FinishedRow(scores=scores, cost=None if content["cost"] is None else Cost(**content["cost"]))

@@ -1,0 +1,203 @@
+"""What is asked of the generator: one request per adapter, read from options and prompt files one at a time.
+
+A request's id becomes a file name, so ids are plain names; a file is read twice, first to find every mistake in it
+before any work is done, then to do the work, and is never held whole.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.samples import PROMPT_COLUMNS
+
+__all__ = ["PromptFile", "Request", "opened_prompt_file"]
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+# Names that Windows keeps for devices, whatever follows the dot.
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+_RESERVED = frozenset({"manifest.jsonl"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One adapter to generate."""
+
+    id: str
+    """Its name: a file name without folders."""
+    prompts: tuple[str, ...]
+    """Descriptions of one task, at least one."""
+
+    def fingerprint(self, generator: str, settings: Sequence[str]) -> str:
+        """Return sixteen hexadecimal digits over the prompts, in order, the ``generator`` and the ``settings``."""
+        content = json.dumps([list(self.prompts), generator, list(settings)])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class PromptFile:
+    """The requests in a text, JSON or JSON-lines file.
+
+    In a text file every line with text is a prompt. In a JSON-lines file a line is an object with ``prompts`` (a list)
+    or ``prompt`` (or ``question``, ``instruction``, ``text``), and maybe an ``id``; without one the id is the number of
+    the line, six digits long. A JSON file is a list of such objects.
+    """
+
+    def __init__(self, stream: BinaryIO, *, name: str, suffix: str) -> None:
+        self._stream, self._name, self._suffix = stream, name, suffix
+
+    def __iter__(self) -> Iterator[Request]:
+        """Yield the requests in order.
+
+        Raises:
+            LoragenInferError: A line is not text, not JSON, has no prompt, or an id that is unsafe or there twice.
+        """
+        seen: set[str] = set()
+        count = 0
+        for number, row in self._rows():
+            where = f"{self._name}, line {number}"
+            request = Request(id=_id(row, number, where), prompts=_prompts(row, where))
+            # Case does not tell files apart everywhere.
+            key = request.id.casefold()
+            if key in seen:
+                raise LoragenInferError(f"{where}: the id {request.id!r} is there twice; give every line its own.")
+            seen.add(key)
+            count += 1
+            yield request
+        if not count:
+            raise LoragenInferError(f"{self._name} is empty; it needs one prompt per line.")
+
+    def check(self) -> int:
+        """Return the number of requests, having read them all.
+
+        Raises:
+            LoragenInferError: As iterating.
+        """
+        return sum(1 for _ in self)
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self._suffix == ".json":
+            self._stream.seek(0)
+            rows = _parse(_decode(self._stream.read(), self._name), self._name)
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise LoragenInferError(f"{self._name} must be a list of JSON objects with a prompt.")
+            yield from enumerate(rows, start=1)
+            return
+        is_json = self._suffix == ".jsonl"
+        for number, line in self._lines():
+            if not is_json:
+                yield number, {"prompt": line}
+                continue
+            row = _parse(line, f"{self._name}, line {number}")
+            if not isinstance(row, dict):
+                raise LoragenInferError(
+                    f"{self._name}, line {number} is {type(row).__name__}, not a JSON object with fields."
+                )
+            yield number, row
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        self._stream.seek(0)
+        # Bytes are split at newlines only; text would also split at characters that JSON holds as they are.
+        for number, line in enumerate(self._stream, start=1):
+            text = _decode(line, f"{self._name}, line {number}").strip()
+            if number == 1:
+                text = text.removeprefix("\ufeff")
+            if text:
+                yield number, text
+
+
+@contextmanager
+def opened_prompt_file(path: str) -> Iterator[PromptFile]:
+    """Yield the prompt file at ``path``; ``-`` is standard input, kept on disk meanwhile so that it can be read twice.
+
+    What comes from standard input is JSON lines if it begins with ``{``, and text otherwise.
+
+    Raises:
+        LoragenInferError: It is missing or cannot be read.
+    """
+    if path == "-":
+        with tempfile.TemporaryFile() as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+            spool.seek(0)
+            start = spool.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            yield PromptFile(spool, name="standard input", suffix=".jsonl" if start.startswith(b"{") else ".txt")
+        return
+    with _opened(path) as stream:
+        suffix = Path(path).suffix.lower()
+        if stream.seekable():
+            yield PromptFile(stream, name=path, suffix=suffix)
+            return
+        with tempfile.TemporaryFile() as spool:  # a pipe, as of <(command)
+            shutil.copyfileobj(stream, spool)
+            yield PromptFile(spool, name=path, suffix=suffix)
+
+
+def _opened(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise LoragenInferError(f"The prompt file {path} is not there; give a .txt, .jsonl or .json file.") from error
+    except OSError as error:
+        raise LoragenInferError(f"The prompt file {path} cannot be read: {error.strerror or error}.") from error
+
+
+def _decode(line: bytes, where: str) -> str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LoragenInferError(
+            f"{where} is not UTF-8 text (byte {error.start + 1}: 0x{line[error.start]:02x}); give a text file."
+        ) from error
+    if "\0" in text:
+        raise LoragenInferError(f"{where} holds a zero byte, so it is no text; give a text file.")
+    return text
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LoragenInferError(f"{where} is not JSON: {error}.") from error
+
+
+def _id(row: dict[str, Any], number: int, where: str) -> str:
+    value = row.get("id")
+    if value is None:
+        return f"{number:06d}"
+    text = str(value) if isinstance(value, str) or type(value) is int else ""
+    if not _SAFE_ID.fullmatch(text) or _DEVICES.fullmatch(text) or text.endswith(".") or text in _RESERVED:
+        raise LoragenInferError(
+            f"{where}: the id {_shorten(value)} cannot be a file name; use up to 100 letters, digits, '-', '_' and "
+            "'.', beginning with a letter, digit or '_'."
+        )
+    return text
+
+
+def _prompts(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    column = next((name for name in ("prompts", *PROMPT_COLUMNS) if name in row), None)
+    if column is None:
+        raise LoragenInferError(
+            f"{where} has the fields {_shorten(list(row))}, but none of prompts, {', '.join(PROMPT_COLUMNS)}."
+        )
+    value = row[column]
+    prompts = value if column == "prompts" else [value]
+    if not isinstance(prompts, list) or not prompts:
+        raise LoragenInferError(f"{where}: 'prompts' is {_shorten(value)}, but must be a list of at least one text.")
+    for prompt in prompts:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise LoragenInferError(f"{where}: {column!r} holds {_shorten(prompt)}, but must be text.")
+        if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise LoragenInferError(f"{where}: {column!r} holds a zero byte or half a character; mend it.")
+    return tuple(prompts)
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

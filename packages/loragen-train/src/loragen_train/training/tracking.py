@@ -1,0 +1,212 @@
+"""The loggers of a training: a CSV file always, TensorBoard and SwanLab as configured; none of them can end it.
+
+SwanLab's own rules are kept (its settings, its variables, its key file) with three differences: it never asks at a
+prompt, what it cannot send it keeps in ``swanlab_logs/`` to be synchronised later, and the variable SWANLAB_PROJECT,
+which its release 0.10 cannot read, is taken as the project's name.
+"""
+
+import csv
+import logging
+import os
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from loragen_train.errors import LoragenTrainError
+from loragen_train.training.config import FitConfig
+from loragen_train.training.logging_config import SwanLabConfig
+
+if TYPE_CHECKING:
+    from swanlab.integration.pytorch_lightning import SwanLabLogger
+
+__all__ = ["Outcome", "Tracker", "make_trackers"]
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["success", "aborted", "crashed"]
+
+
+class Tracker(Logger):
+    """A Lightning logger that warns once and falls silent when it fails, instead of ending the training.
+
+    Args:
+        name: What warnings call it.
+        make: Makes the logger; called when it is first needed.
+        close: Closes it with the outcome of the training, where that is more than Lightning's finalize.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Logger],
+        close: Callable[[Logger, Outcome, str | None], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._name, self._make, self._close = name, make, close
+        self._logger: Logger | None = None
+        self._failed = False
+
+    @property
+    def name(self) -> str:
+        """What warnings call it."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """Nothing: an experiment's folder is version enough."""
+        return ""
+
+    @property
+    def experiment(self) -> Any:
+        """The tracker's own run object, or None; asking for it starts the tracker."""
+        return self._try(lambda made: getattr(made, "experiment", None))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record values."""
+        self._try(lambda made: made.log_metrics(dict(metrics), step))
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Record the configuration."""
+        self._try(lambda made: made.log_hyperparams(params))
+
+    def save(self) -> None:
+        """Write what is pending."""
+        self._try(lambda made: made.save())
+
+    def finalize(self, status: str) -> None:
+        """Write what is pending; closing waits for :meth:`close`, which knows the outcome better than Lightning."""
+        self.save()
+
+    def close(self, outcome: Outcome, error: str | None = None) -> None:
+        """Close the tracker; nothing is recorded afterwards."""
+        if self._logger is not None:
+            close = self._close
+            self._try(lambda made: close(made, outcome, error) if close is not None else made.finalize(outcome))
+        self._failed = True
+
+    def _try(self, action: Callable[[Logger], Any]) -> Any:
+        if self._failed:
+            return None
+        try:
+            # Standard output is the command's result.
+            with redirect_stdout(sys.stderr):
+                if self._logger is None:
+                    self._logger = self._make()
+                return action(self._logger)
+        # A tracker is other people's code over a network: whatever it raises, the training is worth more.
+        except Exception as error:  # noqa: BLE001
+            self._failed = True
+            reason = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("%s stopped recording (%s); the training goes on without it.", self._name, reason)
+            return None
+
+
+def make_trackers(config: FitConfig, folder: Path, resumed_step: int = 0) -> list[Tracker]:
+    """Return the trackers that ``config`` asks for, which write below ``folder``.
+
+    Args:
+        config: The configuration, which they record too.
+        folder: The experiment's folder.
+        resumed_step: What an earlier run of the experiment recorded after this step is dropped.
+
+    Raises:
+        LoragenTrainError: The mode is local, and the dashboard's package is missing.
+    """
+    trackers = [Tracker("The CSV log", lambda: _csv(folder, resumed_step))]
+    if config.logging.tensorboard:
+        trackers.append(Tracker("TensorBoard", lambda: _tensorboard(folder, resumed_step)))
+    swanlab = config.logging.swanlab
+    mode = _swanlab_mode(swanlab)
+    if mode == "local" and find_spec("swanboard") is None:
+        raise LoragenTrainError(
+            "logging.swanlab.mode local needs SwanLab's dashboard; install it with: "
+            "pip install 'loragen-train[dashboard]'."
+        )
+    if mode != "disabled":
+        make = _SwanLab(swanlab, mode, folder, config.name)
+        trackers.append(Tracker("SwanLab", make, _SwanLab.close))
+    return trackers
+
+
+def _csv(folder: Path, resumed_step: int) -> Logger:
+    file = folder / "csv_logs" / "metrics.csv"
+    rows = []
+    if file.is_file():
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if int(row.get("step") or 0) < resumed_step]
+    with warnings.catch_warnings():
+        # Lightning warns that it will delete the rows that are put back below.
+        warnings.filterwarnings("ignore", message="Experiment logs directory")
+        made = CSVLogger(folder, name="", version="csv_logs", flush_logs_every_n_steps=10)
+        made.experiment.metrics += [{key: value for key, value in row.items() if value} for row in rows]
+    made.save()
+    return made
+
+
+def _tensorboard(folder: Path, resumed_step: int) -> Logger:
+    return TensorBoardLogger(
+        folder, name="", version="tensorboard_logs", purge_step=resumed_step if resumed_step else None
+    )
+
+
+def _swanlab_mode(config: SwanLabConfig) -> str:
+    if config.mode != "auto":
+        return config.mode
+    mode = os.environ.get("SWANLAB_MODE", "online")
+    return "online" if mode == "cloud" else mode
+
+
+class _SwanLab:
+    """Makes SwanLab's Lightning logger: online if it can, else offline."""
+
+    def __init__(self, config: SwanLabConfig, mode: str, folder: Path, name: str) -> None:
+        self._config, self._mode, self._folder, self._name = config, mode, folder, name
+
+    def __call__(self) -> "SwanLabLogger":
+        # SwanLab 0.10 would parse it as a section of its settings, as JSON, and fail.
+        project = os.environ.pop("SWANLAB_PROJECT", None)
+        made = self._logger(self._mode, project)
+        if self._mode != "online":
+            return made
+        try:
+            _ = made.experiment
+        # No key, no network, a server that answers nonsense: SwanLab has no common base for them.
+        except Exception as error:  # noqa: BLE001
+            reason = " ".join(str(error).split()) or type(error).__name__
+            logger.warning(
+                "SwanLab cannot be reached (%s); the run is recorded offline in %s and can be sent with: swanlab sync.",
+                *(reason.rstrip("."), self._folder / "swanlab_logs"),
+            )
+            made = self._logger("offline", project)
+        return made
+
+    def _logger(self, mode: str, project: str | None) -> "SwanLabLogger":
+        import swanlab
+        from swanlab.integration.pytorch_lightning import SwanLabLogger
+
+        # Nothing is asked, and what is printed stays where the user sees it.
+        settings = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
+        known = settings.project.name
+        return SwanLabLogger(
+            project=self._config.project or project or known or f"loragen-{self._name}",
+            workspace=self._config.workspace or settings.project.workspace,
+            experiment_name=self._config.experiment_name or settings.experiment.name or self._folder.name,
+            log_dir=str(self._folder / "swanlab_logs"),
+            mode=mode,
+            save_dir=str(self._folder),
+            settings=settings,
+        )
+
+    @staticmethod
+    def close(_made: Logger, outcome: Outcome, error: str | None) -> None:
+        """End SwanLab's run with the right state."""
+        import swanlab
+
+        swanlab.finish(state=outcome, error=None if outcome == "success" else error)

@@ -1,0 +1,1 @@
+"""How adapters come to be, and how they are read."""

@@ -1,0 +1,234 @@
+"""Trains the zoo: one LoRA adapter per task, all from one initialisation, several checkpoints of each kept.
+
+One initialisation for all is what makes adapters comparable position by position: from different ones the same
+weight change would be written in unrelated bases.
+
+    <output_dir>/base_model/                      only when the base model is a GGUF file: the unpacked model
+    <output_dir>/initial_adapter/                 the shared initialisation, a PEFT folder, and its settings.json
+    <output_dir>/adapters/<task>/checkpoint-<n>/  PEFT folders
+    <output_dir>/adapters/<task>/training.json    settings, loss curve, speed
+    <output_dir>/unfinished/<task>/               a training that was interrupted, to be continued
+    <output_dir>/train/<task>.jsonl, <output_dir>/test/<task>.jsonl
+    <output_dir>/loss_curves.png
+"""
+
+import hashlib
+import importlib.metadata
+import logging
+import random
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from loragen_infer.cli.command_line import nearest
+from loragen_infer.files import atomic_folder, write_json, write_jsonl
+from loragen_infer.models.base_model import load_base_model, save_base_model
+from loragen_infer.models.locate import locate_model
+from loragen_infer.samples import read_examples, tokenize_example
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loragen_train.errors import LoragenTrainError
+from loragen_train.prompts.sources import Source, load_samples
+from loragen_train.zoo.config import CollectConfig, CollectTask, Precision
+from loragen_train.zoo.loss_chart import draw_loss_chart
+from loragen_train.zoo.records import (
+    check_base_model,
+    check_settings,
+    decide_precision,
+    only_process,
+    read_record,
+    shared_settings,
+    task_settings,
+)
+from loragen_train.zoo.train_lora import TrainedLora, checkpoints_of, train_lora
+
+__all__ = ["collect"]
+
+logger = logging.getLogger(__name__)
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def collect(config: CollectConfig) -> list[Path]:
+    """Train what is missing of the zoo that ``config`` describes; return the adapter folders of its tasks.
+
+    A task whose training was interrupted goes on after its last checkpoint, to the same bits; a finished one is left
+    alone, and so are its samples, which say what it was trained on.
+
+    Raises:
+        LoragenTrainError: ``output_dir`` holds a task or an initialisation made with other settings or another base
+            model, a record of it is damaged, another process works on it, a source has too few samples, the base model
+            lacks a target module, or a training diverged.
+        LoragenInferError: The base model or a sample file cannot be read.
+    """
+    output_dir = Path(config.output_dir)
+    with only_process(output_dir):
+        return _collect(config, output_dir)
+
+
+def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
+    wanted = [task for task in config.tasks if not task.held_out]
+    missing = [task for task in wanted if not _is_done(config, task, output_dir)]
+    if missing and (output_dir / "initial_adapter").is_dir():
+        check_settings(output_dir / "initial_adapter", "settings.json", shared_settings(config))
+    for task in config.tasks:
+        if task.held_out or task in missing:
+            _write_samples(config, task, output_dir)
+    if missing:
+        model, tokenizer = _model_with_adapter(config, output_dir)
+        precision = decide_precision(config, output_dir)
+        for number, task in enumerate(missing, start=1):
+            logger.info("Training the adapter of %s (%d of %d) in %s.", task.name, number, len(missing), precision)
+            _train_task(config, task, output_dir, model, tokenizer, precision)
+    for task in wanted:
+        if task not in missing:
+            logger.info("The adapter of %s is there already.", task.name)
+    if missing or (wanted and not (output_dir / "loss_curves.png").is_file()):
+        draw_loss_chart(output_dir / "adapters", output_dir / "loss_curves.png")
+    return [output_dir / "adapters" / task.name for task in wanted]
+
+
+def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -> None:
+    source = Source(
+        location=task.source,
+        prompt_column=task.prompt_column,
+        response_column=task.response_column,
+        split=task.split,
+    )
+    samples = load_samples(source, num_samples=task.num_train + task.num_test, seed=config.seed)
+    # Generators may order their samples by difficulty; a shuffle makes train and test alike.
+    random.Random(config.seed).shuffle(samples)
+    for part, rows in (("train", samples[: task.num_train]), ("test", samples[task.num_train :])):
+        write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, rows))
+
+
+def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
+    folder = output_dir / "adapters" / task.name
+    if not folder.is_dir():
+        return False
+    check_settings(folder, "training.json", task_settings(config, task))
+    return True
+
+
+def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    name = config.base_model
+    if locate_model(name, kind="base model").endswith(".gguf"):
+        name = _unpacked(name, output_dir)
+    base, tokenizer = load_base_model(name)
+    check_base_model(output_dir, config.base_model, base)
+    initial = output_dir / "initial_adapter"
+    if not initial.is_dir():
+        torch.manual_seed(config.seed)
+        lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
+        _check_target_modules(config, base)
+        fresh = get_peft_model(base, lora)
+        with atomic_folder(initial) as part:
+            fresh.save_pretrained(str(part))
+            write_json(part / "settings.json", {"settings": shared_settings(config)})
+        fresh.unload()
+    model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
+    return model, tokenizer
+
+
+def _unpacked(name: str, output_dir: Path) -> str:
+    """Return the folder of the model in a GGUF file, unpacked from it and from no other."""
+    folder, record = output_dir / "base_model", output_dir / "base_model_source.json"
+    location = Path(locate_model(name, kind="base model"))
+    with location.open("rb") as stream:
+        source = {"base_model": name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    if record.is_file():
+        if read_record(record) != source:
+            raise LoragenTrainError(
+                f"{folder} was unpacked from another file than {location} (see {record}); restore that file or choose "
+                "another output_dir."
+            )
+    elif folder.is_dir() and not (output_dir / "initial_adapter").is_dir():
+        raise LoragenTrainError(
+            f"{folder} is there, but nothing says what it was unpacked from; remove it or choose another output_dir."
+        )
+    else:
+        # Before it is unpacked, so that a folder of an interrupted run is never taken for that of another file.
+        write_json(record, source)
+    return str(save_base_model(name, folder).resolve())
+
+
+def _check_target_modules(config: CollectConfig, base: PreTrainedModel) -> None:
+    """Name a target module that ``base`` lacks; PEFT keeps silent as long as it has one of them."""
+    # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
+    ends = {name.split(".", start)[-1] for name, _ in base.named_modules() for start in range(name.count(".") + 1)}
+    for module in config.lora.target_modules:
+        if module not in ends:
+            leaves = sorted(
+                {name.rpartition(".")[2] for name, part in base.named_modules() if not list(part.children())}
+            )
+            raise LoragenTrainError(
+                f"lora.target_modules names {module!r}, which {config.base_model} lacks{nearest(module, leaves)}."
+            )
+
+
+def _train_task(
+    config: CollectConfig,
+    task: CollectTask,
+    output_dir: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: Precision,
+) -> None:
+    set_peft_model_state_dict(model, load_peft_weights(str(output_dir / "initial_adapter"), device="cpu"))
+    sample_file = output_dir / "train" / f"{task.name}.jsonl"
+    samples = read_examples(sample_file)
+    items = [tokenize_example(tokenizer, sample, max_length=config.training.max_length) for sample in samples]
+    settings = task_settings(config, task)
+    begun = {
+        "settings": settings,
+        "precision": precision,
+        "samples_sha256": hashlib.sha256(sample_file.read_bytes()).hexdigest(),
+    }
+    unfinished = _work_folder(output_dir / "unfinished" / task.name, begun)
+    try:
+        trained = train_lora(
+            task.name, config.training, config.seed, unfinished, items, model, tokenizer, precision=precision
+        )
+    except LoragenTrainError:
+        # It diverged, and would again.
+        _remove(unfinished)
+        raise
+    with atomic_folder(output_dir / "adapters" / task.name) as part:
+        for checkpoint in checkpoints_of(unfinished):
+            # Not what the Trainer adds: its pickled arguments, which nobody should have to trust, and its state.
+            (part / checkpoint.name).mkdir()
+            for file in _ADAPTER_FILES:
+                shutil.copyfile(checkpoint / file, part / checkpoint.name / file)
+        write_json(part / "training.json", {**begun, **_measured(trained)})
+    _remove(unfinished)
+    logger.info("%s: %.0f s at %.0f tokens/s.", task.name, trained.seconds, trained.num_tokens / trained.seconds)
+
+
+def _work_folder(folder: Path, begun: dict[str, Any]) -> Path:
+    """Return the folder of an interrupted training to go on with, empty if there is none that was begun alike."""
+    record = folder / "begun.json"
+    if folder.is_dir() and (not record.is_file() or read_record(record) != begun):
+        logger.warning("%s was begun with other settings or samples; it starts over.", folder)
+        shutil.rmtree(folder)
+    write_json(record, begun)
+    return folder
+
+
+def _remove(unfinished: Path) -> None:
+    shutil.rmtree(unfinished)
+    if not any(unfinished.parent.iterdir()):
+        unfinished.parent.rmdir()
+
+
+def _measured(trained: TrainedLora) -> dict[str, Any]:
+    return {
+        "seconds": round(trained.seconds, 1),
+        "cpu_seconds": round(trained.cpu_seconds, 1),
+        "num_tokens": trained.num_tokens,
+        "tokens_per_second": round(trained.num_tokens / trained.seconds, 1),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "loss": trained.losses,
+    }

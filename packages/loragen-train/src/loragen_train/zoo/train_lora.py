@@ -1,0 +1,257 @@
+"""Trains one LoRA adapter with the transformers Trainer, from where an interrupted training stood, to the same bits.
+
+The order of all samples is fixed before the first step (a permutation per epoch, grouped by length), so a training that
+is continued sees what it would have seen. The Trainer's checkpoints bring back weights, optimizer and random states.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from loragen_infer.files import write_json
+from loragen_infer.progress import ProgressBar
+from loragen_infer.samples import TokenizedExample
+from peft import PeftModel
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from loragen_train.errors import LoragenTrainError
+from loragen_train.zoo.config import LoraTraining, Precision
+
+__all__ = ["TrainedLora", "checkpoints_of", "faster_precision", "order_of_samples", "train_lora"]
+
+logger = logging.getLogger(__name__)
+
+# Written into a checkpoint when it is complete, so that one that was cut short is never continued from.
+_COMPLETE = "work.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedLora:
+    """What a training has to tell."""
+
+    losses: list[dict[str, float]]
+    """The mean loss of every ``save_every`` steps: ``[{"step": 4, "loss": 2.5}, ...]``."""
+    seconds: float
+    """Wall time of the steps, those of interrupted runs included as far as their work was kept."""
+    cpu_seconds: float
+    """CPU time of all threads meanwhile."""
+    num_tokens: int
+    """Tokens trained on, prompts and responses, without padding."""
+
+
+def train_lora(
+    name: str,
+    training: LoraTraining,
+    seed: int,
+    folder: Path,
+    items: list[TokenizedExample],
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    precision: Precision,
+) -> TrainedLora:
+    """Train the adapter on ``model`` in place, its loss on response tokens only.
+
+    Args:
+        name: What the progress display calls the work.
+        training: Steps, batch size, learning rate, which checkpoints to keep.
+        seed: Seed of the order of samples and of dropout.
+        folder: Gets ``checkpoint-<step>/``, PEFT folders with the state of the training beside; a training that such
+            a folder holds is continued.
+        items: The samples.
+        model: The language model with a trainable adapter.
+        tokenizer: Its tokenizer, for padding.
+        precision: bfloat16 autocast or plain float32.
+
+    Raises:
+        LoragenTrainError: The training diverged.
+    """
+    order = order_of_samples([len(item.input_ids) for item in items], training, seed)
+    arguments = _arguments(training, seed, folder, precision)
+    rows = [{"input_ids": item.input_ids, "labels": item.labels} for item in items]
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=[rows[index] for index in order],
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    last = _last_complete(folder)
+    if last is not None:
+        logger.info("%s: going on after step %d.", name, _step_of(last))
+    watch = _Stopwatch(last)
+    trainer.add_callback(watch)
+    trainer.add_callback(_StepProgress(name))
+    if last is not None and _step_of(last) >= training.max_steps:
+        history = TrainerState.load_from_json(str(last / "trainer_state.json")).log_history
+    else:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        _check_finite(name, training, model)
+        history = trainer.state.log_history
+    return TrainedLora(
+        losses=[{"step": row["step"], "loss": row["loss"]} for row in history if "loss" in row],
+        seconds=watch.seconds,
+        cpu_seconds=watch.cpu_seconds,
+        num_tokens=sum(len(items[index].input_ids) for index in order),
+    )
+
+
+def order_of_samples(lengths: list[int], training: LoraTraining, seed: int) -> list[int]:
+    """Return which sample is seen when: ``max_steps * batch_size`` indices, each epoch a permutation of its own.
+
+    Within an epoch samples of like length stand together, so that little is padded.
+
+    Example:
+        >>> training = LoraTraining(max_steps=3, batch_size=2, save_every=1)
+        >>> order = order_of_samples([5, 9, 1], training, seed=0)
+        >>> len(order), sorted(order[:3]), sorted(order[3:])
+        (6, [0, 1, 2], [0, 1, 2])
+    """
+    group: Callable[..., list[int]] = get_length_grouped_indices
+    generator = torch.Generator().manual_seed(seed)
+    wanted = training.max_steps * training.batch_size
+    order: list[int] = []
+    while len(order) < wanted:
+        order += group(lengths, training.batch_size, generator=generator)
+    return order[:wanted]
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Return the ``checkpoint-<step>`` folders in ``folder``, the earliest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step_of)
+
+
+def faster_precision() -> Precision:
+    """Return ``bf16`` if a matrix product of the size of a small layer takes under 3/4 of the time in bfloat16."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(1024, 1024, dtype=dtype, device=device)
+        best = float("inf")
+        for _ in range(5):
+            started = time.perf_counter()
+            (matrix @ matrix).sum().item()
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    return "bf16" if seconds(torch.bfloat16) < 0.75 * seconds(torch.float32) else "fp32"
+
+
+def _arguments(training: LoraTraining, seed: int, folder: Path, precision: Precision) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=max(1, training.max_steps // 10),
+        bf16=precision == "bf16",
+        train_sampling_strategy="sequential",
+        save_steps=training.save_every,
+        save_total_limit=training.keep_last,
+        logging_steps=training.save_every,
+        # The filter would show the last finite loss in place of NaN.
+        logging_nan_inf_filter=False,
+        report_to="none",
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+    # On several GPUs the Trainer would split off a batch for each, and batch_size would mean something else.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def _check_finite(name: str, training: LoraTraining, model: PeftModel) -> None:
+    if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
+        raise LoragenTrainError(
+            f"The training of {name} diverged (its weights are not finite); lower training.learning_rate, which is "
+            f"{training.learning_rate}."
+        )
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _last_complete(folder: Path) -> Path | None:
+    """Return the last complete checkpoint in ``folder``, and remove what was cut short after it."""
+    for checkpoint in reversed(checkpoints_of(folder)):
+        if _work_of(checkpoint) is not None:
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _work_of(checkpoint: Path) -> tuple[float, float] | None:
+    """Wall and CPU seconds that went into ``checkpoint``; None if it is not complete."""
+    try:
+        record = json.loads((checkpoint / _COMPLETE).read_text(encoding="utf-8"))
+        return float(record["seconds"]), float(record["cpu_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class _Stopwatch(TrainerCallback):
+    """Takes the time of the steps, and keeps it with every checkpoint, whose completeness that record marks."""
+
+    def __init__(self, last: Path | None) -> None:
+        before = None if last is None else _work_of(last)
+        self._seconds_before, self._cpu_before = before or (0.0, 0.0)
+        self.seconds, self.cpu_seconds = self._seconds_before, self._cpu_before
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = self._seconds_before + time.perf_counter() - self._started
+        self.cpu_seconds = self._cpu_before + time.process_time() - self._cpu_started
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for file in checkpoint.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        write_json(checkpoint / _COMPLETE, {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
+
+
+class _StepProgress(TrainerCallback):
+    """Shows the steps and the loss."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = ProgressBar(self._name, total=state.max_steps, unit="step")
+        for _ in range(state.global_step):
+            self._bar.advance()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self._shown = {"loss": f"{float(logs['loss']):.3f}"}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.advance(**self._shown)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.close()
