@@ -36,4 +36,9 @@ def test_everything_runs_without_peft_and_transformers(peft_folder: Path, tmp_pa
 
 def test_what_is_declared() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert [name.partition(">")[0] for name in project["dependencies"]] == ["numpy", "safetensors", "torch"]
+    assert [name.partition(">")[0] for name in project["dependencies"]] == [
+        "lazy-loader",
+        "numpy",
+        "safetensors",
+        "torch",
+    ]

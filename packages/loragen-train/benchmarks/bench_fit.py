@@ -51,8 +51,8 @@ def write_zoo(root: Path, num_checkpoints: int) -> None:
 
 def fit_config(root: Path, **training: Any) -> Any:
     """The seed configuration on the zoo below ``root``."""
-    from loragen_train.training.config import DataConfig, FitConfig
-    from loragen_train.training.training_config import TrainingConfig
+    from loragen_train.configs.fit import DataConfig, FitConfig
+    from loragen_train.configs.training import TrainingConfig
 
     data = DataConfig(
         prompts_dir=str(root / "data"), checkpoint_dir=str(root / "adapters"), cache_dir=str(root / "cache")

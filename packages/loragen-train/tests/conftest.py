@@ -17,9 +17,9 @@ import torch
 from hypothesis import settings
 from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
 from loragen_train.cli.main import main
+from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.prompts.combine import prepare
 from loragen_train.zoo.collect import collect
-from loragen_train.zoo.config import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging

@@ -14,9 +14,9 @@ import torch
 from lora_tokenizer import find_adapters, read_adapter
 from loragen_infer.models.base_model import load_base_model
 from loragen_train import LoragenTrainError
+from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.zoo import train_lora
 from loragen_train.zoo.collect import collect
-from loragen_train.zoo.config import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.zoo.train_lora import faster_precision
 from peft import PeftModel
 from PIL import Image

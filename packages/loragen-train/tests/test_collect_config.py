@@ -2,7 +2,7 @@
 
 import pytest
 from loragen_train import LoragenTrainError
-from loragen_train.zoo.config import CollectConfig, CollectTask, LoraSettings, LoraTraining
+from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 from loragen_train import LoragenTrainError
+from loragen_train.configs.collect import CollectConfig
 from loragen_train.zoo.collect import collect
-from loragen_train.zoo.config import CollectConfig
 
 WEIGHTS = "adapter_model.safetensors"
 

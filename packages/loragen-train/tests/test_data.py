@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_tokenizer import TokenLayout, TokenStats, TokenStore, write_adapter
-from loragen_train.training.config import DataConfig, TaskConfig
+from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.training.pairs import Batch, PairLoader, ZooDataModule
 from loragen_train.zoo.tokens import Zoo
 

@@ -14,10 +14,10 @@ from lora_tokenizer import read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator
 from loragen_infer.bundle.bundle import find_bundle
 from loragen_train import LoragenTrainError
-from loragen_train.training.config import DataConfig, FitConfig, ModelConfig, TaskConfig
+from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig, TaskConfig
+from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.fit import fit
 from loragen_train.training.module import GeneratorModule
-from loragen_train.training.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_tokenizer import TokenLayout, TokenStats
 from loragen_train import LoragenTrainError
+from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.callbacks import Plateau
 from loragen_train.training.condition import FrozenCondition
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.optimization import make_optimizer, make_schedule
 from loragen_train.training.pairs import Batch
-from loragen_train.training.training_config import TrainingConfig
 
 NUM_PROMPTS, EMBEDDING_DIM = 5, 8
 

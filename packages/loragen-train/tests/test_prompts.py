@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from loragen_infer import LoragenInferError
 from loragen_train import LoragenTrainError
+from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.prompts.table import read_prompts
-from loragen_train.training.config import DataConfig, TaskConfig
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 import torch
 import yaml
 from loragen_train import LoragenTrainError
+from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig, TaskConfig
+from loragen_train.configs.training import TrainingConfig
 from loragen_train.experiments.folder import LAST_CHECKPOINT
-from loragen_train.training.config import DataConfig, FitConfig, ModelConfig, TaskConfig
 from loragen_train.training.fit import fit
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.resume import Interrupted
-from loragen_train.training.training_config import TrainingConfig
 
 # Four checkpoints in batches of one: four steps an epoch, twelve in all.
 NUM_STEPS = 12

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from loragen_train import LoragenTrainError
-from loragen_train.training.config import DataConfig, FitConfig
-from loragen_train.training.logging_config import LoggingConfig, SwanLabConfig
+from loragen_train.configs.fit import DataConfig, FitConfig
+from loragen_train.configs.logging import LoggingConfig, SwanLabConfig
 from loragen_train.training.tracking import Tracker, make_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -65,8 +65,8 @@ def test_a_tracker_that_fails_warns_once_and_is_silent(caplog):
 SCRIPT = """
 import json, logging, sys
 from pathlib import Path
-from loragen_train.training.config import DataConfig, FitConfig
-from loragen_train.training.logging_config import LoggingConfig, SwanLabConfig
+from loragen_train.configs.fit import DataConfig, FitConfig
+from loragen_train.configs.logging import LoggingConfig, SwanLabConfig
 from loragen_train.training.tracking import make_trackers
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
 folder, outcome, swanlab = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])

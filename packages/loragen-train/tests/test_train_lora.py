@@ -5,8 +5,8 @@ import torch
 from loragen_infer import LoragenInferError
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import Example, tokenize_example
+from loragen_train.configs.collect import CollectConfig, CollectTask, LoraTraining
 from loragen_train.zoo.collect import collect
-from loragen_train.zoo.config import CollectConfig, CollectTask, LoraTraining
 from loragen_train.zoo.train_lora import train_lora
 from peft import LoraConfig, get_peft_model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lora_tokenizer import LoraTokenizerError, TokenStats, read_adapter, write_adapter
 from loragen_train import LoragenTrainError
-from loragen_train.training.config import DataConfig, ModelConfig, TaskConfig
+from loragen_train.configs.fit import DataConfig, ModelConfig, TaskConfig
 from loragen_train.zoo.tokens import read_zoo
 
 MODEL = ModelConfig(output_dim=16)

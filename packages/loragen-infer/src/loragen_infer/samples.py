@@ -4,6 +4,7 @@ Collecting (training on the responses) and evaluating (scoring them) share this 
 sequence that was trained.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from loragen_infer.errors import LoragenInferError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Example", "TokenizedExample", "batches_by_length", "read_examples", "read_jsonl", "tokenize_example"]
+__all__ = [
+    "Example",
+    "TokenizedExample",
+    "batches_by_length",
+    "prompt_hash",
+    "read_examples",
+    "read_jsonl",
+    "tokenize_example",
+]
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text")
 RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
@@ -164,3 +173,13 @@ def batches_by_length(lengths: Iterable[int], batch_size: int) -> list[list[int]
     """
     order = sorted(range(len(sizes := list(lengths))), key=lambda index: -sizes[index])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def prompt_hash(prompt: str) -> str:
+    """Return sixteen hexadecimal digits (BLAKE2b, 64 bits) that tell a sample's prompt again, whatever its white space.
+
+    Example:
+        >>> prompt_hash("What is 2 + 3?") == prompt_hash(" What is  2 + 3?\\n")
+        True
+    """
+    return hashlib.blake2b(" ".join(prompt.split()).encode(), digest_size=8).hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
 
-from loragen_train.training.config import FitConfig
+from loragen_train.configs.fit import FitConfig
 
 __all__ = ["FIT", "fit_each"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
 
+from loragen_train.configs.collect import CollectConfig
 from loragen_train.errors import LoragenTrainError
-from loragen_train.zoo.config import CollectConfig
 
 __all__ = ["ANALYZE", "COLLECT", "PREPARE", "REPORT", "TEST_TOKENIZER"]
 

@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 from loragen_infer.files import atomic_file
 
+from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
-from loragen_train.training.config import FitConfig
 
 __all__ = ["FINAL_MODEL", "LAST_CHECKPOINT", "describe_versions", "find_last", "make_experiment_folder", "write_config"]
 

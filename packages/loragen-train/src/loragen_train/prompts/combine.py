@@ -14,9 +14,9 @@ from typing import Any
 
 from loragen_infer.files import write_json, write_jsonl
 
+from loragen_train.configs.collect import check_seed, check_task_names
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.sources import Source, read_samples, sha256_of
-from loragen_train.zoo.config import check_seed, check_task_names
 
 __all__ = ["PromptRow", "combine", "prepare"]
 

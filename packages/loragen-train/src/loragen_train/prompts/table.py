@@ -7,9 +7,9 @@ from pathlib import Path
 
 from loragen_infer.samples import read_examples, read_jsonl
 
+from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.combine import combine
-from loragen_train.training.config import DataConfig, TaskConfig
 
 __all__ = ["TaskPrompts", "read_prompts"]
 

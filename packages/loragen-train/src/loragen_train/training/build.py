@@ -12,10 +12,10 @@ import torch
 from hyperconv import GeneratorConfig, HyperConvGenerator
 from loragen_infer.encoder.encoder import PromptEncoder
 
+from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import describe_versions, digest
 from loragen_train.prompts.table import TaskPrompts, read_prompts
 from loragen_train.training.condition import FrozenCondition, PromptTable, TrainedCondition
-from loragen_train.training.config import FitConfig
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.pairs import ZooDataModule
 from loragen_train.zoo.tokens import Zoo, read_zoo

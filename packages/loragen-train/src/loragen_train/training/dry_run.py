@@ -7,8 +7,8 @@ import psutil
 import torch
 from lightning.pytorch import seed_everything
 
+from loragen_train.configs.fit import FitConfig
 from loragen_train.training.build import build_parts, cache_folder, default_device
-from loragen_train.training.config import FitConfig
 from loragen_train.training.module import GeneratorModule, token_losses
 from loragen_train.training.optimization import make_optimizer
 from loragen_train.training.pairs import Batch

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loragen_infer.bundle.bundle import BUNDLE_NAME, GeneratorBundle
 from loragen_infer.files import atomic_file, atomic_folder, write_json
 
+from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.experiments.folder import (
     FINAL_MODEL,
@@ -31,7 +32,6 @@ from loragen_train.experiments.folder import (
 )
 from loragen_train.training.build import Parts, build_parts, cache_folder, is_first_process
 from loragen_train.training.callbacks import EpochProgress, MachineUse, Plateau, ValidateLastEpoch
-from loragen_train.training.config import FitConfig
 from loragen_train.training.resume import Interrupted, ResumeCheckpoint
 from loragen_train.training.tracking import Outcome, Tracker, make_trackers
 from loragen_train.training.validate import task_means, validate

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningModule
 from lora_tokenizer import TokenLayout, TokenStats
 from torch import nn
 
+from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.metrics import DeltaComparison, EpochMeans, errors
 from loragen_train.training.optimization import make_optimizer, make_schedule
 from loragen_train.training.pairs import Batch
-from loragen_train.training.training_config import TrainingConfig
 
 __all__ = ["GeneratorModule", "token_losses"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from loragen_train.training.training_config import TrainingConfig
+from loragen_train.configs.training import TrainingConfig
 
 __all__ = ["make_optimizer", "make_schedule"]
 

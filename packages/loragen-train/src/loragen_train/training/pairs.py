@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lora_tokenizer import TokenSet
 from torch.utils.data import DataLoader, Dataset
 
-from loragen_train.training.config import DataConfig
+from loragen_train.configs.fit import DataConfig
 from loragen_train.zoo.tokens import Zoo
 
 __all__ = ["Batch", "PairLoader", "ZooDataModule"]

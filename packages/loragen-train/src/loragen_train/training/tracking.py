@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from loragen_train.configs.fit import FitConfig
+from loragen_train.configs.logging import SwanLabConfig
 from loragen_train.errors import LoragenTrainError
-from loragen_train.training.config import FitConfig
-from loragen_train.training.logging_config import SwanLabConfig
 
 if TYPE_CHECKING:
     from swanlab.integration.pytorch_lightning import SwanLabLogger

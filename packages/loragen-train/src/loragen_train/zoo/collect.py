@@ -30,9 +30,9 @@ from loragen_infer.samples import read_examples, tokenize_example
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.sources import Source, load_samples
-from loragen_train.zoo.config import CollectConfig, CollectTask, Precision
 from loragen_train.zoo.loss_chart import draw_loss_chart
 from loragen_train.zoo.records import (
     check_base_model,

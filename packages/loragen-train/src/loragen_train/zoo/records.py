@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from loragen_infer.files import write_json
 from torch import nn
 
+from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
-from loragen_train.zoo.config import CollectConfig, CollectTask, Precision
 from loragen_train.zoo.train_lora import faster_precision
 
 __all__ = [

@@ -17,8 +17,8 @@ from lora_tokenizer import (
 )
 from loragen_infer.progress import ProgressBar
 
+from loragen_train.configs.fit import DataConfig, ModelConfig
 from loragen_train.errors import LoragenTrainError
-from loragen_train.training.config import DataConfig, ModelConfig
 
 __all__ = ["Zoo", "read_zoo"]
 

@@ -31,8 +31,8 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from loragen_train.configs.collect import LoraTraining, Precision
 from loragen_train.errors import LoragenTrainError
-from loragen_train.zoo.config import LoraTraining, Precision
 
 __all__ = ["TrainedLora", "checkpoints_of", "faster_precision", "order_of_samples", "train_lora"]
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from loragen_train.configs.collect import check_positive, check_task_names
+from loragen_train.configs.logging import LoggingConfig
+from loragen_train.configs.training import TrainingConfig
 from loragen_train.errors import LoragenTrainError
-from loragen_train.training.logging_config import LoggingConfig
-from loragen_train.training.training_config import TrainingConfig
-from loragen_train.zoo.config import check_positive, check_task_names
 
 __all__ = ["DataConfig", "ExportConfig", "FitConfig", "ModelConfig", "TaskConfig"]
 

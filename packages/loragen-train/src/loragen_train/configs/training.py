@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from loragen_train.configs.collect import check_positive, check_seed
 from loragen_train.errors import LoragenTrainError
-from loragen_train.zoo.config import check_positive, check_seed
 
 __all__ = ["TrainingConfig"]
 
