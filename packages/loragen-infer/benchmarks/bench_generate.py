@@ -73,7 +73,7 @@ def make_bundle(path: Path) -> Path:
     generator = HyperConvGenerator(GeneratorConfig(grid=(num_layers, row_tokens), output_dim=width))
     stats = TokenStats.from_tokens([layout.encode(adapter), 2 * layout.encode(adapter)])
     bundle = GeneratorBundle(generator=generator.eval(), layout=layout, stats=stats, text_encoder_name=ENCODER)
-    print(f"generator: {bundle.generator.config.num_parameters():,} parameters, tokens {layout.grid}")
+    print(f"generator: {bundle.generator.num_parameters():,} parameters, tokens {layout.grid}")
     return bundle.save(path)
 
 

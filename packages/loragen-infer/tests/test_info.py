@@ -21,7 +21,7 @@ def test_everything_about_a_bundle_as_json(zoo, capsys):
     assert described["text_encoder"]["name"] == "all-MiniLM-L6-v2"
     assert described["text_encoder"]["fine_tuned"] is False
     assert described["generator"]["num_parameters"] == sum(p.numel() for p in bundle.generator.parameters())
-    assert described["generator"]["flops_per_adapter"]["8_prompts"] == config.flops(8)
+    assert described["generator"]["flops_per_adapter"]["8_prompts"] == bundle.generator.flops(8)
     assert described["generator"]["config"] == config.to_dict()
     assert described["layout"]["grid"] == list(bundle.layout.grid)
     assert described["adapter"] == {

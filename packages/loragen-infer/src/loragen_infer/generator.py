@@ -163,13 +163,10 @@ class LoraGenerator:
             raise LoragenInferError(f"torch.compile failed ({reason}); leave --compile away.") from error
 
     def _condition(self, tasks: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings ``[B, P, D]`` and their mask ``[B, P]``, or token states ``[B, P, T, D]`` and theirs."""
+        """Embeddings ``[B, P, D]`` and their mask ``[B, P]``."""
         flat = [prompt for prompts in tasks for prompt in prompts]
         counts = [len(prompts) for prompts in tasks]
         pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-        if self.bundle.condition_kind == "tokens":
-            states_nTD, mask_nT = self.encoder.encode_tokens(flat)
-            return pad(states_nTD.split(counts)), pad(mask_nT.split(counts))  # type: ignore[no-untyped-call]
         embedding_nD = self.encoder.encode(flat)
         mask = [torch.ones(count, dtype=torch.bool) for count in counts]
         return pad(embedding_nD.split(counts)), pad(mask)  # type: ignore[no-untyped-call]

@@ -37,8 +37,8 @@ def describe_bundle(path: Path) -> dict[str, Any]:
             "condition": bundle.condition_kind,
         },
         "generator": {
-            "num_parameters": config.num_parameters(),
-            "flops_per_adapter": {f"{count}_prompts": config.flops(num_prompts=count) for count in (1, 8)},
+            "num_parameters": bundle.generator.num_parameters(),
+            "flops_per_adapter": {f"{count}_prompts": bundle.generator.flops(count) for count in (1, 8)},
             "config": config.to_dict(),
         },
         "layout": {

@@ -93,14 +93,15 @@ def build_parts(config: FitConfig, cache_dir: Path) -> Parts:
     table = PromptTable(prompts)
     device = str(default_device(config.training.accelerator))
     encoder = PromptEncoder(config.model.text_encoder_name, device=device, cache_dir=cache_dir / "embeddings")
+    embeddings_nD = encoder.encode(table.texts)
     condition: FrozenCondition | TrainedCondition
     if config.model.freeze_text_encoder:
-        condition = FrozenCondition(encoder.encode(table.texts))
+        condition = FrozenCondition(embeddings_nD)
     else:
         condition = TrainedCondition(encoder, table.texts)
-    module = GeneratorModule(
-        _make_generator(config, zoo, encoder.embedding_dim), condition, zoo.layout, zoo.stats, config.training
-    )
+    generator = _make_generator(config, zoo, encoder.embedding_dim)
+    generator.center_on(embeddings_nD[: table.num_train])
+    module = GeneratorModule(generator, condition, zoo.layout, zoo.stats, config.training)
     data = ZooDataModule(
         zoo,
         train=table.train,

@@ -28,6 +28,8 @@ class PromptTable:
         """The prompts by number."""
         self.train = self._append(prompts.train)
         """The numbers of each task's training prompts."""
+        self.num_train = len(self.texts)
+        """How many of them, the first ones, are training prompts."""
         self.val = self._append(prompts.val)
         """The numbers of each task's validation prompts."""
 

@@ -68,7 +68,7 @@ def dry_run(config: FitConfig) -> DryRun:
         num_batches = len(loader) * config.training.max_epochs
         return DryRun(
             num_checkpoints=len(parts.zoo.tasks),
-            num_parameters=module.generator.config.num_parameters(),
+            num_parameters=module.generator.num_parameters(),
             num_trained=sum(value.numel() for value in module.parameters() if value.requires_grad),
             num_steps=-(-num_batches // config.training.accumulate_grad_batches),
             memory_mib=_memory(device),

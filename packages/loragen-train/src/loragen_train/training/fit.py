@@ -151,7 +151,7 @@ def _log_start(parts: Parts, folder: Path) -> None:
     logger.info(
         "%d checkpoints of %d tasks, %d tokens of %d values; the generator has %.1f M parameters. Experiment: %s",
         *(len(parts.zoo.tasks), len(parts.zoo.names), layout.num_tokens, layout.token_dim),
-        *(parts.module.generator.config.num_parameters() / 1e6, folder),
+        *(parts.module.generator.num_parameters() / 1e6, folder),
     )
 
 
