@@ -24,7 +24,7 @@ ENCODER = "all-MiniLM-L6-v2"
 BASELINE = (
     "import torch, sentence_transformers\n"
     "from loragen_infer.models.locate import locate_model\n"
-    f"place = locate_model({ENCODER!r}, kind='text encoder', organisation='sentence-transformers')\n"
+    f"place = locate_model({ENCODER!r}, kind='text encoder')\n"
     "sentence_transformers.SentenceTransformer(place, device='cpu')\n"
 )
 PROMPT = "What is 17 + 25? Answer with the number only."

@@ -17,8 +17,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from loragen_infer.bundle.bundle import BUNDLE_NAME, GeneratorBundle
-from loragen_infer.files import atomic_file, atomic_folder, write_json
+from loragen_infer.bundle import BUNDLE_NAME, TORCH_BUNDLE_NAME, GeneratorBundle, TrainingTasks
+from loragen_infer.files import atomic_folder, write_json
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
@@ -245,24 +245,12 @@ def _write_results(parts: Parts, config: FitConfig, folder: Path) -> None:
         generator=module.generator,
         layout=parts.zoo.layout,
         stats=parts.zoo.stats,
-        text_encoder_name=config.model.text_encoder_name,
+        text_encoder_name=parts.encoder.name,
+        text_encoder_revision=parts.encoder.revision,
+        text_encoder_fingerprint=parts.encoder.fingerprint,
         text_encoder_state=state,
-        tasks=means,
+        training_tasks=TrainingTasks(names=means.names),
     )
     with atomic_folder(folder / FINAL_MODEL) as part:
         bundle.save(part / BUNDLE_NAME)
-        if config.export.format == "pt":
-            with atomic_file(part / "generator_model.pt") as file:
-                torch.save(_plain_tensors(bundle), file)
-
-
-def _plain_tensors(bundle: GeneratorBundle) -> dict[str, Any]:
-    """The generator's weights, its statistics, and settings as JSON values: what ``weights_only=True`` can read."""
-    return {
-        "state_dict": bundle.generator.state_dict(),
-        "config": bundle.generator.config.to_dict(),
-        "stats": bundle.stats.to_tensors(),
-        "layout": bundle.layout.to_json(),
-        "text_encoder_name": bundle.text_encoder_name,
-        "text_encoder_state": dict(bundle.text_encoder_state or {}),
-    }
+        bundle.save(part / TORCH_BUNDLE_NAME)
