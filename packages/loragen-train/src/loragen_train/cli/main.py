@@ -2,11 +2,16 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
+from hyperconv.errors import HyperConvError
+from lora_tokenizer.errors import LoraTokenizerError
 from loragen_infer.cli.command_line import run_command_line
+from loragen_infer.errors import LoragenInferError
 
 from loragen_train.cli.fit import FIT, fit_each
 from loragen_train.cli.zoo import ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER
+from loragen_train.errors import LoragenTrainError
 
 __all__ = ["main"]
 
@@ -18,4 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fit_each(words)
     description = "Train a generator of LoRA adapters on a zoo of them."
     commands = [COLLECT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT]
-    return run_command_line("loragen-train", description, commands, words)
+    return run_command_line(
+        "loragen-train",
+        description,
+        commands,
+        words,
+        errors=(LoragenTrainError, LoragenInferError, LoraTokenizerError, HyperConvError),
+        loggers=("loragen_train", "loragen_infer", "lora_tokenizer", "hyperconv"),
+        version=version("loragen-train"),
+    )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loragen_infer.cli.command_line import nearest
 from loragen_infer.samples import PROMPT_COLUMNS, RESPONSE_COLUMNS, Example, read_jsonl
+from loragen_infer.words import nearest
 
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.hub import read_hub_dataset
