@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["locate_model"]
+__all__ = ["hub_name", "locate_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,18 @@ def locate_model(name: str, *, kind: str, organisation: str | None = None) -> st
             f"and HF_HUB_OFFLINE forbids the hub; use {hint}, or unset HF_HUB_OFFLINE."
         )
     return hub_name
+
+
+def hub_name(path: str | Path) -> str | None:
+    """Return what the hub calls the model at ``path``: a snapshot in a hub cache, or a model that a package ships."""
+    place = Path(path).expanduser()
+    if not place.exists() and not _is_meant_as_path(str(path)):
+        return str(path)
+    parts = place.parts
+    for repository, middle in zip(parts, parts[1:], strict=False):
+        if repository.startswith("models--") and middle == "snapshots":
+            return repository.removeprefix("models--").replace("--", "/", 1)
+    return next((name for name in _PACKAGED_MODELS if place == _in_installed_package(name)), None)
 
 
 def _is_meant_as_path(name: str) -> bool:

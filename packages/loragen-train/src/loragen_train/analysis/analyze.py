@@ -29,6 +29,7 @@ from loragen_infer.progress import ProgressBar
 from loragen_train.analysis.outliers import find_outliers
 from loragen_train.analysis.similarity import Matrix, cosines, delta_gram, principal_axes, task_gram
 from loragen_train.errors import LoragenTrainError
+from loragen_train.words import counted
 
 __all__ = ["ZooAnalysis", "analyze_zoo"]
 
@@ -50,8 +51,6 @@ class ZooAnalysis:
     """The checkpoints."""
     tasks: list[str]
     """The task of each checkpoint, of length M."""
-    task_names: list[str]
-    """The tasks, of length T."""
     layouts: list[dict[str, Any]]
     """Every layout that occurs: how many checkpoints have it, its size, and whether it fits."""
     modules: list[dict[str, Any]]
@@ -60,8 +59,6 @@ class ZooAnalysis:
     """How much the token positions of the commonest layout vary over its checkpoints."""
     gram: Matrix
     """Inner products of the weight changes, ``[M, M]``."""
-    between_tasks: float | None
-    """Share of the variance of ΔW that lies between the tasks' means; None where nothing varies."""
     points: Matrix
     """The checkpoints on the two main axes of their weight changes, ``[M, 2]``."""
     explained: list[float]
@@ -72,6 +69,11 @@ class ZooAnalysis:
     """Path to the reason why it cannot be used."""
 
     @property
+    def task_names(self) -> list[str]:
+        """The tasks, of length T."""
+        return list(dict.fromkeys(self.tasks))
+
+    @property
     def cosine(self) -> Matrix:
         """Cosines of the weight changes of all checkpoints, ``[M, M]``."""
         return cosines(self.gram)
@@ -80,6 +82,16 @@ class ZooAnalysis:
     def task_cosine(self) -> Matrix:
         """Cosines of the tasks' mean weight changes, ``[T, T]``."""
         return cosines(task_gram(self.gram, self.tasks, self.task_names))
+
+    @property
+    def between_tasks(self) -> float | None:
+        """Share of the variance of ΔW that lies between the tasks' means; None where nothing varies."""
+        weights = np.array([self.tasks.count(name) for name in self.task_names]) / len(self.tasks)
+        centre = float(self.gram.mean())
+        total = float(np.diag(self.gram).mean()) - centre
+        means = np.diag(task_gram(self.gram, self.tasks, self.task_names))
+        # Below round-off nothing varies.
+        return min(max(float(weights @ means - centre) / total, 0.0), 1.0) if total > 1e-12 * centre else None
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain JSON values; what is no number (NaN) becomes null."""
@@ -126,11 +138,7 @@ class ZooAnalysis:
 
 
 def analyze_zoo(
-    folder: Path,
-    *,
-    max_tokens: int | str = 512,
-    token_dim: int = 384,
-    read_options: dict[str, Any] | None = None,
+    folder: Path, *, max_tokens: int | str = 512, token_dim: int = 384, **read_options: Any
 ) -> ZooAnalysis:
     """Analyze every checkpoint below ``folder``; one that cannot be read, or holds NaN or Inf, is named in ``broken``.
 
@@ -142,26 +150,21 @@ def analyze_zoo(
 
     Raises:
         LoraTokenizerError: There are no checkpoints.
-        LoragenTrainError: None can be read, or a size makes no sense.
+        LoragenTrainError: None can be read.
     """
-    if (isinstance(max_tokens, int) and max_tokens < 1) or token_dim < 1:
-        raise LoragenTrainError(
-            f"--max-tokens is {max_tokens} and --token-dim is {token_dim}; both must be at least 1."
-        )
-    options = read_options or {}
     paths = find_adapters(folder)
-    reports, broken = _describe(paths, token_dim, options)
+    reports, broken = _describe(paths, token_dim, read_options)
     if not reports:
         first = next(iter(broken))
         raise LoragenTrainError(
-            f"None of the {len(broken)} checkpoints in {folder} can be used; the first: {broken[first]}"
+            f"None of the {counted(len(broken), 'checkpoint')} in {folder} can be used; the first: {broken[first]}"
         )
     commonest = Counter(report.fingerprint for report in reports).most_common(1)[0][0]
     alike = [report for report in reports if report.fingerprint == commonest]
     tasks = [_task_of(Path(report.path), folder) for report in reports]
     with ProgressBar("comparing", total=len(reports), unit="checkpoint") as bar:
         readable = [Path(report.path) for report in reports]
-        gram = delta_gram(readable, lambda path: read_adapter(path, **options), on_done=bar.advance)
+        gram = delta_gram(readable, lambda path: read_adapter(path, **read_options), on_done=bar.advance)
     points, explained = principal_axes(gram)
     return ZooAnalysis(
         folder=str(folder),
@@ -169,12 +172,10 @@ def analyze_zoo(
         max_tokens=max_tokens,
         reports=reports,
         tasks=tasks,
-        task_names=list(dict.fromkeys(tasks)),
-        layouts=_layouts(reports, max_tokens, token_dim, options),
+        layouts=_layouts(reports, max_tokens),
         modules=_kinds_of_modules(alike),
-        spread=_spread(alike, token_dim, options),
+        spread=_spread(alike, token_dim, read_options),
         gram=gram,
-        between_tasks=_between_tasks(gram, tasks),
         points=points,
         explained=explained,
         outliers=find_outliers(gram, tasks),
@@ -206,19 +207,10 @@ def _task_of(path: Path, folder: Path) -> str:
     return folder.absolute().name if path.parent == folder else path.parent.relative_to(folder).as_posix()
 
 
-def _layouts(
-    reports: list[AdapterReport], max_tokens: int | str, token_dim: int, options: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _layouts(reports: list[AdapterReport], max_tokens: int | str) -> list[dict[str, Any]]:
     described = []
     for fingerprint, count in Counter(report.fingerprint for report in reports).most_common():
         report = next(report for report in reports if report.fingerprint == fingerprint)
-        error = None
-        if isinstance(max_tokens, int) and report.num_tokens > max_tokens:
-            try:
-                adapter = read_adapter(report.path, **options)
-                TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens=max_tokens)
-            except LoraTokenizerError as refused:
-                error = str(refused)
         described.append(
             {
                 "fingerprint": fingerprint,
@@ -231,8 +223,7 @@ def _layouts(
                 "num_tokens": report.num_tokens,
                 "grid": list(report.grid),
                 "padding": report.padding,
-                "fits": error is None,
-                "error": error,
+                "fits": isinstance(max_tokens, str) or report.num_tokens <= max_tokens,
             }
         )
     return described
@@ -280,16 +271,6 @@ def _spread(reports: list[AdapterReport], token_dim: int, options: dict[str, Any
         "std": dict(zip(("min", "p05", "median", "p95", "max"), quantiles, strict=True)),
         "rms_of_mean": float(stats.mean[layout.mask()].double().square().mean().sqrt()),
     }
-
-
-def _between_tasks(gram: Matrix, tasks: list[str]) -> float | None:
-    """Share of the total scatter of ΔW that remains when every checkpoint is replaced by its task's mean."""
-    names = list(dict.fromkeys(tasks))
-    weights = np.array([tasks.count(name) for name in names]) / len(tasks)
-    means = task_gram(gram, tasks, names)
-    centre = float(gram.mean())
-    total = float(np.diag(gram).mean()) - centre
-    return float(weights @ np.diag(means) - centre) / total if total > 0 else None
 
 
 def _without_nan(value: Any) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 
 from loragen_train.analysis.analyze import ZooAnalysis
 from loragen_train.plots import colour_of, label_of, saved_figure
+from loragen_train.words import counted
 
 __all__ = ["as_text", "draw_analysis"]
 
@@ -17,14 +18,18 @@ _MARKERS = "osD^vP*X"
 
 def as_text(zoo: ZooAnalysis) -> str:
     """Return the analysis as lines of plain text."""
-    lines = [f"{zoo.folder}: {len(zoo.reports)} checkpoints, {len(zoo.task_names)} tasks, {len(zoo.broken)} broken"]
+    sizes = (counted(len(zoo.reports), "checkpoint"), counted(len(zoo.task_names), "task"))
+    lines = [f"{zoo.folder}: {', '.join(sizes)}, {len(zoo.broken)} broken"]
     for layout in zoo.layouts:
         rows, per_row, width = layout["grid"]
-        verdict = f"fits {zoo.max_tokens}" if layout["fits"] else f"does not fit {zoo.max_tokens}: {layout['error']}"
+        verdict = f"fits {zoo.max_tokens}"
+        if not layout["fits"]:
+            verdict = f"does not fit {zoo.max_tokens}; give --max-tokens {layout['num_tokens']} or auto"
         lines.append(
-            f"layout {layout['fingerprint'][:8]}, {layout['num_checkpoints']} checkpoints: {layout['num_modules']} "
-            f"modules, r {'/'.join(map(str, layout['ranks']))}, {layout['num_parameters']:,} values "
-            f"({', '.join(layout['dtypes'])}), {layout['num_tokens']:,} tokens of {width} ({rows} rows of {per_row}), "
+            f"layout {layout['fingerprint'][:8]}, {counted(layout['num_checkpoints'], 'checkpoint')}: "
+            f"{counted(layout['num_modules'], 'module')}, r {'/'.join(map(str, layout['ranks']))}, "
+            f"{layout['num_parameters']:,} values ({', '.join(layout['dtypes'])}), "
+            f"{counted(layout['num_tokens'], 'token')} of {width} ({counted(rows, 'row')} of {per_row}), "
             f"padding {layout['padding']:.2%}; {verdict}"
         )
     if len(zoo.layouts) > 1:
@@ -33,11 +38,11 @@ def as_text(zoo: ZooAnalysis) -> str:
         )
     lines += ["", *_table(_module_rows(zoo)), "", *_table(_task_rows(zoo))]
     if zoo.between_tasks is not None:
-        lines.append(f"{zoo.between_tasks:.1%} of the variance of ΔW lies between the tasks.")
+        lines.append(f"{zoo.between_tasks:z.1%} of the variance of ΔW lies between the tasks.")
     spread, std = zoo.spread, zoo.spread["std"]
     lines.append(
-        f"Standard deviation of the positions over {spread['num_checkpoints']} checkpoints: median {std['median']:.3g} "
-        f"(5 % to 95 %: {std['p05']:.3g} to {std['p95']:.3g}), the mean's root mean square "
+        f"Standard deviation of the positions over {counted(spread['num_checkpoints'], 'checkpoint')}: median "
+        f"{std['median']:.3g} (5 % to 95 %: {std['p05']:.3g} to {std['p95']:.3g}), the mean's root mean square "
         f"{spread['rms_of_mean']:.3g}; {spread['constant']:.1%} of {spread['num_positions']:,} never change."
     )
     lines += ["", f"Outliers: {len(zoo.outliers) or 'none'}"]
@@ -62,9 +67,9 @@ def _task_rows(zoo: ZooAnalysis) -> list[list[str]]:
     between = [f"cos({number})" for number in range(1, len(zoo.task_names) + 1)] if with_pairs else []
     rows = [["task", "checkpoints", "mean |ΔW|", "cos within", *between]]
     for number, (task, cosine) in enumerate(zip(zoo.to_json()["tasks"], zoo.task_cosine, strict=True), start=1):
-        within = "–" if task["cosine_within"] is None else f"{task['cosine_within']:.4f}"
+        within = "–" if task["cosine_within"] is None else f"{task['cosine_within']:z.4f}"
         mean = f"{norms[tasks == task['name']].mean():.4g}"
-        pairs = [f"{value:.3f}" for value in cosine] if with_pairs else []
+        pairs = [f"{value:z.3f}" for value in cosine] if with_pairs else []
         rows.append([f"({number}) {task['name']}", str(task["num_checkpoints"]), mean, within, *pairs])
     return rows
 
@@ -108,7 +113,7 @@ def _draw_similarity(zoo: ZooAnalysis, path: Path) -> Path:
             axes.set_xticks(centres, names, rotation=90, fontsize=size)
             axes.set_yticks(centres, names, fontsize=size)
         axes.tick_params(length=0)
-        axes.set_title(f"{len(order)} checkpoints of {len(names)} tasks")
+        axes.set_title(f"{counted(len(order), 'checkpoint')} of {counted(len(names), 'task')}")
     return path
 
 
