@@ -5,6 +5,7 @@ The order is: a path, the local hub cache, an installed package that ships the m
 """
 
 import importlib.metadata
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -68,7 +69,7 @@ def hub_name(path: str | Path) -> str | None:
     if not place.exists() and not _is_meant_as_path(str(path)):
         return str(path)
     parts = place.parts
-    for repository, middle in zip(parts, parts[1:], strict=False):
+    for repository, middle in itertools.pairwise(parts):
         if repository.startswith("models--") and middle == "snapshots":
             return repository.removeprefix("models--").replace("--", "/", 1)
     return next((name for name in _PACKAGED_MODELS if place == _in_installed_package(name)), None)

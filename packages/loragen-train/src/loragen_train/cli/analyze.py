@@ -1,12 +1,12 @@
 """The commands ``loragen-train analyze``, of a whole zoo, and ``test-tokenizer``, of one checkpoint."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
 
-from loragen_train.cli.output import say, say_json
 from loragen_train.configs.reading import ReadingConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.words import counted
@@ -33,11 +33,11 @@ def _analyze(config: ReadingConfig, options: Namespace) -> None:
     zoo = analyze_zoo(Path(options.checkpoint_dir), **asdict(config), allow_bin=options.allow_bin)
     plots = [] if options.plot is None else draw_analysis(zoo, Path(options.plot))
     if options.json:
-        say_json({**zoo.to_json(), "plots": [str(path) for path in plots]})
+        print(json.dumps({**zoo.to_json(), "plots": [str(path) for path in plots]}, indent=2, ensure_ascii=False))
         return
-    say(as_text(zoo))
+    print(as_text(zoo))
     for path in plots:
-        say(str(path))
+        print(str(path))
 
 
 ANALYZE = Command(
@@ -77,19 +77,19 @@ def _test_tokenizer(config: ReadingConfig, options: Namespace) -> None:
         "fits": config.max_tokens == "auto" or report.num_tokens <= config.max_tokens,
     }
     if options.json and not content["fits"]:
-        say_json({**content, "ok": False})
+        print(json.dumps({**content, "ok": False}, indent=2, ensure_ascii=False))
     # Where it does not fit, this is the error that says what would.
     proof = check_round_trip(options.checkpoint, max_tokens=config.max_tokens, **read_options)
     equal = {name: getattr(proof, name) for name in ("tokens_equal", "files_equal", "layout_equal")}
     if options.json:
-        say_json({**content, "ok": proof.ok, **equal})
+        print(json.dumps({**content, "ok": proof.ok, **equal}, indent=2, ensure_ascii=False))
     if not proof.ok:
         lost = ", ".join(name for name, holds in equal.items() if not holds)
         raise LoragenTrainError(f"{options.checkpoint} is not the same after a round trip ({lost}); please report it.")
     if not options.json:
         rows, per_row, width = report.grid
         limit = "" if config.max_tokens == "auto" else f" of {config.max_tokens:,}"
-        say(
+        print(
             f"{options.checkpoint}: {counted(len(report.modules), 'module')}, "
             f"r {'/'.join(map(str, ranks))}, {report.num_parameters:,} values\n"
             f"{report.num_tokens:,}{limit} tokens of {width} ({rows} rows of {per_row}), padding {report.padding:.2%}\n"

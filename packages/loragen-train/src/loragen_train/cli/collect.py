@@ -1,9 +1,10 @@
 """The command ``loragen-train collect``."""
 
+import json
+
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
 
-from loragen_train.cli.output import say, say_json
 from loragen_train.configs.collect import CollectConfig
 
 __all__ = ["COLLECT"]
@@ -20,16 +21,14 @@ def _collect(config: CollectConfig, options: Namespace) -> None:
     folders = collect(config)
     if not options.json:
         for folder in folders:
-            say(str(folder))
+            print(folder)
         return
     keys = ("seconds", "cpu_seconds", "tokens_per_second", "loss")
-    records = {folder: read_record(folder / "training.json") for folder in folders}
-    say_json(
-        [
-            {"task": folder.name, "folder": str(folder), **{key: record.get(key) for key in keys}}
-            for folder, record in records.items()
-        ]
-    )
+    described = []
+    for folder in folders:
+        record = read_record(folder / "training.json")
+        described.append({"task": folder.name, "folder": str(folder), **{key: record.get(key) for key in keys}})
+    print(json.dumps(described, indent=2))
 
 
 COLLECT = Command(

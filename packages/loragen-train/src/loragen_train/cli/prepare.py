@@ -1,9 +1,10 @@
 """The command ``loragen-train prepare``."""
 
+import json
+
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
 
-from loragen_train.cli.output import say, say_json
 from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.words import counted, unused_samples
 
@@ -25,11 +26,11 @@ def _prepare(config: PrepareConfig, options: Namespace) -> None:
 
     manifest = prepare(options.source, config, overwrite=options.overwrite)
     if options.json:
-        say_json(manifest)
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
         return
     for name, task in manifest["tasks"].items():
-        unused = unused_samples(**{key: task[f"num_{key}"] for key in ("duplicates", "test_examples", "left_over")})
-        say(
+        unused = unused_samples(**{key: task[key] for key in ("num_duplicates", "num_test_examples", "num_left_over")})
+        print(
             f"{name}: {counted(task['num_samples'], 'sample')}, {counted(task['num_train_prompts'], 'train prompt')} "
             f"and {counted(task['num_val_prompts'], 'validation prompt')}{unused}"
         )

@@ -1,12 +1,11 @@
 """The command ``loragen-train report``."""
 
+import json
 import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
-
-from loragen_train.cli.output import say, say_json
 
 __all__ = ["REPORT"]
 
@@ -25,12 +24,12 @@ def _report(options: Namespace) -> None:
     plots = None if options.plots is None else Path(options.plots)
     written = write_report([Path(folder) for folder in options.experiments], Path(options.output), plots=plots)
     if options.json:
-        say_json(written)
+        print(json.dumps(written, indent=2, ensure_ascii=False))
         return
     for experiment in written["experiments"]:
         for sentence in experiment["missing"]:
             sys.stderr.write(f"{experiment['name']}: {sentence}\n")
-    say(written["report"])
+    print(written["report"])
 
 
 REPORT = Command(

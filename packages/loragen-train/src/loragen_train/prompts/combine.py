@@ -80,7 +80,8 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
         parts["train_prompts.jsonl"] += train
         parts["val_prompts.jsonl"] += val
     texts = {
-        file: "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows) for file, rows in parts.items()
+        file: "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        for file, rows in parts.items()
     }
     manifest: dict[str, Any] = {
         "samples_per_prompt": config.samples_per_prompt,
@@ -185,6 +186,10 @@ def _origin(source: Source) -> dict[str, str]:
     library = "reasoning-gym" if source.is_generator else "datasets"
     made_by = f"{library} {importlib.metadata.version(library)}"
     return {"made_by": made_by} if source.is_generator else {"made_by": made_by, "split": source.split}
+
+
+def _line(row: PromptRow) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
 
 
 def _write(folder: Path, texts: Mapping[str, str], *, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ Legend: B batch, N tokens, W values per token, r rank, i inputs, o outputs of a 
 from collections.abc import Iterator, Mapping
 
 import torch
-from lora_tokenizer import TokenLayout
+from lora_tokenizer import TokenLayout, delta_inner
 from lora_tokenizer.names import split_name
 
 __all__ = ["DeltaComparison", "EpochMeans", "errors"]
@@ -52,7 +52,6 @@ class EpochMeans:
 class DeltaComparison:
     """Compares the weight changes B @ A that tokens stand for, module by module, without ever forming one.
 
-    The inner product of two changes is tr(A1^T B1^T B2 A2) = sum of (B1^T B2) * (A1 A2^T), whose matrices are r by r.
     A module's scale (lora_alpha / r) is the same for all adapters of a layout and cancels in a cosine.
 
     Args:
@@ -92,7 +91,7 @@ class DeltaComparison:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = []
         for (a1, b1), (a2, b2) in zip(self._factors(first_BNW), self._factors(second_BNW), strict=True):
-            rows.append((_inner(a1, b1, a2, b2), _inner(a1, b1, a1, b1), _inner(a2, b2, a2, b2)))
+            rows.append((delta_inner(a1, b1, a2, b2), delta_inner(a1, b1, a1, b1), delta_inner(a2, b2, a2, b2)))
         inner, first, second = (torch.stack(column, dim=1) for column in zip(*rows, strict=True))
         return inner, first, second
 
@@ -104,7 +103,3 @@ class DeltaComparison:
                 for start, num_values, shape in (places["A"], places["B"])
             )
             yield a_Bri, b_Bor
-
-
-def _inner(a1_Bri: torch.Tensor, b1_Bor: torch.Tensor, a2_Bri: torch.Tensor, b2_Bor: torch.Tensor) -> torch.Tensor:
-    return ((b1_Bor.mT @ b2_Bor) * (a1_Bri @ a2_Bri.mT)).sum(dim=(1, 2))

@@ -6,6 +6,7 @@ Legend: K checkpoints of a task, N tokens, W values per token, r rank, i inputs,
 from typing import Any
 
 import torch
+from lora_tokenizer import delta_inner
 from loragen_infer.evaluation.task_means import TaskMeans
 
 from loragen_train.training.build import Parts
@@ -20,7 +21,7 @@ _SAMPLE_SIZE = 5000
 
 def task_means(parts: Parts) -> TaskMeans:
     """The mean condition and the mean tokens of every task, which an evaluation's baselines need."""
-    tokens = parts.zoo.task_means()
+    tokens = dict(parts.zoo.task_means())
     conditions = torch.stack([_embeddings(parts.module, parts.table.train[task]).mean(dim=0) for task in tokens])
     return TaskMeans(names=tuple(tokens), condition_means=conditions, token_means=torch.stack(list(tokens.values())))
 
@@ -87,17 +88,14 @@ class _MeanDeltas:
             factors = [self._comparison.factors(tokens_NW, module) for tokens_NW in checkpoints]
             stacked_a = torch.cat([a for a, _ in factors])
             stacked_b = torch.cat([b for _, b in factors], dim=1) / len(members)
-            inner = _inner(a_ri, b_or, stacked_a, stacked_b)
-            predicted, mean = _inner(a_ri, b_or, a_ri, b_or), _inner(stacked_a, stacked_b, stacked_a, stacked_b)
+            inner = float(delta_inner(a_ri, b_or, stacked_a, stacked_b))
+            predicted = float(delta_inner(a_ri, b_or, a_ri, b_or))
+            mean = float(delta_inner(stacked_a, stacked_b, stacked_a, stacked_b))
             by_module[module] = _cosine(inner, predicted, mean)
             inner_sum += scale**2 * inner
             predicted_sum += scale**2 * predicted
             mean_sum += scale**2 * mean
         return _cosine(inner_sum, predicted_sum, mean_sum), by_module
-
-
-def _inner(a1: torch.Tensor, b1: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> float:
-    return float(((b1.T @ b2) * (a1 @ a2.T)).sum())
 
 
 def _cosine(inner: float, first: float, second: float) -> float:

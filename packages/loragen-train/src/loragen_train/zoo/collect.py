@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.sources import Source, read_samples
+from loragen_train.words import counted
 from loragen_train.zoo.loss_chart import draw_loss_chart
 from loragen_train.zoo.records import (
     check_base_model,
@@ -43,7 +44,6 @@ from loragen_train.zoo.records import (
     shared_settings,
     task_settings,
 )
-from loragen_train.words import counted
 from loragen_train.zoo.train_lora import TrainedLora, checkpoints_of, train_lora
 
 __all__ = ["collect"]
@@ -108,7 +108,7 @@ def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -
             "num_test."
         )
     if samples.num_duplicates and not source.is_generator:
-        logger.info("%s: %s left out.", task.name, counted(samples.num_duplicates, "duplicate"))
+        logger.info("%s: not used: %s.", task.name, counted(samples.num_duplicates, "duplicate"))
     # Generators may order their samples by difficulty; a shuffle makes train and test alike.
     random.Random(config.seed).shuffle(rows)
     for part, chosen in (("train", rows[: task.num_train]), ("test", rows[task.num_train :])):

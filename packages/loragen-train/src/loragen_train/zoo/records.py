@@ -87,7 +87,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
-            raise ValueError("it holds no JSON object")  # noqa: TRY004  # one of the ways to be damaged
+            raise ValueError("it holds no JSON object")  # one of the ways to be damaged
     except (OSError, ValueError, RecursionError) as error:
         raise LoragenTrainError(
             f"{path} is missing or damaged ({str(error).splitlines()[0]}); remove {path.parent} to have it made again, "

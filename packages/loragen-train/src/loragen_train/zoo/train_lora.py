@@ -73,7 +73,7 @@ def train_lora(
         name: What the progress display calls the work.
         training: Steps, batch size, learning rate, which checkpoints to keep.
         seed: Seed of the order of samples and of dropout.
-        folder: Gets ``checkpoint-<step>/``, PEFT folders with the state of the training; one that is there is continued.
+        folder: Gets ``checkpoint-<step>/``, PEFT folders with the training's state; one that is there is continued.
         items: The samples.
         model: The language model with a trainable adapter.
         tokenizer: Its tokenizer, for padding.
