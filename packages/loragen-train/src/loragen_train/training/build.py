@@ -74,8 +74,7 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     embeddings_nD = encoder.encode(table.texts if frozen else table.texts[: table.num_train])
     network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2])
     generator = HyperConvGenerator(network)
-    if hasattr(generator, "center_on"):
-        generator.center_on(embeddings_nD[: table.num_train])
+    generator.center_on(embeddings_nD[: table.num_train])
     if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:
         for parameter in generator.parameters():
             parameter.data = parameter.data.to(dtype)

@@ -59,7 +59,7 @@ def dry_run(config: FitConfig) -> str:
     num_epochs = config.training.max_epochs
     num_steps = -(-num_batches // config.training.accumulate_grad_batches) * num_epochs
     num_trained = sum(value.numel() for value in setup.module.parameters() if value.requires_grad)
-    num_parameters = sum(value.numel() for value in setup.module.generator.parameters())
+    num_parameters = setup.module.generator.num_parameters()
     hours, rest = divmod(round(watch.seconds * num_batches * num_epochs), 3600)
     return (
         f"{len(setup.zoo.tasks)} checkpoints, {num_parameters:,} parameters in the generator "

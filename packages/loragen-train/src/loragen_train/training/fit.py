@@ -130,7 +130,7 @@ def _new_experiment(config: FitConfig, setup: TrainingSetup) -> Path:
 
 def _log_start(setup: TrainingSetup, folder: Path) -> None:
     layout = setup.zoo.layout
-    num_parameters = sum(value.numel() for value in setup.module.generator.parameters())
+    num_parameters = setup.module.generator.num_parameters()
     logger.info(
         "%d checkpoints of %d tasks, %d tokens of %d values; the generator has %.1f M parameters. Experiment: %s",
         *(len(setup.zoo.tasks), len(setup.zoo.names), layout.num_tokens, layout.token_dim),

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import torch
-from loragen_infer import GeneratorBundle
-from loragen_infer.bundle.bundle import BUNDLE_NAME
+from loragen_infer.bundle import BUNDLE_NAME, TORCH_BUNDLE_NAME, GeneratorBundle, TrainingTasks
 from loragen_infer.evaluation import TASK_MEANS_NAME, TaskMeansWriter
 from loragen_infer.files import atomic_folder, write_json
 
@@ -45,7 +44,8 @@ def write_results(
                 validation.add(task, mean_NW)
         module.cpu()
         bundle = _bundle(setup, config)
-        bundle.save(part / BUNDLE_NAME)
+        for name in (BUNDLE_NAME, TORCH_BUNDLE_NAME):
+            bundle.save(part / name)
         write_json(folder / "results" / "validation.json", validation.result())
 
 
@@ -55,6 +55,9 @@ def _bundle(setup: TrainingSetup, config: FitConfig) -> GeneratorBundle:
         generator=setup.module.generator,
         layout=setup.zoo.layout,
         stats=setup.zoo.stats,
-        text_encoder_name=config.model.text_encoder_name,
+        text_encoder_name=encoder.name,
+        text_encoder_revision=encoder.revision,
+        text_encoder_fingerprint=encoder.fingerprint,
         text_encoder_state=None if config.model.freeze_text_encoder else encoder.module.state_dict(),
+        training_tasks=TrainingTasks(names=tuple(setup.zoo.names), prompt_hashes=setup.prompts.train_hashes),
     )
