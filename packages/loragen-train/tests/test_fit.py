@@ -136,8 +136,8 @@ def test_a_training_that_diverges_is_marked_and_never_continued(config, tmp_path
 class Spoil(Callback):
     """Makes the weights worse from the sixth epoch on."""
 
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch >= 4:
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch >= 5:
             with torch.no_grad():
                 pl_module.generator.output_scale.mul_(-2)
 

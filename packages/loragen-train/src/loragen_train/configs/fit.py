@@ -133,8 +133,7 @@ class ExportConfig:
     weights: Literal["best", "last"] = "best"
     """``best``: those of the validation with the lowest val_loss. ``last``: those after the last step."""
     format: Literal["safetensors", "pt"] = "safetensors"
-    """Of no effect any more: the bundle is always written as both, ``generator.safetensors`` and ``generator_model.pt``,
-    which ``torch.load(..., weights_only=True)`` reads."""
+    """Of no effect any more: the bundle is always written as ``generator.safetensors`` and ``generator_model.pt``."""
 
 
 @dataclass(frozen=True, kw_only=True)
