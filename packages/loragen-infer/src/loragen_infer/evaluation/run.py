@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     training = read_training_tasks(config, generator)
     maker = RowMaker(config, generator, training, prompts, shots)
     maker.check()
-    name = config.base_model or generator.bundle.layout.config.base_model_name_or_path
+    name = config.base_model or generator.base_model
     if name is None:
         raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
     model, tokenizer = load_base_model(name, device=config.device)

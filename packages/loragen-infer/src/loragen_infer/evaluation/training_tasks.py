@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
 
+from loragen_infer.bundle import read_old_task_means
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask, TrainingTask
 from loragen_infer.evaluation.task_means import TaskMeans
@@ -31,7 +32,7 @@ def read_training_tasks(config: EvaluateConfig, generator: LoraGenerator) -> Tas
             condition_means=torch.stack([condition_D for condition_D, _ in parts]),
             token_means=torch.stack([tokens_NW for _, tokens_NW in parts]),
         )
-    means = generator.bundle.tasks
+    means = _of_old_bundle(Path(config.model))
     for task in config.tasks:
         if task.held_out and means is not None and task.name in means.names:
             raise LoragenInferError(
@@ -39,6 +40,11 @@ def read_training_tasks(config: EvaluateConfig, generator: LoraGenerator) -> Tas
                 "evaluate a generator that was not."
             )
     return means
+
+
+def _of_old_bundle(path: Path) -> TaskMeans | None:
+    found = read_old_task_means(path)
+    return None if found is None else TaskMeans(names=tuple(found[0]), **found[1])
 
 
 def is_held_out(task: EvaluateTask, training: TaskMeans | None) -> bool | None:

@@ -42,7 +42,9 @@ def find_outliers(gram_MM: Matrix, tasks: Sequence[str]) -> dict[int, list[str]]
     distances_MM = np.sqrt(np.clip(squares_M[:, None] + squares_M[None] - 2 * gram_MM, 0.0, None))
     members = {task: [index for index, other in enumerate(tasks) if other == task] for task in dict.fromkeys(tasks)}
     medians = {task: float(np.median(norms_M[who])) for task, who in members.items()}
-    reasons: dict[int, list[str]] = {index: ["its weight change is zero"] for index in np.flatnonzero(norms_M == 0).tolist()}
+    reasons: dict[int, list[str]] = {
+        index: ["its weight change is zero"] for index in np.flatnonzero(norms_M == 0).tolist()
+    }
 
     ratios = {index: norms_M[index] / medians[task] for index, task in enumerate(tasks) if medians[task] > 0}
     for index in _far(ratios, both_sides=True):

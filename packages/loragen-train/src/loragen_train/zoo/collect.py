@@ -121,7 +121,7 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftMo
     if locate_model(name, kind="base model").endswith(".gguf"):
         # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
         name = str(save_base_model(name, output_dir / "base_model").resolve())
-    base, tokenizer = load_base_model(name)
+    base, tokenizer = load_base_model(name, dtype="float32")
     check_base_model(output_dir, config.base_model, base)
     initial = output_dir / "initial_adapter"
     if not initial.is_dir():
