@@ -48,15 +48,16 @@ def words_of(parser):
             positional.append("x")
             continue
         option = action.option_strings[0]
-        is_section = any(name.startswith(f"{option}.") for name in names)
-        if is_section or action.dest in ("help", "config", "print_config"):
+        is_section = any(name.startswith(f"{option}.") and not name.endswith(".help") for name in names)
+        if is_section or option.endswith(".help") or action.dest in ("help", "config", "print_config"):
             continue
         if action.nargs == 0:
             options[option] = None
         elif action.default is None and not action.required and hasattr(action, "_typehint"):
             options[option] = "null"
         elif action.default is None:
-            options[option] = "x" if action.type in (str, None) else "1"
+            is_list = "list" in str(getattr(action, "_typehint", ""))
+            options[option] = "[]" if is_list else "x" if action.type in (str, None) else "1"
         else:
             options[option] = action.default if isinstance(action.default, str) else json.dumps(action.default)
     return positional, options

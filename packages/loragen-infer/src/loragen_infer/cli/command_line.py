@@ -108,11 +108,12 @@ def _make_parser(command: Command) -> "_Parser":
 
 
 def _arrange(words: Sequence[str], parser: "_Parser", short_names: Mapping[str, str]) -> list[str]:
-    """Spell options as the parser knows them, and put files before options, which therefore win wherever they stand."""
+    """Spell options as the parser knows them, and put files before sections before options, so that these win."""
     known = {name.replace("-", "_"): name for name in parser._option_string_actions}
     known |= {name.replace("-", "_"): name for name in short_names}
-    sections = {name.rpartition(".")[0] for name in known.values()}
+    sections = {name.rpartition(".")[0] for name in known.values() if not name.endswith(".help")}
     files: list[str] = []
+    whole_sections: list[str] = []
     others: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -124,12 +125,11 @@ def _arrange(words: Sequence[str], parser: "_Parser", short_names: Mapping[str, 
             head, equals, value = word.partition("=")
             option = _spell(head, known)
             option = short_names.get(option, option)
-            is_file = option == "--config" or option in sections
-            chosen = files if is_file else others
+            chosen = files if option == "--config" else whole_sections if option in sections else others
             chosen.append(f"{option}{equals}{value}")
-            if is_file and not equals:
+            if chosen is not others and not equals:
                 chosen += itertools.islice(rest, 1)
-    return files + others
+    return files + whole_sections + others
 
 
 def _spell(head: str, known: Mapping[str, str]) -> str:
