@@ -107,6 +107,8 @@ class DataConfig:
     """Folder of the cache, which several runs may share; by default ``~/.cache/loragen``."""
     skip_unreadable: bool = False
     """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
+    lora_alpha: float | None = None
+    """Alpha of the checkpoints, where they do not say it, as Lightning's may not."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -116,6 +118,8 @@ class DataConfig:
             prompts_per_condition=self.prompts_per_condition,
             max_checkpoints=self.max_checkpoints,
         )
+        if self.lora_alpha is not None:
+            check_positive("data.", lora_alpha=self.lora_alpha)
         if self.checkpoint_dir is not None and self.tasks:
             raise LoragenTrainError("Give either data.checkpoint_dir (one task) or data.tasks (several), not both.")
         if self.checkpoint_dir is None and not self.tasks:

@@ -80,17 +80,17 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
     layout, unreadable = _layout(files, data, model)
     store = TokenStore(cache_dir / "tokens")
     try:
-        tokens = _tokenize(store, [file for file in files if file not in unreadable], layout)
+        tokens = _tokenize(store, [file for file in files if file not in unreadable], layout, data)
     except LoraTokenizerError as error:
         # The store stops at the first; the user wants to know the file, and maybe to go on without it.
-        problems = dict(_problems(files, layout))
+        problems = dict(_problems(files, layout, data))
         if not problems:
             raise
         for file, problem in problems.items():
             _refuse_or_skip(file, problem, data)
         unreadable |= set(problems)
         logger.debug("The store said: %s", error)
-        tokens = _tokenize(store, [file for file in files if file not in unreadable], layout)
+        tokens = _tokenize(store, [file for file in files if file not in unreadable], layout, data)
     kept = [task for file, task in zip(files, tasks, strict=True) if file not in unreadable]
     for name in task_names:
         logger.info("%s: %d checkpoints.", name, kept.count(name))
@@ -120,7 +120,7 @@ def _layout(files: list[Path], data: DataConfig, model: ModelConfig) -> tuple[To
     unreadable: set[Path] = set()
     for file in files:
         try:
-            adapter = read_adapter(file).to(torch.float32)
+            adapter = read_adapter(file, lora_alpha=data.lora_alpha).to(torch.float32)
         except LoraTokenizerError as error:
             _refuse_or_skip(file, str(error), data)
             unreadable.add(file)
@@ -136,10 +136,10 @@ def _layout(files: list[Path], data: DataConfig, model: ModelConfig) -> tuple[To
     raise LoragenTrainError("No checkpoint of any task can be read; collect the zoo again.")
 
 
-def _problems(files: list[Path], layout: TokenLayout) -> Iterator[tuple[Path, str]]:
+def _problems(files: list[Path], layout: TokenLayout, data: DataConfig) -> Iterator[tuple[Path, str]]:
     for file in files:
         try:
-            adapter = read_adapter(file)
+            adapter = read_adapter(file, lora_alpha=data.lora_alpha)
         except LoraTokenizerError as error:
             yield file, str(error)
             continue
@@ -157,9 +157,9 @@ def _refuse_or_skip(file: Path, problem: str, data: DataConfig) -> None:
     logger.warning("Left out the checkpoint %s: %s", file, problem)
 
 
-def _tokenize(store: TokenStore, files: list[Path], layout: TokenLayout) -> TokenSet:
+def _tokenize(store: TokenStore, files: list[Path], layout: TokenLayout, data: DataConfig) -> TokenSet:
     with ProgressBar("tokenize", total=len(files), unit="checkpoint") as bar:
-        return store.get(files, layout, on_progress=lambda *_: bar.advance())
+        return store.get(files, layout, on_progress=lambda *_: bar.advance(), lora_alpha=data.lora_alpha)
 
 
 def _statistics(tokens: TokenSet, cache_dir: Path) -> TokenStats:
