@@ -19,6 +19,7 @@ from lora_tokenizer import TokenLayout, TokenStats
 from safetensors import SafetensorError
 
 from loragen_infer.bundle.sealed_file import read_sealed, write_sealed
+from loragen_infer.bundle.training_tasks import TrainingTasks
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.task_means import TaskMeans
 from loragen_infer.files import atomic_file
@@ -52,6 +53,11 @@ class GeneratorBundle:
     """Means of the training tasks, for the baselines of an evaluation."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Whatever else should be known of its origin, such as the name of the experiment; shown, never acted on."""
+
+    @property
+    def training_tasks(self) -> TrainingTasks | None:
+        """What training saw, where it is known."""
+        return None if self.tasks is None else TrainingTasks(names=self.tasks.names)
 
     @property
     def format_version(self) -> int:
