@@ -15,13 +15,13 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from lora_tokenizer.io.atomic import clear_leftovers
-from lora_tokenizer.locks import file_lock
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.scoring import ExampleScores
@@ -85,12 +85,17 @@ class RowStore:
     @contextmanager
     def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
         """Hold the right to score the row ``key`` during the block; False where another process does and not wait."""
-        with ExitStack() as stack:
-            try:
-                claimed = stack.enter_context(file_lock(self._folder / f".{key}.lock", wait=wait))
-            except OSError as error:
-                raise LoragenInferError(f"{self._folder} cannot be written to: {error.strerror or error}.") from error
-            yield claimed
+        lock = FileLock(self._folder / f".{key}.lock")
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            pass
+        except OSError as error:
+            raise LoragenInferError(f"{self._folder} cannot be written to: {error.strerror or error}.") from error
+        try:
+            yield lock.is_locked
+        finally:
+            lock.release()
 
     def read(self, task: str, row: str, key: str) -> FinishedRow | None:
         """Return a finished row, or None where it is not there or not readable, of which a warning tells."""

@@ -54,7 +54,7 @@ class _Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         # A task with fewer prompts than asked for repeats some.
         enough = len(known) >= self._num_prompts
         chosen = draw.sample(known, self._num_prompts) if enough else draw.choices(known, k=self._num_prompts)
-        return torch.tensor(chosen), self._tokens.read(visit.checkpoint)
+        return torch.tensor(chosen), self._tokens[visit.checkpoint].clone()
 
 
 def _collate(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
