@@ -57,7 +57,7 @@ class _Pairs(Dataset[tuple[torch.Tensor, ...]]):
         enough = len(known) >= self._num_prompts
         chosen = draw.sample(known, self._num_prompts) if enough else draw.choices(known, k=self._num_prompts)
         counts = torch.tensor(float(visit.number < len(self._tasks)))
-        return torch.tensor(chosen), self._tokens.read(visit.checkpoint), counts
+        return torch.tensor(chosen), self._tokens[visit.checkpoint].clone(), counts
 
 
 def _collate(pairs: list[tuple[torch.Tensor, ...]]) -> Batch:
