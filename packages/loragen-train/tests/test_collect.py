@@ -294,7 +294,9 @@ def test_a_base_model_that_changed_is_refused(zoo, config, tiny_lm, tmp_path):
     tensors[name] = tensors[name].clone()
     tensors[name].view(-1)[0] += 1e-3
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoragenTrainError, match=r"^The base model '.*base' is not what .*zoo was begun with: its"):
+    with pytest.raises(
+        LoragenTrainError, match=r"^The base model '.*base' is not what .*zoo was begun with: .*base_model"
+    ):
         collect(replace(first, tasks=config.tasks[:2]))
     assert not (tmp_path / "zoo" / "adapters" / "spelling").exists()
 
@@ -341,7 +343,7 @@ def test_samples_come_from_named_columns(config, make, tmp_path):
         collect(replace(config, tasks=[replace(task, prompt_column=None)]))
 
 
-def test_a_gguf_file_is_unpacked_once_and_from_no_other_file(config, tiny_lm, tmp_path, monkeypatch):
+def test_a_gguf_file_is_unpacked_once(config, tiny_lm, tmp_path, monkeypatch):
     """The unpacking itself is that of loragen-infer; here a folder stands for what comes out of the file."""
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"one")
@@ -355,16 +357,17 @@ def test_a_gguf_file_is_unpacked_once_and_from_no_other_file(config, tiny_lm, tm
 
     monkeypatch.setattr("loragen_train.zoo.collect.save_base_model", unpack)
     config = with_output(config, tmp_path / "zoo", base_model=str(gguf), tasks=config.tasks[:1])
-    collect(config)
+    (folder,) = collect(config)
+    settings = json.loads((folder / "checkpoint-11" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "zoo" / "base_model")
     collect(replace(config, tasks=[replace(config.tasks[0], name="again")]))
     assert unpacked == [str(gguf)]
-    gguf.write_bytes(b"another")
-    with pytest.raises(LoragenTrainError, match=r"zoo/base_model was unpacked from another file than .*model\.gguf"):
-        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
-    # Before there is an initialisation, too: an interrupted first run on another file.
+    # Another file, after a first run that ended before there was an initialisation.
     shutil.rmtree(tmp_path / "zoo" / "initial_adapter")
-    with pytest.raises(LoragenTrainError, match="was unpacked from another file"):
-        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"two")
+    with pytest.raises(LoragenTrainError, match=r"'.*other\.gguf' is not what .*zoo was begun with"):
+        collect(replace(config, base_model=str(other), tasks=[replace(config.tasks[0], name="third")]))
 
 
 def test_adapters_of_a_model_of_the_hub_name_it_and_no_place_on_this_machine(zoo, config, tiny_lm, tmp_path, recwarn):

@@ -63,12 +63,7 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
     named: list[tuple[str, Source]] = []
     for text in map(str, sources):
         name, location = _name_and_location(text)
-        source = Source(
-            location=location,
-            prompt_column=config.prompt_column,
-            response_column=config.response_column,
-            split=config.split,
-        )
+        source = Source.of(location, config)
         named.append((source.task_name if name is None else name, source))
     check_task_names([name for name, _ in named])
 
@@ -84,12 +79,7 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
         for file, rows in parts.items()
     }
     manifest: dict[str, Any] = {
-        "samples_per_prompt": config.samples_per_prompt,
-        "test_ratio": config.test_ratio,
-        "seed": config.seed,
-        "num_samples": config.num_samples,
-        "prompt_column": config.prompt_column,
-        "response_column": config.response_column,
+        **{key: value for key, value in asdict(config).items() if key != "output_dir"},
         "tasks": tasks,
         "files": {
             file: {"num_prompts": len(rows), "sha256": hashlib.sha256(texts[file].encode()).hexdigest()}

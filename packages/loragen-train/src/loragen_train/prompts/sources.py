@@ -14,6 +14,8 @@ from typing import Any, Literal
 from loragen_infer.cli.command_line import nearest
 from loragen_infer.samples import Example, example_of, prompt_hash, read_jsonl
 
+from loragen_train.configs.collect import CollectTask
+from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.hub import read_hub_dataset
 
@@ -42,6 +44,12 @@ class Source:
     """Column of the response; ``None`` means the first of the usual ones that a row has."""
     split: str = "train"
     """Split of a data set of the hub."""
+
+    @classmethod
+    def of(cls, location: str, chosen: CollectTask | PrepareConfig) -> "Source":
+        """Return the source at ``location``, of which ``chosen`` says columns and split."""
+        columns = {"prompt_column": chosen.prompt_column, "response_column": chosen.response_column}
+        return cls(location=location, split=chosen.split, **columns)
 
     @property
     def is_generator(self) -> bool:

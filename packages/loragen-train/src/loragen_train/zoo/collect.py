@@ -84,21 +84,15 @@ def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
         for number, task in enumerate(missing, start=1):
             logger.info("Training the adapter of %s (%d of %d) in %s.", task.name, number, len(missing), precision)
             _train_task(config, task, output_dir, model, tokenizer, precision)
-    for task in wanted:
-        if task not in missing:
-            logger.info("The adapter of %s is there already.", task.name)
+    if kept := [task.name for task in wanted if task not in missing]:
+        logger.info("There already: the adapters of %s.", ", ".join(kept))
     if missing or (wanted and not (output_dir / "loss_curves.png").is_file()):
         draw_loss_chart(output_dir / "adapters", output_dir / "loss_curves.png")
     return [output_dir / "adapters" / task.name for task in wanted]
 
 
 def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -> None:
-    source = Source(
-        location=task.source,
-        prompt_column=task.prompt_column,
-        response_column=task.response_column,
-        split=task.split,
-    )
+    source = Source.of(task.source, task)
     wanted = task.num_train + task.num_test
     samples = read_samples(source, num_samples=wanted, seed=config.seed, purpose="collect")
     rows = list(samples.by_place.values())
@@ -117,29 +111,28 @@ def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -
 
 def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
     folder = output_dir / "adapters" / task.name
-    if not folder.is_dir():
-        return False
-    check_settings(folder / "training.json", task_settings(config, task))
-    return True
+    if folder.is_dir():
+        check_settings(folder / "training.json", task_settings(config, task))
+    return folder.is_dir()
 
 
 def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     name = config.base_model
     if locate_model(name, kind="base model").endswith(".gguf"):
-        name = _unpacked(name, output_dir)
+        # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
+        name = str(save_base_model(name, output_dir / "base_model").resolve())
     base, tokenizer = load_base_model(name, dtype="float32")
     check_base_model(output_dir, config.base_model, base)
     initial = output_dir / "initial_adapter"
     if not initial.is_dir():
         torch.manual_seed(config.seed)
-        known_as = hub_name(config.base_model) or name
-        lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
         _check_target_modules(config, base)
+        lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
         fresh = get_peft_model(base, lora)
         with atomic_folder(initial) as part:
             fresh.save_pretrained(str(part))
-            settings = read_record(part / _CONFIG)
-            write_json(part / _CONFIG, {**settings, "base_model_name_or_path": known_as})
+            known_as = {"base_model_name_or_path": hub_name(config.base_model) or name}
+            write_json(part / _CONFIG, {**read_record(part / _CONFIG), **known_as})
             write_json(part / "settings.json", {"settings": shared_settings(config)})
         fresh.unload()
     model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
@@ -148,35 +141,14 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftMo
     return model, tokenizer
 
 
-def _unpacked(name: str, output_dir: Path) -> str:
-    """Return the folder of the model in a GGUF file, unpacked from it and from no other."""
-    folder, record = output_dir / "base_model", output_dir / "base_model_source.json"
-    location = Path(locate_model(name, kind="base model"))
-    with location.open("rb") as stream:
-        source = {"base_model": name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    if not record.is_file():
-        # Before it is unpacked, so that a folder of an interrupted run is never taken for that of another file.
-        write_json(record, source)
-    elif read_record(record) != source:
-        raise LoragenTrainError(
-            f"{folder} was unpacked from another file than {location} (see {record}); restore that file or choose "
-            "another output_dir."
-        )
-    return str(save_base_model(name, folder).resolve())
-
-
 def _check_target_modules(config: CollectConfig, base: PreTrainedModel) -> None:
     """Name a target module that ``base`` lacks; PEFT keeps silent as long as it has one of them."""
-    # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
-    ends = {name.split(".", start)[-1] for name, _ in base.named_modules() for start in range(name.count(".") + 1)}
+    names = [name for name, _ in base.named_modules()]
     for module in config.lora.target_modules:
-        if module not in ends:
-            leaves = sorted(
-                {name.rpartition(".")[2] for name, part in base.named_modules() if not list(part.children())}
-            )
-            raise LoragenTrainError(
-                f"lora.target_modules names {module!r}, which {config.base_model} lacks{nearest(module, leaves)}."
-            )
+        # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
+        if not any(f".{name}".endswith(f".{module}") for name in names):
+            known = nearest(module, sorted({name.rpartition(".")[2] for name in names}))
+            raise LoragenTrainError(f"lora.target_modules names {module!r}, which {config.base_model} lacks{known}.")
 
 
 def _train_task(
@@ -191,9 +163,8 @@ def _train_task(
     sample_file = output_dir / "train" / f"{task.name}.jsonl"
     samples = read_examples(sample_file)
     items = [tokenize_example(tokenizer, sample, max_length=config.training.max_length) for sample in samples]
-    settings = task_settings(config, task)
     begun = {
-        "settings": settings,
+        "settings": task_settings(config, task),
         "precision": precision,
         "samples_sha256": hashlib.sha256(sample_file.read_bytes()).hexdigest(),
     }

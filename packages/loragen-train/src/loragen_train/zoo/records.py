@@ -131,10 +131,10 @@ def check_base_model(output_dir: Path, source: str, model: nn.Module) -> None:
     if not file.is_file():
         write_json(file, {"base_model": source, "weights_sha256": digest})
     noted = read_record(file)
-    if noted.get("weights_sha256") != digest:
+    if (noted.get("base_model"), noted.get("weights_sha256")) != (source, digest):
         raise LoragenTrainError(
-            f"The base model {source!r} is not what {output_dir} was begun with: its weights have changed since "
-            f"{file} was written (for {noted.get('base_model')!r}); restore them or choose another output_dir."
+            f"The base model {source!r} is not what {output_dir} was begun with: {file} notes other weights (of "
+            f"{noted.get('base_model')!r}); restore them or choose another output_dir."
         )
 
 
