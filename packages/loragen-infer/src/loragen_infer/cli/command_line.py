@@ -279,10 +279,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _quieten(loggers: Sequence[str], *, verbose: bool) -> None:
     """Let through what these loggers say, and of all others only errors."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.ERROR)
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        # On the handler, since libraries set the levels of their own loggers when they are imported.
+        if not verbose:
+            handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.name.startswith(tuple(loggers)))
+        root.addHandler(handler)
     if verbose:
         return
     if not sys.warnoptions:
