@@ -58,7 +58,7 @@ def files(folder):
 
 
 def loragen(*words, **options):
-    command = [sys.executable, "-m", "loragen_infer.cli.main", "generate", *map(str, words)]
+    command = [sys.executable, "-m", "loragen_infer.cli", "generate", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(zoo, make, tmp_p
 
 def start(zoo, file, output):
     words = ["generate", "--model", zoo.experiment, "--prompt-file", file, "--output", output, "--batch-size", 1]
-    command = [sys.executable, "-m", "loragen_infer.cli.main", *map(str, words)]
+    command = [sys.executable, "-m", "loragen_infer.cli", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -331,7 +331,7 @@ def test_a_second_process_on_one_folder_is_told_so(zoo, make, tmp_path, run):
 
 def test_two_processes_with_one_and_the_same_adapter_both_end_well(zoo, tmp_path):
     words = ["--model", str(zoo.experiment), "--prompt", "a", "--output", str(tmp_path / "one")]
-    command = [sys.executable, "-m", "loragen_infer.cli.main", "generate", *words]
+    command = [sys.executable, "-m", "loragen_infer.cli", "generate", *words]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors

@@ -99,7 +99,7 @@ def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     log = tmp_path / "stderr.txt"
     with log.open("w") as stderr:
-        words = [sys.executable, "-m", "loragen_train.cli.main", "fit", "--config", config]
+        words = [sys.executable, "-m", "loragen_train.cli", "fit", "--config", config]
         process = subprocess.Popen(words, stderr=stderr, env=environment)
         try:
             deadline = time.monotonic() + 60

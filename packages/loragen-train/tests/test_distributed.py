@@ -27,7 +27,7 @@ def run(content: dict, folder: Path, *words: str, launcher: tuple[str, ...] = (s
     folder.mkdir()
     config = folder / "fit.yaml"
     config.write_text(yaml.safe_dump({**content, "output_dir": str(folder / "out")}))
-    command = [*launcher, "-m", "loragen_train.cli.main", "fit", "--config", str(config), *words]
+    command = [*launcher, "-m", "loragen_train.cli", "fit", "--config", str(config), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
