@@ -34,6 +34,8 @@ QUESTIONS = {
     "sums": [f"What is {number} + {number + 7}?" for number in range(48)],
     "spelling": [f"Spell the word number {number} of the dictionary backward." for number in range(48)],
     "capitals": [f"Name the capital of country {number} in the atlas." for number in range(48)],
+    "more": [f"How much more is {number} than nothing?" for number in range(48)],
+    "last": [f"What is the last digit of {number} squared?" for number in range(48)],
 }
 
 

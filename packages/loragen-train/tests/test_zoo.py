@@ -43,7 +43,7 @@ def test_statistics_and_task_means_are_those_of_the_checkpoints(tmp_path, make, 
     tokens, mask = torch.stack(list(zoo.tokens)), zoo.layout.mask()
     torch.testing.assert_close(zoo.stats.mean, tokens.mean(0))
     torch.testing.assert_close(zoo.stats.std[mask], tokens.std(0, correction=0)[mask])
-    means = zoo.task_means()
+    means = dict(zoo.task_means())
     assert list(means) == zoo.names == TASKS
     torch.testing.assert_close(means["spelling"], tokens[2:].mean(0))
 

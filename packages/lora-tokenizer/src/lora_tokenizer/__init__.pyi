@@ -1,6 +1,8 @@
 from .adapter import LoraAdapter as LoraAdapter
 from .canonical import canonical_form as canonical_form
 from .config import AdapterConfig as AdapterConfig
+from .delta import delta_inner as delta_inner
+from .delta import delta_products as delta_products
 from .errors import LoraTokenizerError as LoraTokenizerError
 from .inspecting import AdapterReport as AdapterReport
 from .inspecting import FolderReport as FolderReport

@@ -3,8 +3,7 @@
 `inspect_adapter` looks at one checkpoint, `analyze_checkpoints` at all below a folder, `check_round_trip` proves on one
 checkpoint that nothing is lost between tensors, tokens and the files that PEFT loads.
 
-Norms are Frobenius norms. That of `B @ A` is `sqrt(trace((B^T B)(A A^T)))`, times the scaling, so the product is
-never made.
+Norms are Frobenius norms; that of `B @ A` comes from `delta_inner`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lora_tokenizer.adapter import LoraAdapter, dtype_name
+from lora_tokenizer.delta import delta_inner
 from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.io.finding import find_adapters
 from lora_tokenizer.io.reading import read_adapter
@@ -154,7 +154,7 @@ def _count_nonfinite(tensor: Tensor) -> int:
 def _module_report(adapter: LoraAdapter, module: str) -> ModuleReport:
     a_ri, b_or = adapter.factors(module)
     a64_ri, b64_or = a_ri.double(), b_or.double()
-    squared = float(((b64_or.T @ b64_or) * (a64_ri @ a64_ri.T)).sum())
+    squared = float(delta_inner(a64_ri, b64_or, a64_ri, b64_or))
     scaling = adapter.scaling(module)
     return ModuleReport(
         module=module,

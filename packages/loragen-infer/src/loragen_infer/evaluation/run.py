@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loragen_infer.adapters.attach import adapter_attached
-from loragen_infer.bundle.bundle import find_bundle
+from loragen_infer.bundle import find_bundle
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.chart import draw_chart
 from loragen_infer.evaluation.config import EvaluateConfig
@@ -93,12 +93,12 @@ def _read(config: EvaluateConfig) -> _Plan:
     for whose, path in _trained_adapters(config).items():
         read_own_adapter(whose, path)
     generator = LoraGenerator.from_pretrained(config.model, device=config.device)
-    training = read_training(config, generator, find_bundle(Path(config.model)))
+    training = read_training(config, generator, find_bundle(config.model))
     for inputs in tasks:
         training.check(inputs)
     maker = RowMaker(config, generator, training, tasks)
     maker.check()
-    base_model = config.base_model or generator.bundle.layout.config.base_model_name_or_path
+    base_model = config.base_model or generator.base_model
     if base_model is None:
         raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
     near = [

@@ -1,8 +1,7 @@
 """How alike the weight changes of many checkpoints are: inner products of ΔW, without ever making one.
 
-``<s B A, t D C> = s t sum((B^T D) * (A C^T))`` over all modules, so the product of two ``[out, in]`` matrices costs two
-products of their thin factors. It does not depend on how ΔW is split into factors, as a comparison of A and B would.
-Only two blocks of checkpoints are open at a time; the matrix of inner products (the Gram matrix) is all that grows.
+They come from the thin factors (:mod:`lora_tokenizer.delta`), those of a block of checkpoints at once. Only two blocks
+are open at a time; the matrix of inner products (the Gram matrix) is all that grows.
 
 Legend: M checkpoints, T tasks, R ranks of a block one after another, i inputs, o outputs.
 """
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from lora_tokenizer import LoraAdapter
+import torch
+from lora_tokenizer import LoraAdapter, delta_products
 
 __all__ = ["cosines", "delta_gram", "principal_axes", "task_gram"]
 
 Matrix = npt.NDArray[np.float64]
 _Key = tuple[str, int, int]
-_Stack = tuple[Matrix, Matrix, list[int], list[int]]
+_Stack = tuple[torch.Tensor, torch.Tensor, list[int], list[int]]
 
 # Files of this size together are open at a time, twice.
 _BLOCK_BYTES = 256 << 20
@@ -80,7 +80,7 @@ def _products(left: Sequence[LoraAdapter], right: Sequence[LoraAdapter]) -> Matr
     for key in stacks[0].keys() & stacks[1].keys():
         a_Ri, b_oR, starts, who = _stack(left, key[0], stacks[0][key])
         c_Ri, d_oR, other_starts, other_who = _stack(right, key[0], stacks[1][key])
-        pairs_RR = (a_Ri @ c_Ri.T) * (b_oR.T @ d_oR)
+        pairs_RR = delta_products(a_Ri, b_oR, c_Ri, d_oR).numpy()
         sums = np.add.reduceat(np.add.reduceat(pairs_RR, starts, axis=0), other_starts, axis=1)
         products[np.ix_(who, other_who)] += sums
     return products
@@ -100,8 +100,8 @@ def _stack(adapters: Sequence[LoraAdapter], module: str, who: list[int]) -> _Sta
     """The factors of one module of several adapters, the scaling in B; and where each adapter's ranks start."""
     factors = [adapters[index].factors(module) for index in who]
     scalings = [adapters[index].scaling(module) for index in who]
-    a_Ri = np.concatenate([a_ri.double().numpy() for a_ri, _ in factors])
-    b_oR = np.concatenate([s * b_or.double().numpy() for s, (_, b_or) in zip(scalings, factors, strict=True)], axis=1)
+    a_Ri = torch.cat([a_ri.double() for a_ri, _ in factors])
+    b_oR = torch.cat([s * b_or.double() for s, (_, b_or) in zip(scalings, factors, strict=True)], dim=1)
     ranks = [a_ri.shape[0] for a_ri, _ in factors]
     return a_Ri, b_oR, [sum(ranks[:index]) for index in range(len(ranks))], who
 

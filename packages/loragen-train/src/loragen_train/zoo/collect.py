@@ -117,7 +117,7 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftMo
     name = config.base_model
     if locate_model(name, kind="base model").endswith(".gguf"):
         name = _unpacked(name, output_dir)
-    base, tokenizer = load_base_model(name)
+    base, tokenizer = load_base_model(name, dtype="float32")
     check_base_model(output_dir, config.base_model, base)
     initial = output_dir / "initial_adapter"
     if not initial.is_dir():

@@ -51,13 +51,16 @@ class Zoo:
         entries = self.tokens.manifest.entries
         return [entry.content for entry, name in zip(entries, self.tasks, strict=True) if name == task]
 
-    def task_means(self) -> dict[str, torch.Tensor]:
-        """The mean tokens ``[N, W]``, float32, of each task's checkpoints, read one at a time."""
-        sums: dict[str, torch.Tensor] = {}
+    def task_means(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and mean tokens ``[N, W]``, float32, of one task after the other; one sum is in memory at a time."""
+        members: dict[str, list[int]] = {}
         for index, task in enumerate(self.tasks):
-            tokens_NW = self.tokens.read(index).double()
-            sums[task] = sums[task].add_(tokens_NW) if task in sums else tokens_NW
-        return {task: (total / self.tasks.count(task)).float() for task, total in sums.items()}
+            members.setdefault(task, []).append(index)
+        for task, indices in members.items():
+            total_NW = torch.zeros(self.stats.mean.shape, dtype=torch.float64)
+            for index in indices:
+                total_NW += self.tokens.read(index)
+            yield task, (total_NW / len(indices)).float()
 
 
 def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], cache_dir: Path) -> Zoo:
