@@ -65,7 +65,7 @@ def test_help_has_an_example_and_imports_nothing_heavy(words):
 def test_prepare_says_what_it_wrote(make, questions, tmp_path, capsys):
     source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
     assert make.cli("prepare", "--source", str(source), "--output-dir", str(tmp_path / "data")) == 0
-    assert capsys.readouterr().out == "sums: 48 samples, 11 train and 1 validation prompts\n"
+    assert capsys.readouterr().out == "sums: 48 samples, 11 train prompts and 1 validation prompt\n"
 
 
 def test_the_config_in_the_folder_repeats_the_run_to_the_bit(make, fit_config, tmp_path, capsys):
