@@ -126,6 +126,7 @@ def measure(zoo: Zoo, options: dict[str, Any], args: argparse.Namespace, seed: i
         grid=zoo.grid, condition_dim=zoo.conditions.shape[-1], output_dim=z_TSNW.shape[-1], **options
     )
     generator = HyperConvGenerator(config)
+    generator.center_on(zoo.conditions[:, :half].flatten(0, 1))
     optimizer = torch.optim.AdamW(generator.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps, eta_min=args.lr / 20)
     unseen_TPD = zoo.conditions[:, half : half + 8]

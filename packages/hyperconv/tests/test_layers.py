@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import reference
 import torch
 from hyperconv import (
     DualHyperConvBlock,
@@ -13,7 +14,6 @@ from hyperconv import (
     decoder_from_published,
     from_published,
     published_shapes,
-    reference,
     to_published,
 )
 from hypothesis import given, settings
@@ -177,9 +177,11 @@ def test_state_dicts_that_are_not_the_published_ones_are_refused_by_name():
         from_published({**published, "criterion_weight": torch.zeros(1)})
     with pytest.raises(HyperConvError, match=r"conv_w1.weight .* has shape \[5, 7, 3, 3\], expected \[5, 5, 3, 3\]"):
         decoder_from_published({**published, key: torch.zeros(5, 7, 3, 3)})
-    with pytest.raises(HyperConvError, match=r"expected a floating-point tensor with 4 axes"):
+    with pytest.raises(HyperConvError, match=r"conv1w.weight of the state dict has shape \[5, 7\], expected 4"):
         decoder_from_published({**published, key: torch.zeros(5, 7)})
-    with pytest.raises(HyperConvError, match="block 1 of the state dict"):
+    with pytest.raises(HyperConvError, match=r"block 0 .* a bias of \[7\] .* expected 2, 2 and 4 axes"):
+        published_shapes({**published, "decoder.module_list.0.linear1.bias": torch.zeros(7)})
+    with pytest.raises(HyperConvError, match="block 1 of the state dict takes"):
         published_shapes({**published, "decoder.module_list.1.linear1.norm.weight": torch.zeros(9, 5)})
     with pytest.raises(HyperConvError, match="expected all"):
         from_published({})

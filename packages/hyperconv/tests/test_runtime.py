@@ -30,7 +30,6 @@ def compiles(backend) -> bool:
     [
         *(("aot_eager", options, training) for options in VARIANTS for training in (True, False)),
         ("inductor", VARIANTS[0], True),
-        ("inductor", VARIANTS[1], False),
     ],
 )
 def test_compiles_into_one_graph(backend, options, training):
@@ -50,7 +49,6 @@ def test_compiles_into_one_graph(backend, options, training):
         largest = max(parameter.grad.abs().max() for parameter in twin.parameters())
         for (name, parameter), other in zip(generator.named_parameters(), twin.parameters(), strict=True):
             assert (parameter.grad - other.grad).abs().max() < 1e-5 * largest, name
-        torch.testing.assert_close(dict(generator.named_buffers()), dict(twin.named_buffers()))
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -100,11 +98,11 @@ def train(generator, steps, dtype=None):
 
 @pytest.mark.parametrize("block", ["sequential", "dual"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_thousand_steps_of_autocast_stay_finite_and_learn(block, dtype):
+def test_hundreds_of_steps_of_autocast_stay_finite_and_learn(block, dtype):
     torch.manual_seed(0)
     # All default options, three blocks of 48 tokens of 64 values, from the default start.
     config = GeneratorConfig(condition_dim=384, hidden_dim=64, grid=(6, 8), output_dim=64, block=block)
-    losses = train(HyperConvGenerator(config), 1000, dtype)
+    losses = train(HyperConvGenerator(config), 300, dtype)
     assert losses.isfinite().all()
     assert losses[-1] < 0.2 * losses[0]
 
@@ -119,6 +117,39 @@ def test_half_precision_parameters_answer_as_float32_does_within_their_precision
     assert error < 10 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("options", [*VARIANTS, {"output_dim": 10, "expander": "broadcast"}], ids=str)
+@pytest.mark.parametrize("condition_dtype", [torch.float32, torch.bfloat16])
+def test_a_generator_wholly_in_bfloat16_trains(options, condition_dtype):
+    generator = build(**options)
+    condition_BPD = torch.randn(4, 3, 6) * 0.01 + 3  # embeddings of which bfloat16 alone would leave two digits
+    generator.center_on(condition_BPD.flatten(0, 1))
+    generator = generator.bfloat16().train()
+    target_BNW = torch.randn(4, 12, options.get("output_dim", 16))
+    mask_BP = torch.tensor([[True, True, False]] * 4)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        tokens_BNW = generator(condition_BPD.to(condition_dtype), mask_BP)
+        assert tokens_BNW.dtype == torch.bfloat16
+        loss = (tokens_BNW.float() - target_BNW).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_batch_of_nan_in_a_compiled_step_leaves_nothing_behind():
+    torch.compiler.reset()
+    generator, condition_BPD = build().train(), torch.randn(2, 5, 6)
+    generator.center_on(condition_BPD.flatten(0, 1))
+    compiled = torch.compile(generator, fullgraph=True, backend="aot_eager")
+    before, state = compiled(condition_BPD), {k: v.clone() for k, v in generator.state_dict().items()}
+    assert compiled(torch.full((2, 5, 6), torch.nan)).isnan().all()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in generator.state_dict().items())
+    assert torch.equal(compiled(condition_BPD), before)
+
+
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_the_same_seed_gives_the_same_bits(options):
     torch.use_deterministic_algorithms(True)
@@ -131,27 +162,6 @@ def test_the_same_seed_gives_the_same_bits(options):
         torch.use_deterministic_algorithms(False)
     assert torch.equal(runs[0][0], runs[1][0])
     assert all(torch.equal(tensor, runs[1][1][name]) for name, tensor in runs[0][1].items())
-
-
-def test_centering_is_the_mean_and_spread_of_all_prompts_seen_and_survives_a_restart():
-    torch.manual_seed(0)
-    batches = [torch.randn(3, 4, 6) * 5 + 2 for _ in range(4)]
-    mask_BP = torch.rand(3, 4) < 0.7
-    mask_BP[:, 0] = True
-    generator = HyperConvGenerator(CONFIG)
-    for condition_BPD in batches[:2]:
-        generator(condition_BPD, mask_BP)
-    resumed = HyperConvGenerator(CONFIG)
-    resumed.load_state_dict(generator.state_dict())
-    for condition_BPD in batches[2:]:
-        resumed(condition_BPD, mask_BP)
-    seen = torch.cat([condition_BPD[mask_BP] for condition_BPD in batches])
-    centering = resumed.condition_encoder.centering
-    torch.testing.assert_close(centering.mean, seen.mean(0))
-    torch.testing.assert_close(centering.square, (seen - seen.mean(0)).square().mean())
-    before = centering.mean.clone()
-    resumed.eval()(batches[0] + 100)
-    assert torch.equal(centering.mean, before)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)

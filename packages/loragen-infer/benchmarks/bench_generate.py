@@ -24,7 +24,7 @@ ENCODER = "all-MiniLM-L6-v2"
 BASELINE = (
     "import torch, sentence_transformers\n"
     "from loragen_infer.models.locate import locate_model\n"
-    f"place = locate_model({ENCODER!r}, kind='text encoder', organisation='sentence-transformers')\n"
+    f"place = locate_model({ENCODER!r}, kind='text encoder')\n"
     "sentence_transformers.SentenceTransformer(place, device='cpu')\n"
 )
 PROMPT = "What is 17 + 25? Answer with the number only."
@@ -73,7 +73,7 @@ def make_bundle(path: Path) -> Path:
     generator = HyperConvGenerator(GeneratorConfig(grid=(num_layers, row_tokens), output_dim=width))
     stats = TokenStats.from_tokens([layout.encode(adapter), 2 * layout.encode(adapter)])
     bundle = GeneratorBundle(generator=generator.eval(), layout=layout, stats=stats, text_encoder_name=ENCODER)
-    print(f"generator: {bundle.generator.config.num_parameters():,} parameters, tokens {layout.grid}")
+    print(f"generator: {bundle.generator.num_parameters():,} parameters, tokens {layout.grid}")
     return bundle.save(path)
 
 

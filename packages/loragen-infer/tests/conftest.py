@@ -15,6 +15,7 @@ import torch
 from hyperconv import GeneratorConfig, HyperConvGenerator
 from lora_tokenizer import TokenLayout, TokenStats, read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator, PromptEncoder
+from loragen_infer.bundle.sealed_file import write_sealed
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -108,6 +109,28 @@ def make_bundle(adapter_folders: list[Path], *, seed: int = 0, **options: object
     return GeneratorBundle(generator=generator.eval(), layout=layout, stats=stats, text_encoder_name="all-MiniLM-L6-v2")
 
 
+def write_old_bundle(
+    path: Path, bundle: GeneratorBundle, *, names: tuple[str, ...] = (), means: dict | None = None, **metadata: str
+) -> Path:
+    """The bundle as version 0.1.0 wrote it first: no encoder fingerprint, and means of the training tasks in it."""
+    tensors = {f"generator.{name}": value for name, value in bundle.generator.state_dict().items()}
+    tensors |= {f"stats.{name}": value for name, value in bundle.stats.to_tensors().items()}
+    tensors |= {f"text_encoder.{name}": value for name, value in (bundle.text_encoder_state or {}).items()}
+    tensors |= {f"tasks.{name}": value for name, value in (means or {}).items()}
+    content = {
+        "format": "loragen-bundle",
+        "format_version": "1" if bundle.text_encoder_state is None else "2",
+        "generator_config": json.dumps(bundle.generator.config.to_dict()),
+        "layout": bundle.layout.to_json(),
+        "text_encoder_name": bundle.text_encoder_name,
+        "versions": json.dumps({"loragen-infer": "0.1.0"}),
+        **({"task_names": json.dumps(list(names))} if means else {}),
+        **metadata,
+    }
+    write_sealed(path, tensors, content)
+    return path
+
+
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -117,7 +140,12 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 def make() -> SimpleNamespace:
     """The builders above, since tests cannot import a conftest."""
     return SimpleNamespace(
-        tokenizer=make_tokenizer, llama=make_llama, adapter=save_adapter, bundle=make_bundle, rows=write_rows
+        tokenizer=make_tokenizer,
+        llama=make_llama,
+        adapter=save_adapter,
+        bundle=make_bundle,
+        old_bundle=write_old_bundle,
+        rows=write_rows,
     )
 
 

@@ -19,11 +19,20 @@ def test_comes_back_in_float32_and_eval_mode_with_the_same_weights(zoo):
     assert tokenizer.pad_token == "<pad>"
 
 
-def test_a_half_precision_model_is_widened(zoo, llama, make, tmp_path):
+def test_a_model_comes_in_its_own_dtype_or_in_the_one_asked_for(zoo, make, tmp_path):
     AutoModelForCausalLM.from_pretrained(zoo.model, dtype=torch.bfloat16).save_pretrained(tmp_path)
     make.tokenizer().save_pretrained(tmp_path)
-    model, _ = load_base_model(str(tmp_path))
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    wanted = {None: torch.bfloat16, "float32": torch.float32, torch.float16: torch.float16}
+    for dtype, expected in wanted.items():
+        model, _ = load_base_model(str(tmp_path), dtype=dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    with pytest.raises(LoragenInferError, match="The dtype 'int8' is unknown; use one of float32"):
+        load_base_model(str(tmp_path), dtype="int8")
+
+
+def test_a_device_map_places_the_model(zoo):
+    model, _ = load_base_model(str(zoo.model), device_map={"": "cpu"})
+    assert model.hf_device_map == {"": "cpu"}
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_token(llama, make, tmp_path):

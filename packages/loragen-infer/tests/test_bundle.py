@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import TokenStats
-from loragen_infer import GeneratorBundle, LoragenInferError
-from loragen_infer.bundle.bundle import find_bundle
-from loragen_infer.evaluation.task_means import TaskMeans
+from loragen_infer import GeneratorBundle, LoragenInferError, TrainingTasks
+from loragen_infer.bundle import find_bundle
+from loragen_infer.evaluation.task_means import read_task_means
+from loragen_infer.samples import prompt_hash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -77,50 +78,107 @@ def test_every_kind_of_generator_answers_alike_after_loading(zoo, make, tmp_path
     assert loaded.fingerprint == bundle.fingerprint
 
 
-def full_bundle(zoo, make, encoder):
+def full_bundle(zoo, make):
     """A bundle with everything that one may hold."""
-    bundle = make.bundle(zoo.adapters)
-    num_layers, row_tokens, width = bundle.layout.grid
-    torch.manual_seed(0)
-    tasks = TaskMeans(
-        names=("sums", 'capitals "\u2028\x7f\x01'),
-        condition_means=torch.randn(2, 384),
-        token_means=torch.randn(2, num_layers * row_tokens, width),
+    hashes = {"sums": frozenset([prompt_hash("1 + 1"), prompt_hash("2 + 3")]), "none": frozenset()}
+    return dataclasses.replace(
+        make.bundle(zoo.adapters),
+        text_encoder_revision="0123abc",
+        text_encoder_fingerprint="f" * 32,
+        text_encoder_state={"0.model.embeddings.LayerNorm.weight": torch.rand(384)},
+        training_tasks=TrainingTasks(names=("sums", "none", 'old "\u2028\x7f\x01'), prompt_hashes=hashes),
+        provenance={"experiment": "zoo ü"},
     )
-    state = {"0.model.embeddings.LayerNorm.weight": torch.rand(384)}
-    return dataclasses.replace(bundle, tasks=tasks, text_encoder_state=state, provenance={"experiment": "zoo ü"})
 
 
-def test_everything_in_a_full_bundle_comes_back(zoo, make, encoder, tmp_path):
-    bundle = full_bundle(zoo, make, encoder)
-    loaded = GeneratorBundle.load(bundle.save(tmp_path / "full.safetensors"))
-    assert loaded.tasks.names == bundle.tasks.names
-    assert torch.equal(loaded.tasks.condition_means, bundle.tasks.condition_means)
-    assert torch.equal(loaded.tasks.token_means, bundle.tasks.token_means)
+@pytest.mark.parametrize("name", ["full.safetensors", "full.pt"])
+def test_everything_in_a_full_bundle_comes_back_from_either_file(zoo, make, tmp_path, name):
+    bundle = full_bundle(zoo, make)
+    loaded = GeneratorBundle.load(bundle.save(tmp_path / name))
+    for field in ("text_encoder_name", "text_encoder_revision", "text_encoder_fingerprint", "training_tasks"):
+        assert getattr(loaded, field) == getattr(bundle, field)
     assert loaded.text_encoder_state.keys() == bundle.text_encoder_state.keys()
-    name = "0.model.embeddings.LayerNorm.weight"
-    assert torch.equal(loaded.text_encoder_state[name], bundle.text_encoder_state[name])
     assert loaded.provenance == {"experiment": "zoo ü"}
     assert loaded.fingerprint == bundle.fingerprint
+    condition_BPD = torch.randn(2, 3, 384)
+    with torch.inference_mode():
+        assert torch.equal(loaded.generator(condition_BPD), bundle.generator(condition_BPD))
 
 
-def test_what_does_not_generate_is_not_in_the_fingerprint_and_what_does_is(zoo, make, encoder):
-    full = full_bundle(zoo, make, encoder)
+def test_what_does_not_generate_is_not_in_the_fingerprint_and_what_does_is(zoo, make):
+    full = full_bundle(zoo, make)
     plain = dataclasses.replace(full, text_encoder_state=None)
-    assert plain.fingerprint == dataclasses.replace(plain, tasks=None, provenance={}).fingerprint
+    bare = dataclasses.replace(plain, training_tasks=None, provenance={}, text_encoder_revision=None)
+    assert plain.fingerprint == bare.fingerprint == plain.with_base_model("another").fingerprint
     assert full.fingerprint != plain.fingerprint
-    assert dataclasses.replace(plain, condition_kind="tokens").fingerprint != plain.fingerprint
 
 
-def test_the_format_version_rises_only_where_an_old_reader_would_misread(zoo, make, encoder):
-    full = full_bundle(zoo, make, encoder)
+def test_a_changed_generator_config_changes_the_fingerprint(zoo, make):
+    bundle = make.bundle(zoo.adapters)
+    before = bundle.fingerprint
+    # No weight knows of it, and the adapter is another one.
+    bundle.generator.config = dataclasses.replace(bundle.generator.config, basis_gain=4.0)
+    assert bundle.fingerprint != before
+
+
+def test_the_format_version_rises_only_where_an_old_reader_would_misread(zoo, make):
+    full = full_bundle(zoo, make)
     assert full.format_version == 2
     assert dataclasses.replace(full, text_encoder_state=None).format_version == 1
-    assert dataclasses.replace(full, text_encoder_state=None, condition_kind="tokens").format_version == 2
 
 
-def test_equal_bundles_give_equal_bytes_in_every_process(zoo, make, encoder, tmp_path):
-    bundle = full_bundle(zoo, make, encoder)
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_bundle_of_the_first_layout_is_read_with_its_task_means(zoo, make, tmp_path, tuned):
+    state = {"0.model.embeddings.LayerNorm.weight": torch.rand(384)} if tuned else None
+    bundle = dataclasses.replace(zoo.bundle, text_encoder_state=state)
+    means = {"condition_means": torch.randn(2, 384), "token_means": torch.randn(2, 14, 32)}
+    file = make.old_bundle(tmp_path / "old.safetensors", bundle, names=("a", "b"), means=means)
+    loaded = GeneratorBundle.load(file)
+    assert loaded.fingerprint == bundle.fingerprint
+    assert loaded.text_encoder_fingerprint is None
+    assert loaded.training_tasks == TrainingTasks(names=("a", "b"))
+    read = read_task_means(file)
+    assert read.names == ("a", "b")
+    assert torch.equal(read.condition_means, means["condition_means"])
+    assert torch.equal(read.token_means[:], means["token_means"])
+    assert read_task_means(zoo.file) is None
+
+
+def test_the_first_pt_file_is_read_and_a_bundle_for_token_states_is_refused(zoo, make, tmp_path):
+    bundle = zoo.bundle
+    plain = {"state_dict": bundle.generator.state_dict(), "config": bundle.generator.config.to_dict()}
+    plain |= {"stats": bundle.stats.to_tensors(), "layout": bundle.layout.to_json()}
+    torch.save({**plain, "text_encoder_name": "x", "text_encoder_state": {}}, tmp_path / "generator_model.pt")
+    loaded = GeneratorBundle.load(tmp_path)
+    assert (loaded.fingerprint, loaded.text_encoder_name) == (bundle.fingerprint, "x")
+    refused(
+        make.old_bundle(tmp_path / "tokens.safetensors", bundle, condition_kind="tokens"),
+        "was trained on 'tokens' as its condition, which is gone",
+    )
+
+
+def test_the_pt_file_is_plain_and_a_changed_bit_in_it_is_noticed(zoo, tmp_path):
+    file = zoo.bundle.save(tmp_path / "generator_model.pt")
+    content = torch.load(file, weights_only=True)
+    assert {"state_dict", "config", "layout", "stats", "text_encoder_name"} <= content.keys()
+    assert zoo.bundle.save(tmp_path / "again.pt").read_bytes() == file.read_bytes()
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    refused(file, "generator_model.pt is damaged: .* does not match its checksum; copy it again")
+
+
+def test_a_lightning_checkpoint_is_refused_with_the_bundle_to_give(zoo, tmp_path):
+    checkpoint = zoo.experiment / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(exist_ok=True)
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6"}, checkpoint)
+    refused(checkpoint, f"last.ckpt is a checkpoint for going on with training; the model to give is {zoo.file}")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6"}, tmp_path / "last.ckpt")
+    refused(tmp_path / "last.ckpt", "the model to give is results/final_model/generator.safetensors of its experiment")
+
+
+def test_equal_bundles_give_equal_bytes_in_every_process(zoo, make, tmp_path):
+    bundle = full_bundle(zoo, make)
     first = bundle.save(tmp_path / "a")
     for index in range(5):
         assert GeneratorBundle.load(first).save(tmp_path / f"again{index}").read_bytes() == first.read_bytes()
@@ -163,30 +221,11 @@ def test_a_flipped_bit_in_the_weights_says_what_to_do(zoo, tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "tensors", "reason"),
     [
-        ({"condition_kind": "words"}, {}, "condition kind is 'words', not sentence or tokens"),
         ({"provenance": "[]"}, {}, "provenance is no JSON object"),
-        ({"task_names": '["a"]'}, {}, "task means lack the tensor 'condition_means'"),
-        ({"task_names": "3"}, {}, "names of the task means are no list"),
-        (
-            {"task_names": '["a"]'},
-            {"tasks.condition_means": torch.zeros(2, 3), "tasks.token_means": torch.zeros(1, 14, 32)},
-            r"the task means have 1 names, embeddings \(2, 3\)",
-        ),
-        (
-            {"task_names": '["a", "a"]'},
-            {"tasks.condition_means": torch.zeros(2, 3), "tasks.token_means": torch.zeros(2, 14, 32)},
-            "task 'a' twice",
-        ),
-        (
-            {"task_names": '["a"]'},
-            {"tasks.condition_means": torch.full((1, 3), torch.nan), "tasks.token_means": torch.zeros(1, 14, 32)},
-            "embeddings of the task means .* NaN",
-        ),
-        (
-            {"task_names": '["a"]'},
-            {"tasks.condition_means": torch.zeros(1, 3), "tasks.token_means": torch.zeros(1, 13, 32)},
-            r"task means \(13, 32\)",
-        ),
+        ({"training_tasks": "3"}, {}, "names of the training tasks are no list"),
+        ({"training_tasks": '["a", "a"]'}, {}, "where different texts belong"),
+        ({"training_tasks": '["a"]'}, {"training_tasks.1": torch.zeros(1, 8, dtype=torch.uint8)}, "index out of range"),
+        ({"training_tasks": '["a"]'}, {"training_tasks.0": torch.zeros(1, 7, dtype=torch.uint8)}, "not 16 digits"),
     ],
 )
 def test_what_is_wrong_with_the_optional_parts_is_named(rewritten, metadata, tensors, reason):
@@ -219,8 +258,8 @@ def test_a_truncated_file_is_named(zoo, tmp_path, keep):
 
 def test_other_safetensors_files_are_named(zoo, tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
-    refused(tmp_path / "other.safetensors", r"other\.safetensors is a safetensors file but no generator bundle")
-    refused(zoo.adapters[0] / "adapter_model.safetensors", "is a safetensors file but no generator bundle")
+    refused(tmp_path / "other.safetensors", r"other\.safetensors is no generator bundle")
+    refused(zoo.adapters[0] / "adapter_model.safetensors", "is no generator bundle")
 
 
 def test_a_pickle_is_not_opened(tmp_path):
@@ -239,7 +278,10 @@ def test_a_newer_format_asks_for_an_upgrade(rewritten):
 
 @pytest.mark.parametrize("key", ["format_version", "generator_config", "layout", "text_encoder_name"])
 def test_a_missing_key_is_named(rewritten, key):
-    refused(rewritten({key: None}), rf"is a damaged bundle \(there is no '{key}'\); copy or train it again")
+    refused(
+        rewritten({key: None}),
+        rf"is a damaged bundle \(there is no '{key.removeprefix('generator_')}'\); copy or train it again",
+    )
 
 
 @pytest.mark.parametrize(

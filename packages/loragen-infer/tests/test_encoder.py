@@ -17,7 +17,7 @@ PROMPTS = ["What is 17 + 25?", "Name the capital of France.", "Spell 'cat' backw
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return Path(locate_model("all-MiniLM-L6-v2", kind="text encoder", organisation="sentence-transformers"))
+    return Path(locate_model("all-MiniLM-L6-v2", kind="text encoder"))
 
 
 def test_shape_dtype_and_length(encoder):
@@ -109,17 +109,6 @@ def test_half_a_character_is_refused(encoder):
         encoder.encode(["a", "ab\udc80"])
 
 
-def test_token_states_have_the_sentence_embedding_as_their_mean(encoder):
-    states_nTD, mask_nT = encoder.encode_tokens(PROMPTS)
-    assert states_nTD.shape == (4, mask_nT.shape[1], 384)
-    assert mask_nT.dtype == torch.bool
-    lengths = [len(ids) for ids in encoder.module.tokenizer(PROMPTS)["input_ids"]]
-    assert mask_nT.sum(dim=1).tolist() == lengths
-    assert states_nTD[~mask_nT].abs().max() == 0
-    mean_nD = (states_nTD * mask_nT[..., None]).sum(dim=1) / mask_nT.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(mean_nD, encoder.encode(PROMPTS), rtol=0, atol=1e-6)
-
-
 def test_tokens_and_embeddings_for_training_give_what_encode_gives_and_gradients(folder):
     encoder = PromptEncoder(str(folder))
     features = encoder.tokenize(PROMPTS)
@@ -147,7 +136,7 @@ def test_fine_tuned_weights_replace_the_loaded_ones(encoder, folder):
     assert not torch.allclose(tuned.encode(PROMPTS), encoder.encode(PROMPTS), atol=1e-3)
     part = PromptEncoder(str(folder), state={name: state[name]})
     assert torch.equal(part.encode(PROMPTS), tuned.encode(PROMPTS))
-    assert part.fingerprint() == tuned.fingerprint() != encoder.fingerprint()
+    assert part.fingerprint == tuned.fingerprint != encoder.fingerprint
 
 
 @pytest.mark.parametrize(

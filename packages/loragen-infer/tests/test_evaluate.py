@@ -12,7 +12,6 @@ from loragen_infer import LoragenInferError
 from loragen_infer.evaluation.config import ROWS, EvaluateConfig, EvaluateTask, TrainingTask
 from loragen_infer.evaluation.report import format_report
 from loragen_infer.evaluation.run import evaluate
-from loragen_infer.evaluation.task_means import TaskMeans
 
 COMMON = ["base", "mean", "generated", "wrong prompts", "junk"]
 
@@ -118,14 +117,13 @@ def test_a_held_out_task_is_kept_from_nearest_and_ridge_even_where_it_is_named(f
         evaluate(alone)
 
 
-def test_training_tasks_come_from_the_bundle(config, zoo, tmp_path, encoder):
+def test_training_tasks_come_from_the_bundle(config, zoo, make, tmp_path, encoder):
     layout = zoo.bundle.layout
-    means = TaskMeans(
-        names=("one", "three"),
-        condition_means=encoder.encode(["say it", "count to ten"]),
-        token_means=torch.stack([layout.encode(read_adapter(folder)) for folder in zoo.adapters]).float(),
-    )
-    path = dataclasses.replace(zoo.bundle, tasks=means).save(tmp_path / "with-tasks.safetensors")
+    means = {
+        "condition_means": encoder.encode(["say it", "count to ten"]),
+        "token_means": torch.stack([layout.encode(read_adapter(folder)) for folder in zoo.adapters]).float(),
+    }
+    path = make.old_bundle(tmp_path / "with-tasks.safetensors", zoo.bundle, names=("one", "three"), means=means)
     config = dataclasses.replace(config, model=str(path), rows=["base", "nearest", "ridge", "generated"])
     found = evaluate(config)
     assert [task.held_out for task in found.tasks] == [False, True]

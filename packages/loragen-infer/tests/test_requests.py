@@ -86,7 +86,7 @@ def test_an_id_that_is_there_twice_is_refused(ids):
         ("", ".txt", "file is empty; it needs one prompt per line"),
         ("\n \n", ".jsonl", "file is empty"),
         ("{", ".jsonl", "file, line 1 is not JSON"),
-        ("[" * 100_000, ".jsonl", "line 1 is not JSON"),
+        ("[" * 100_000, ".jsonl", "file is not JSON"),
         ('"text"', ".jsonl", "line 1 is str, not a JSON object"),
         ('{"prompt": "a"}\n{"promt": "b"}', ".jsonl", "line 2 has the fields .'promt'., but none of prompts, prompt"),
         ('{"prompt": "  "}', ".jsonl", "'prompt' holds '  ', but must be text"),
@@ -99,7 +99,7 @@ def test_an_id_that_is_there_twice_is_refused(ids):
         (b"ok\nab\xff\n", ".txt", r"line 2 is not UTF-8 text \(byte 3: 0xff\)"),
         (b"ok\n\x00\x01\x02\n", ".txt", "line 2 holds a zero byte, so it is no text"),
         (b"\x89PNG\r\n\x1a\n", ".txt", r"line 1 is not UTF-8 text \(byte 1: 0x89\)"),
-        ("3", ".json", "must be a list of JSON objects"),
+        ("3", ".json", "line 1 is int, not a JSON object"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_said_with_its_number(content, suffix, message):

@@ -67,6 +67,7 @@ def test_an_epoch_visits_every_checkpoint_and_fills_its_last_batch(zoo):
     for order in orders:
         assert sorted(order[:6]) == list(range(6))
         assert order[6:] == order[:2]
+    assert torch.cat([batch.counts for batch in loader]).tolist() == [1.0] * 6 + [0.0] * 2
     assert len(set(map(tuple, orders))) > 1
 
 

@@ -16,15 +16,21 @@ from hyperconv.errors import HyperConvError
 __all__ = [
     "AXES",
     "Axis",
+    "Block",
+    "GridShape",
     "check_condition",
+    "check_embeddings",
     "check_grid_input",
     "check_kernel_fits",
     "check_kernel_size",
+    "check_shape",
     "check_size",
 ]
 
 Axis = Literal["L", "H", "W"]
 AXES: tuple[Axis, Axis, Axis] = ("L", "H", "W")
+Block = Literal["sequential", "dual"]
+GridShape = tuple[int, int, int]
 
 
 def check_size(name: str, value: object, at_least: int = 1) -> int:
@@ -56,52 +62,52 @@ def check_kernel_fits(name: str, kernel_size: int, sizes: Mapping[Axis, int], ot
             )
 
 
-def check_grid_input(name: str, x: Tensor, expected: Sequence[int | None]) -> None:
+def check_grid_input(x: Tensor, expected: Sequence[int | None]) -> None:
     """Raise HyperConvError unless `x` is [B, L, H, W] with the expected sizes (None: any size of at least 1)."""
     wanted = ", ".join(["B", *(a if s is None else f"{a}={s}" for a, s in zip(AXES, expected, strict=True))])
-    if x.ndim != 4:
-        raise HyperConvError(f"{name} has shape {list(x.shape)}, expected the 4 axes [{wanted}].")
-    if any(size is not None and have != size for have, size in zip(x.shape[1:], expected, strict=True)):
-        raise HyperConvError(f"{name} has shape {list(x.shape)}, expected [{wanted}].")
+    if x.ndim != 4 or any(s is not None and have != s for have, s in zip(x.shape[1:], expected, strict=True)):
+        raise HyperConvError(f"x has shape {list(x.shape)}, expected [{wanted}].")
     if not x.is_floating_point():
-        raise HyperConvError(f"{name} has dtype {x.dtype}, expected a floating-point tensor [{wanted}].")
+        raise HyperConvError(f"x has dtype {x.dtype}, expected a floating-point tensor [{wanted}].")
+
+
+def check_shape(name: str, shape: object) -> GridShape:
+    """Return `shape` as a tuple (L, H, W) of positive integers; raise HyperConvError otherwise."""
+    if not isinstance(shape, tuple | list) or len(shape) != 3:
+        raise HyperConvError(f"{name} is {shape!r}, expected three sizes (L, H, W).")
+    L, H, W = (check_size(f"{axis} of {name}", size) for axis, size in zip(AXES, shape, strict=True))
+    return L, H, W
 
 
 def check_condition(condition: Tensor, mask: Tensor | None, condition_dim: int) -> None:
-    """Raise HyperConvError unless `condition` is [B, P, D] or [B, P, T, D] with P, T of at least 1 and a fitting mask.
-
-    The mask is boolean, [B, P] or (only with token states) [B, P, T]; each row b keeps at least one entry.
-    """
+    """Raise HyperConvError unless `condition` is finite [B, P, D] and `mask` boolean [B, P] with a true in each row."""
     shape = list(condition.shape)
-    wanted = f"[B, P, D={condition_dim}] or [B, P, T, D={condition_dim}]"
-    if condition.ndim not in (3, 4) or condition.shape[-1] != condition_dim:
-        raise HyperConvError(f"condition has shape {shape}, expected {wanted}.")
+    wanted = f"[B, P, D={condition_dim}]"
+    if condition.ndim != 3 or condition.shape[-1] != condition_dim or condition.numel() == 0:
+        raise HyperConvError(f"condition has shape {shape}, expected {wanted} with B and P of at least 1.")
     if not condition.is_floating_point():
         raise HyperConvError(f"condition has dtype {condition.dtype}, expected a floating-point tensor {wanted}.")
-    if any(size == 0 for size in condition.shape):
+    if mask is not None and list(mask.shape) != shape[:2]:
         raise HyperConvError(
-            f"condition has shape {shape}, expected {wanted} with at least one entry along every axis."
+            f"mask has shape {list(mask.shape)}, expected {shape[:2]} for a condition of shape {shape}."
         )
-    if mask is not None:
-        _check_mask_shape(condition, mask)
+    if mask is not None and mask.dtype != torch.bool:
+        raise HyperConvError(f"mask has dtype {mask.dtype}, expected torch.bool (true marks a prompt that counts).")
     if torch.compiler.is_compiling() or condition.is_meta:
         return
     if not bool(torch.isfinite(condition).all()):
         bad = int((~torch.isfinite(condition)).sum())
         raise HyperConvError(f"condition of shape {shape} holds {bad} NaN or infinite values, expected finite numbers.")
-    if mask is not None and not bool(mask.flatten(1).any(dim=1).all()):
-        rows = (~mask.flatten(1).any(dim=1)).nonzero().flatten().tolist()
+    if mask is not None and not bool(mask.any(dim=1).all()):
+        rows = (~mask.any(dim=1)).nonzero().flatten().tolist()
         raise HyperConvError(
-            f"mask of shape {list(mask.shape)} is all false in batch row(s) {rows}, expected at least one true per row."
+            f"mask of shape {shape[:2]} is all false in batch row(s) {rows}, expected at least one true per row."
         )
 
 
-def _check_mask_shape(condition: Tensor, mask: Tensor) -> None:
-    fitting = [list(condition.shape[:rank]) for rank in range(2, condition.ndim)]
-    if list(mask.shape) not in fitting:
-        wanted = " or ".join(map(str, fitting))
-        raise HyperConvError(
-            f"mask has shape {list(mask.shape)}, expected {wanted} for a condition of shape {list(condition.shape)}."
-        )
-    if mask.dtype != torch.bool:
-        raise HyperConvError(f"mask has dtype {mask.dtype}, expected torch.bool (true marks a prompt that counts).")
+def check_embeddings(embeddings: Tensor, condition_dim: int) -> None:
+    """Raise HyperConvError unless `embeddings` is finite [M, D] with M of at least 1."""
+    fits = embeddings.ndim == 2 and embeddings.shape[1] == condition_dim and embeddings.numel() > 0
+    if not fits or not bool(torch.isfinite(embeddings).all()):
+        what = f"shape {list(embeddings.shape)}" + (" and NaN or infinite values" if fits else "")
+        raise HyperConvError(f"embeddings have {what}, expected finite numbers [M, D={condition_dim}], M at least 1.")

@@ -8,13 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
-from hyperconv.checks import check_kernel_fits, check_kernel_size, check_size
+from hyperconv.checks import Block, check_kernel_fits, check_kernel_size, check_size
 from hyperconv.errors import HyperConvError
-from hyperconv.layers.blocks import Block, GridShape
 
 __all__ = ["Centering", "Expander", "GeneratorConfig", "Pooling"]
 
-Centering = Literal["running", "none"]
+Centering = Literal["prompts", "none"]
 Expander = Literal["basis", "broadcast"]
 Pooling = Literal["mean", "attention"]
 
@@ -53,7 +52,7 @@ class GeneratorConfig:
     """"basis": each token position has num_basis learned patterns that the condition mixes; "broadcast": every position
     starts from the same condition and only the position embeddings tell tokens apart."""
     num_basis: int = 16
-    """Learned patterns per token position (expander "basis")."""
+    """Learned patterns per token position, at least 2 (expander "basis")."""
     basis_gain: float = 8.0
     """Factor on the mixing features, which have unit mean square; Adam moves all weights at one speed, so what a basis
     of given size can express grows this much faster (expander "basis")."""
@@ -65,16 +64,19 @@ class GeneratorConfig:
     """Let the condition scale and shift the normalised input of every block."""
     pooling: Pooling = "mean"
     """How the prompts of a task become one condition: "mean" or "attention" (one learned query)."""
-    centering: Centering = "running"
-    """"running": subtract the mean of all prompt embeddings seen in training and divide by their spread; "none"."""
+    centering: Centering = "prompts"
+    """"prompts": subtract the mean of the training prompts' embeddings and divide by their spread, both as
+    `HyperConvGenerator.center_on` has set them; "none"."""
     output_scale: float = 0.01
     """Factor, learned from this start, on the output projection; small starts near the mean adapter."""
     activation_checkpointing: bool = False
     """While training keep only the inputs of the blocks and compute the rest twice: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("condition_dim", "hidden_dim", "output_dim", "num_basis"):
+        for name in ("condition_dim", "hidden_dim", "output_dim"):
             check_size(name, getattr(self, name))
+        # The features that mix the patterns are normalised over them, and of a single one nothing is left.
+        check_size("num_basis", self.num_basis, at_least=2 if self.expander == "basis" else 1)
         check_size("num_hyperconv_blocks", self.num_hyperconv_blocks, at_least=0)
         if not isinstance(self.grid, tuple | list) or len(self.grid) != 2:
             raise HyperConvError(f"grid is {self.grid!r}, expected two sizes (L layers, H tokens per layer).")
@@ -100,38 +102,21 @@ class GeneratorConfig:
         """Number of generated tokens, L·H."""
         return self.grid[0] * self.grid[1]
 
-    @property
-    def hidden_shape(self) -> GridShape:
-        """(L, H, hidden_dim): the grid inside the blocks."""
-        return (*self.grid, self.hidden_dim)
-
-    def num_parameters(self) -> int:
-        """Learned numbers of the network, counted without building it."""
-        from hyperconv.counting import generator_parameters
-
-        return generator_parameters(self)
-
-    def flops(self, num_prompts: int = 8) -> int:
-        """Floating-point operations of one forward pass for one adapter, counted without building the network.
-
-        A multiplication and an addition count as two, as in `torch.utils.flop_counter.FlopCounterMode`, and only
-        matrix products and convolutions are counted, zero padding included.
-        """
-        from hyperconv.counting import generator_flops
-
-        return generator_flops(self, check_size("num_prompts", num_prompts))
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {**dataclasses.asdict(self), "grid": list(self.grid)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a config from `to_dict` or a loaded JSON file; raise HyperConvError for a key that is no field."""
+        """Build a config from `to_dict` or a loaded JSON file; raise HyperConvError for a key that is no field.
+
+        The value "running" of `centering`, which version 0.1 wrote, is read as "prompts": their weights are the same.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise HyperConvError(
                 f"config has unknown key(s) {', '.join(unknown)}, expected some of {', '.join(known)}."
             )
-        return cls(**values)
+        was_running = "centering" in values and values["centering"] == "running"
+        return cls(**{**values, "centering": "prompts"} if was_running else {**values})

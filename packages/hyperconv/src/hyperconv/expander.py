@@ -9,24 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from hyperconv.config import GeneratorConfig
+from hyperconv.layers.conv import Factory
 
-__all__ = ["BasisExpander", "BroadcastExpander", "PositionEmbedding", "make_expander"]
+__all__ = ["BasisExpander", "BroadcastExpander", "PositionEmbedding"]
 
 
 class PositionEmbedding(nn.Module):
     """A learned vector per layer plus one per place within the layer, [L, H, C]."""
 
-    def __init__(
-        self,
-        config: GeneratorConfig,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: GeneratorConfig, factory: Factory) -> None:
         super().__init__()
         L, H = config.grid
-        self.layer = nn.Parameter(torch.empty(L, 1, config.hidden_dim, device=device, dtype=dtype))
-        self.slot = nn.Parameter(torch.empty(1, H, config.hidden_dim, device=device, dtype=dtype))
+        self.layer = nn.Parameter(torch.empty(L, 1, config.hidden_dim, **factory))
+        self.slot = nn.Parameter(torch.empty(1, H, config.hidden_dim, **factory))
         nn.init.normal_(self.layer, std=0.02)
         nn.init.normal_(self.slot, std=0.02)
 
@@ -38,25 +33,15 @@ class PositionEmbedding(nn.Module):
 class BasisExpander(nn.Module):
     """`x[l, h, :] = gain · sum_k f_k(c) · basis[k, l, h, :]` with features f of unit mean square."""
 
-    def __init__(
-        self,
-        config: GeneratorConfig,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: GeneratorConfig, factory: Factory) -> None:
         super().__init__()
-        L, H = config.grid
+        C, K, W = config.hidden_dim, config.num_basis, config.output_dim
         self.skip = config.expander_skip
         self.gain = config.basis_gain
-        self.features = nn.Linear(config.hidden_dim, config.num_basis, device=device, dtype=dtype)
-        self.basis = nn.Parameter(torch.zeros(config.num_basis, L, H, config.output_dim, device=device, dtype=dtype))
-        self.lift = (
-            None
-            if config.output_dim == config.hidden_dim
-            else nn.Linear(config.output_dim, config.hidden_dim, device=device, dtype=dtype)
-        )
-        self.position = PositionEmbedding(config, device=device, dtype=dtype) if config.position_embedding else None
+        self.features = nn.Linear(C, K, **factory)
+        self.basis = nn.Parameter(torch.zeros(K, *config.grid, W, **factory))
+        self.lift = None if W == C else nn.Linear(W, C, **factory)
+        self.position = PositionEmbedding(config, factory) if config.position_embedding else None
 
     def forward(self, condition_BC: Tensor) -> tuple[Tensor, Tensor | None]:
         """[B, C] to the input of the blocks [B, L, H, C] and, with the skip, what reaches the output [B, L, H, W]."""
@@ -72,29 +57,12 @@ class BasisExpander(nn.Module):
 class BroadcastExpander(nn.Module):
     """Every position starts from the same condition; only its position embedding sets a token apart."""
 
-    def __init__(
-        self,
-        config: GeneratorConfig,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: GeneratorConfig, factory: Factory) -> None:
         super().__init__()
         self.grid = config.grid
-        self.position = PositionEmbedding(config, device=device, dtype=dtype) if config.position_embedding else None
+        self.position = PositionEmbedding(config, factory) if config.position_embedding else None
 
     def forward(self, condition_BC: Tensor) -> tuple[Tensor, None]:
         """[B, C] to the input of the blocks [B, L, H, C]; nothing goes past them."""
         x_BLHC = condition_BC[:, None, None, :].expand(-1, *self.grid, -1)
         return (x_BLHC if self.position is None else x_BLHC + self.position()), None
-
-
-def make_expander(
-    config: GeneratorConfig,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> BasisExpander | BroadcastExpander:
-    """Build the expander that `config.expander` names."""
-    kind = BasisExpander if config.expander == "basis" else BroadcastExpander
-    return kind(config, device=device, dtype=dtype)

@@ -1,16 +1,18 @@
 """The whole network, from condition embeddings to tokens: decides how its parts are joined and how it starts.
 
-Legend: B tasks in the batch, P prompts, T token states, D condition_dim, C hidden_dim, K num_basis,
+Legend: B tasks in the batch, P prompts of a task, M prompts of all training tasks, D condition_dim, C hidden_dim,
 L layers, H tokens per layer, N = L·H tokens, W output_dim.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from hyperconv.checks import check_condition
+from hyperconv.checks import check_condition, check_embeddings, check_size
 from hyperconv.condition import ConditionEncoder
 from hyperconv.config import GeneratorConfig
-from hyperconv.expander import make_expander
+from hyperconv.expander import BasisExpander, BroadcastExpander
+from hyperconv.layers.conv import Factory
 from hyperconv.layers.decoder import HyperConvDecoder
 
 __all__ = ["HyperConvGenerator"]
@@ -20,6 +22,7 @@ class HyperConvGenerator(nn.Module):
     """Condition embeddings to tokens: input projection, sequence expander, HyperConv blocks, output projection.
 
     A fresh network answers every condition with (nearly) zero, which in z-scored tokens is the mean adapter.
+    No forward pass changes it; before the first step of a training, `center_on` gives it the training prompts.
 
     Args:
         config: the options; every one has a default.
@@ -47,59 +50,84 @@ class HyperConvGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.condition_encoder = ConditionEncoder(config, device=device, dtype=dtype)
-        self.expander = make_expander(config, device=device, dtype=dtype)
+        factory: Factory = {"device": device, "dtype": dtype}
+        C, W, num_blocks = config.hidden_dim, config.output_dim, config.num_hyperconv_blocks
+        self.condition_encoder = ConditionEncoder(config, factory)
+        self.expander = (BasisExpander if config.expander == "basis" else BroadcastExpander)(config, factory)
         self.film: nn.Linear | None = None
         self.decoder: HyperConvDecoder | None = None
-        if config.num_hyperconv_blocks:
+        if num_blocks:
             if config.film:
-                width = 2 * config.hidden_dim * config.num_hyperconv_blocks
-                self.film = nn.Linear(config.hidden_dim, width, device=device, dtype=dtype)
+                self.film = nn.Linear(C, 2 * C * num_blocks, **factory)
             self.decoder = HyperConvDecoder(
-                [config.hidden_shape] * (config.num_hyperconv_blocks + 1),
+                [(*config.grid, C)] * (num_blocks + 1),
                 config.kernel_size,
                 config.block,
                 kernel_size_w=config.kernel_size_w,
                 activation_checkpointing=config.activation_checkpointing,
-                device=device,
-                dtype=dtype,
+                **factory,
             )
-        self.output_norm = nn.LayerNorm(config.hidden_dim, device=device, dtype=dtype)
-        self.output_projection = nn.Linear(config.hidden_dim, config.output_dim, device=device, dtype=dtype)
-        self.output_scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set what differs from the defaults of torch: no modulation at first, and outputs near zero."""
+        self.output_norm = nn.LayerNorm(C, **factory)
+        self.output_projection = nn.Linear(C, W, **factory)
+        self.output_scale = nn.Parameter(torch.full((), config.output_scale, **factory))
+        # No modulation at first, and outputs near zero.
         if self.film is not None:
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
         nn.init.zeros_(self.output_projection.bias)
-        nn.init.constant_(self.output_scale, self.config.output_scale)
+
+    def center_on(self, embeddings_MD: Tensor) -> None:
+        """Center conditions on these prompts from now on; call it once, before training, with all training prompts.
+
+        A generator that was never centred takes embeddings as they are (mean 0, spread 1). With `centering="none"` the
+        call has no effect.
+
+        Args:
+            embeddings_MD: [M, D], the embeddings of all prompts of all training tasks; any float dtype.
+
+        Raises:
+            HyperConvError: another shape, or NaN or infinite values.
+        """
+        check_embeddings(embeddings_MD, self.config.condition_dim)
+        if self.condition_encoder.centering is not None:
+            self.condition_encoder.centering.fit(embeddings_MD)
+
+    def num_parameters(self) -> int:
+        """Learned numbers of the network."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops(self, num_prompts: int = 8) -> int:
+        """Floating-point operations of one forward pass for one adapter, counted without computing anything.
+
+        A multiplication and an addition count as two, and only matrix products and convolutions are counted, zero
+        padding included, as `torch.utils.flop_counter.FlopCounterMode` does.
+        """
+        twin = HyperConvGenerator(self.config, device="meta").eval()
+        condition_BPD = torch.empty(1, check_size("num_prompts", num_prompts), self.config.condition_dim, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            twin(condition_BPD)
+        return int(counter.get_total_flops())
 
     def forward(self, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """Generate the tokens of one adapter per row.
 
         Args:
-            condition: [B, P, D] embeddings of P prompts, or [B, P, T, D] token states; any float dtype.
-            mask: optional bool [B, P], or [B, P, T] with token states; true marks what counts.
+            condition: [B, P, D], the embeddings of P prompts; any float dtype.
+            mask: optional bool [B, P]; true marks a prompt that counts.
 
         Returns:
             tokens [B, N, W] in the dtype of the parameters (or of autocast), token n = l · H + h.
         """
         check_condition(condition, mask, self.config.condition_dim)
-        condition = condition.to(self.output_projection.weight.dtype)
         condition_BC = self.condition_encoder(condition, mask)
         x_BLHC, skip_BLHW = self.expander(condition_BC)
         if self.decoder is not None:
-            x_BLHC = self.decoder(x_BLHC, self._modulation(condition_BC))
+            modulation = None
+            if self.film is not None:
+                parts = self.film(condition_BC).chunk(2 * len(self.decoder.blocks), dim=-1)
+                modulation = list(zip(parts[::2], parts[1::2], strict=True))
+            x_BLHC = self.decoder(x_BLHC, modulation)
         y_BLHW: Tensor = self.output_projection(self.output_norm(x_BLHC)) * self.output_scale
         if skip_BLHW is not None:
             y_BLHW = y_BLHW + skip_BLHW
         return y_BLHW.flatten(1, 2)
-
-    def _modulation(self, condition_BC: Tensor) -> list[tuple[Tensor, Tensor]] | None:
-        if self.film is None:
-            return None
-        parts = self.film(condition_BC).chunk(2 * self.config.num_hyperconv_blocks, dim=-1)
-        return list(zip(parts[::2], parts[1::2], strict=True))

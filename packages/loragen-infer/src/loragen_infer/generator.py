@@ -1,28 +1,33 @@
 """From prompts to adapters: encoder, generator, statistics and layout in one object.
 
-Legend: B tasks in a batch, P prompts of a task (padded), T token states of a prompt (padded), D width of an embedding,
-N tokens of an adapter, W values per token.
+Legend: B tasks in a batch, P prompts of a task (padded), D width of an embedding, N tokens of an adapter, W values per
+token.
 """
 
 import copy
 import dataclasses
-import functools
 import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import torch
 from lora_tokenizer import LoraAdapter
+from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.bundle.bundle import GeneratorBundle
+from loragen_infer.bundle.bundle_file import BUNDLE_NAME, find_bundle
 from loragen_infer.encoder.encoder import PromptEncoder
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.models.device import as_dtype, check_device
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["LoraGenerator", "scale_adapter"]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class LoraGenerator:
@@ -32,12 +37,12 @@ class LoraGenerator:
         bundle: The trained generator; it is left as it is.
         encoder: The prompt encoder that the bundle was trained with.
         device: A torch device for the generator.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``: what the generator computes in. The encoder stays in
-            float32, and the adapter is in the dtype that the layout stores.
+        dtype: float32, bfloat16 or float16: what the generator computes in. The encoder stays in float32, and the
+            adapter is in the dtype that the layout stores.
         compile: Compile the generator with ``torch.compile`` at its first use, which takes from seconds to minutes.
 
     Raises:
-        LoragenInferError: The encoder's embeddings are not as wide as the generator takes, or the dtype is unknown.
+        LoragenInferError: The encoder is not the one that the bundle was trained with, or the dtype is unknown.
 
     Example:
         .. code-block:: python
@@ -52,56 +57,81 @@ class LoraGenerator:
         bundle: GeneratorBundle,
         encoder: PromptEncoder,
         *,
-        device: str = "cpu",
-        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002  # as torch and the command line call it
     ) -> None:
-        if bundle.generator.config.condition_dim != encoder.embedding_dim:
-            raise LoragenInferError(
-                f"The text encoder {encoder.name!r} makes embeddings of {encoder.embedding_dim} values, but the "
-                f"generator takes {bundle.generator.config.condition_dim}; use {bundle.text_encoder_name!r}."
-            )
-        if dtype not in _DTYPES:
-            raise LoragenInferError(f"The dtype {dtype!r} is unknown; use one of {', '.join(_DTYPES)}.")
+        _check_encoder(bundle, encoder)
         self.bundle = bundle
         self.encoder = encoder
-        self._device = torch.device(device)
-        self._dtype = dtype
-        network = bundle.generator
-        if self._device.type != "cpu" or dtype != "float32":
-            network = copy.deepcopy(network).to(self._device)
-            for parameter in network.parameters():  # and not the running mean, whose sums need float32
-                parameter.data = parameter.data.to(_DTYPES[dtype])
-        self._network = torch.compile(network, dynamic=True) if compile else network
         self._is_compiled = compile
+        self._place(torch.device(device), as_dtype(dtype))
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
         *,
-        device: str = "cpu",
-        dtype: str = "float32",
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002
         cache_dir: Path | None = None,
-    ) -> "LoraGenerator":
-        """Load a bundle (a file, a ``final_model`` or an experiment folder) and the encoder that it names.
+    ) -> Self:
+        """Load a bundle and the encoder that it names.
 
-        With ``cache_dir`` the encoder keeps its embeddings there; the other options are those of the class.
+        Args:
+            path: A bundle, a ``final_model`` or an experiment folder, or the name of a hub repository with a bundle.
+            revision: Branch, tag or commit on the hub.
+            device: A torch device for generator and encoder.
+            dtype: As for the class.
+            compile: As for the class.
+            cache_dir: Where the encoder keeps its embeddings, if anywhere.
 
         Raises:
-            LoragenInferError: The bundle or its encoder is missing or unreadable, or the device cannot be used.
+            LoragenInferError: The bundle or its encoder is missing, unreadable or another one than in training, or the
+                device cannot be used.
         """
-        bundle = GeneratorBundle.load(Path(path))
+        file = find_bundle(path, revision=revision)
+        bundle = GeneratorBundle.load(file)
         encoder = PromptEncoder(
-            bundle.text_encoder_name, device=device, cache_dir=cache_dir, state=bundle.text_encoder_state
+            _place_of_encoder(bundle.text_encoder_name, file.parent),
+            revision=bundle.text_encoder_revision,
+            device=device,
+            cache_dir=cache_dir,
+            state=bundle.text_encoder_state,
         )
         return cls(bundle, encoder, device=device, dtype=dtype, compile=compile)
 
-    @functools.cached_property
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the bundle into ``folder``, which is made where it is missing, and return the folder.
+
+        Raises:
+            LoragenInferError: The disk refuses.
+        """
+        return self.bundle.save(Path(folder) / BUNDLE_NAME).parent
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
+        """Move the generator to ``device`` and the encoder with it, let it compute in ``dtype``, and return it.
+
+        Raises:
+            LoragenInferError: The device cannot be used, or the dtype is unknown.
+        """
+        place = self._device if device is None else torch.device(device)
+        check_device(place)
+        self.encoder.module.to(place)
+        self._place(place, self._dtype if dtype is None else as_dtype(dtype))
+        return self
+
+    @property
+    def base_model(self) -> str | None:
+        """Name of the language model that the adapters belong to."""
+        return self.bundle.base_model
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over what an adapter depends on besides its prompts: bundle, encoder, dtype."""
-        parts = (self.bundle.fingerprint, self.encoder.fingerprint(), self._dtype)
+        parts = (self.bundle.fingerprint, self.encoder.fingerprint, str(self._dtype))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def generate(self, prompts: Sequence[str], *, scale: float = 1.0) -> LoraAdapter:
@@ -112,16 +142,17 @@ class LoraGenerator:
             scale: Factor on the change that the adapter makes to the base model; see :func:`scale_adapter`.
 
         Raises:
-            LoragenInferError: ``prompts`` is empty, one of them has no text, or ``scale`` is no finite number.
+            LoragenInferError: ``prompts`` is empty, one of them has no text, ``scale`` is no finite number, or the
+                adapter would hold NaN or Inf.
         """
         return next(self.generate_many([prompts], scale=scale))
 
     def generate_many(
-        self, batches: Iterable[Sequence[str]], *, batch_size: int = 16, scale: float = 1.0
+        self, tasks: Iterable[Sequence[str]], *, batch_size: int = 16, scale: float = 1.0
     ) -> Iterator[LoraAdapter]:
-        """Yield one adapter per item of ``batches``, the prompts of a task each, in order.
+        """Yield one adapter per item of ``tasks``, the prompts of a task each, in order.
 
-        ``batches`` may be endless: ``batch_size`` tasks at a time are read, encoded and generated together, and no
+        ``tasks`` may be endless: ``batch_size`` of them at a time are read, encoded and generated together, and no
         more are held. Against :meth:`generate` the values differ by rounding.
 
         Raises:
@@ -129,11 +160,45 @@ class LoraGenerator:
         """
         if batch_size < 1:
             raise LoragenInferError(f"batch_size is {batch_size}, where a number from 1 belongs.")
-        tasks = iter(batches)
-        while group := list(itertools.islice(tasks, batch_size)):
+        source = iter(tasks)
+        while group := list(itertools.islice(source, batch_size)):
             for tokens_NW in self._tokens(group):
                 # The values of the adapter share one buffer, so what is not yielded yet is the batch's tokens only.
-                yield scale_adapter(self.bundle.layout.decode(self.bundle.stats.denormalize(tokens_NW)), scale)
+                adapter = self.bundle.layout.decode(self.bundle.stats.denormalize(tokens_NW))
+                yield _finite(scale_adapter(adapter, scale), scale)
+
+    def add_to(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        prompts: Sequence[str],
+        *,
+        adapter_name: str = "default",
+        scale: float = 1.0,
+    ) -> "PeftModel":
+        """Generate an adapter and add it to ``model`` in memory; see :func:`loragen_infer.add_adapter`.
+
+        Returns:
+            ``model`` itself if it is a PeftModel, and otherwise one around it.
+
+        Raises:
+            LoragenInferError: As :meth:`generate`, or the adapter does not fit the model, or has a name that is taken.
+        """
+        from loragen_infer.adapters.attach import add_adapter
+
+        return add_adapter(model, self.generate(prompts, scale=scale), adapter_name=adapter_name)
+
+    def mean_adapter(self) -> LoraAdapter:
+        """Return the mean of the training adapters: what generation deviates from, and a baseline to beat."""
+        return self.bundle.layout.decode(self.bundle.stats.mean)
+
+    def _place(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        network = self.bundle.generator
+        if device.type != "cpu" or dtype != torch.float32:
+            network = copy.deepcopy(network).to(device)
+            for parameter in network.parameters():  # and not the mean of the prompts, which needs float32
+                parameter.data = parameter.data.to(dtype)
+        self._network = torch.compile(network, dynamic=True) if self._is_compiled else network
 
     @torch.no_grad()
     def _tokens(self, tasks: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -143,11 +208,15 @@ class LoraGenerator:
                 raise LoragenInferError(f"The prompts of a task are the text {prompts[:40]!r}; give a list of texts.")
             if not prompts:
                 raise LoragenInferError("There is no prompt to encode; give at least one.")
-        condition, mask = self._condition(tasks)
-        tokens_BNW: torch.Tensor = self._run_network(condition.to(self._device), mask.to(self._device))
+        embedding_nD = self.encoder.encode([prompt for prompts in tasks for prompt in prompts])
+        counts = [len(prompts) for prompts in tasks]
+        condition_BPD = pad_sequence(list(torch.split(embedding_nD, counts)), batch_first=True)
+        mask_BP = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        tokens_BNW = self._run_network(condition_BPD.to(self._device), mask_BP.to(self._device))
         if not torch.isfinite(tokens_BNW).all():
             raise LoragenInferError(
-                f"The generator made NaN or Inf in {self._dtype}; use float32, or train the model again."
+                f"The generator made NaN or Inf in {str(self._dtype).removeprefix('torch.')}; use float32, or train "
+                "the model again."
             )
         return tokens_BNW.float().cpu()
 
@@ -161,22 +230,6 @@ class LoraGenerator:
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise LoragenInferError(f"torch.compile failed ({reason}); leave --compile away.") from error
-
-    def _condition(self, tasks: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings ``[B, P, D]`` and their mask ``[B, P]``, or token states ``[B, P, T, D]`` and theirs."""
-        flat = [prompt for prompts in tasks for prompt in prompts]
-        counts = [len(prompts) for prompts in tasks]
-        pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-        if self.bundle.condition_kind == "tokens":
-            states_nTD, mask_nT = self.encoder.encode_tokens(flat)
-            return pad(states_nTD.split(counts)), pad(mask_nT.split(counts))  # type: ignore[no-untyped-call]
-        embedding_nD = self.encoder.encode(flat)
-        mask = [torch.ones(count, dtype=torch.bool) for count in counts]
-        return pad(embedding_nD.split(counts)), pad(mask)  # type: ignore[no-untyped-call]
-
-    def mean_adapter(self) -> LoraAdapter:
-        """Return the mean of the training adapters: what generation deviates from, and a baseline to beat."""
-        return self.bundle.layout.decode(self.bundle.stats.mean)
 
 
 def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:
@@ -197,3 +250,40 @@ def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:
         for name, tensor in adapter.tensors.items()
     }
     return dataclasses.replace(adapter, tensors=tensors)
+
+
+def _finite(adapter: LoraAdapter, scale: float) -> LoraAdapter:
+    """Return ``adapter``, whose dtype may be too narrow for what was generated and scaled."""
+    for name, tensor in adapter.tensors.items():
+        if not torch.isfinite(tensor).all():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise LoragenInferError(
+                f"The adapter would hold NaN or Inf: {name} goes beyond {dtype} at scale {scale:g}; use a smaller "
+                "scale, or train the model again."
+            )
+    return adapter
+
+
+def _check_encoder(bundle: GeneratorBundle, encoder: PromptEncoder) -> None:
+    if bundle.generator.config.condition_dim != encoder.embedding_dim:
+        raise LoragenInferError(
+            f"The text encoder {encoder.name!r} makes embeddings of {encoder.embedding_dim} values, but the "
+            f"generator takes {bundle.generator.config.condition_dim}; use {bundle.text_encoder_name!r}."
+        )
+    pinned = bundle.text_encoder_fingerprint
+    if pinned is not None and encoder.fingerprint != pinned:
+        revision = f" at revision {bundle.text_encoder_revision}" if bundle.text_encoder_revision else ""
+        raise LoragenInferError(
+            f"The text encoder {encoder.name!r} is not the one of training: its content has the fingerprint "
+            f"{encoder.fingerprint}, where the bundle has {pinned}; use {bundle.text_encoder_name!r}{revision} as it "
+            "was then."
+        )
+
+
+def _place_of_encoder(name: str, folder: Path) -> str:
+    """The encoder's folder as the bundle names it, or else one of its name beside the bundle; otherwise the name."""
+    place = Path(name).expanduser()
+    if place.is_dir() and (place.is_absolute() or (place / "modules.json").is_file()):
+        return str(place)
+    beside = (folder / place, folder / place.name)
+    return next((str(path) for path in beside if (path / "modules.json").is_file()), name)

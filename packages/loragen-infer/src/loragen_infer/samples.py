@@ -4,12 +4,14 @@ Collecting (training on the responses) and evaluating (scoring them) share this 
 sequence that was trained.
 """
 
+import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from loragen_infer.errors import LoragenInferError
 
@@ -20,6 +22,9 @@ __all__ = [
     "Example",
     "TokenizedExample",
     "batches_by_length",
+    "example_of",
+    "iter_jsonl",
+    "iter_lines",
     "prompt_hash",
     "read_examples",
     "read_jsonl",
@@ -53,47 +58,71 @@ class TokenizedExample:
         return [-100] * self.num_prompt_tokens + self.input_ids[self.num_prompt_tokens :]
 
 
+def iter_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of every line that has text, one at a time, without white space around it.
+
+    Raises:
+        LoragenInferError: A line is not text.
+    """
+    # Bytes are split at newlines only; text would also split at characters that JSON holds as they are, such as U+2028.
+    for number, line in enumerate(stream, start=1):
+        where = f"{name}, line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            place = f"byte {error.start + 1}: 0x{line[error.start]:02x}"
+            raise LoragenInferError(f"{where} is not UTF-8 text ({place}); give a text file.") from error
+        if "\0" in text:
+            raise LoragenInferError(f"{where} holds a zero byte, so it is no text; give a text file.")
+        if text:
+            yield number, text
+
+
+def iter_jsonl(stream: BinaryIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSON-lines file, one at a time, each with its line's number; or those of one JSON list.
+
+    Raises:
+        LoragenInferError: As :func:`iter_lines`; or a line is not a JSON object.
+    """
+    lines = iter_lines(stream, name)
+    number, line = next(lines, (0, ""))
+    if line.startswith("["):
+        rows = _parse_json("\n".join([line, *(text for _, text in lines)]), name)
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise LoragenInferError(f"{name} must be a list of at least one JSON object with fields.")
+        yield from enumerate(rows, start=1)
+        return
+    while line:
+        row = _parse_json(line, f"{name}, line {number}")
+        if not isinstance(row, dict):
+            raise LoragenInferError(f"{name}, line {number} is {type(row).__name__}, not a JSON object with fields.")
+        yield number, row
+        number, line = next(lines, (0, ""))
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LoragenInferError(f"{where} is not JSON: {error}.") from error
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file (or of one JSON list), in order.
 
     Raises:
-        LoragenInferError: The file is missing, empty, not text, or a line is not a JSON object.
+        LoragenInferError: As :func:`iter_jsonl`; or the file is missing or empty.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open("rb") as stream:
+            rows = [row for _, row in iter_jsonl(stream, str(path))]
     except (FileNotFoundError, IsADirectoryError) as error:
         raise LoragenInferError(f"{path} is not a file; give a .jsonl file.") from error
     except OSError as error:
         raise LoragenInferError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise LoragenInferError(f"{path} is not UTF-8 text (byte {error.start}); give a .jsonl file.") from error
-    if text.lstrip().startswith("["):
-        return _json_list(path, text)
-    rows = []
-    # Not splitlines(), which also breaks at characters that JSON strings may hold as they are, such as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise LoragenInferError(f"{path}, line {number} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise LoragenInferError(f"{path}, line {number} is {type(row).__name__}, not a JSON object with fields.")
-        rows.append(row)
     if not rows:
         raise LoragenInferError(f"{path} is empty; it needs one JSON object a line.")
     return rows
-
-
-def _json_list(path: Path, text: str) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LoragenInferError(f"{path} is not JSON: {error}.") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise LoragenInferError(f"{path} must be a list of at least one JSON object with fields.")
-    return list(rows)
 
 
 def read_examples(path: Path, *, need_response: bool = True) -> list[Example]:
@@ -105,25 +134,47 @@ def read_examples(path: Path, *, need_response: bool = True) -> list[Example]:
     Raises:
         LoragenInferError: As :func:`read_jsonl`; or a row lacks a column, or holds no text in it.
     """
-    examples = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        prompt = _text(row, PROMPT_COLUMNS, path, number)
-        response = _text(row, RESPONSE_COLUMNS, path, number) if need_response else ""
-        examples.append(Example(prompt=prompt, response=response))
-    return examples
+    return [
+        example_of(row, f"{path}, row {number}", need_response=need_response)
+        for number, row in enumerate(read_jsonl(path), start=1)
+    ]
 
 
-def _text(row: dict[str, Any], columns: Sequence[str], path: Path, number: int) -> str:
+def example_of(
+    row: Mapping[str, Any],
+    where: str,
+    *,
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    need_response: bool = True,
+) -> Example:
+    """Return the sample in ``row``, from the named columns or the first of the usual ones that it has.
+
+    Without ``need_response`` the response may be missing or no text, and is then empty, unless its column is named.
+
+    Raises:
+        LoragenInferError: ``row``, which the sentence calls ``where``, lacks a column, or holds no text in it.
+    """
+    prompt = _text(row, PROMPT_COLUMNS if prompt_column is None else (prompt_column,), where)
+    columns = RESPONSE_COLUMNS if response_column is None else (response_column,)
+    if need_response or response_column is not None:
+        return Example(prompt=prompt, response=_text(row, columns, where))
+    response = next((row[name] for name in columns if name in row), "")
+    return Example(prompt=prompt, response=response if isinstance(response, str) else "")
+
+
+def _text(row: Mapping[str, Any], columns: Sequence[str], where: str) -> str:
     column = next((name for name in columns if name in row), None)
     if column is None:
         raise LoragenInferError(
-            f"{path}, row {number} has the columns {', '.join(row) or '(none)'}, but none of {', '.join(columns)}."
+            f"{where} has the columns {', '.join(map(str, row)) or '(none)'}, but none of {', '.join(columns)}; rename "
+            "one, or name it where that can be chosen (prompt_column, response_column)."
         )
     value = row[column]
     if not isinstance(value, str) or not value.strip():
-        raise LoragenInferError(f"{path}, row {number}: {column!r} is {value!r}, but must be text.")
+        raise LoragenInferError(f"{where}: {column!r} is {value!r}, but must be text.")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise LoragenInferError(f"{path}, row {number}: {column!r} holds half a character (a lone surrogate); mend it.")
+        raise LoragenInferError(f"{where}: {column!r} holds half a character (a lone surrogate); mend it.")
     return value
 
 
@@ -134,11 +185,12 @@ def tokenize_example(
     max_length: int | None = None,
     shots: Sequence[Example] = (),
 ) -> TokenizedExample:
-    """Return the token ids of prompt and response, the response closed by the end-of-sequence token.
+    """Return the token ids of prompt and response, the response closed by what ends an answer.
 
-    The prompt goes through the tokenizer's chat template as one user turn; a tokenizer without a template gets the
-    prompt and a newline. Solved examples given as ``shots`` come before it and belong to the prompt: as turns of user
-    and assistant, or each with its response and a blank line.
+    The prompt goes through the tokenizer's chat template as one user turn, and an answer ends as the template ends the
+    assistant's turn. A tokenizer without a template gets the prompt, a newline and the response as one text, closed by
+    the end-of-sequence token. Solved examples given as ``shots`` come before the prompt and belong to it: as turns of
+    user and assistant, or each with its response and a blank line.
 
     Raises:
         LoragenInferError: The sequence is longer than ``max_length`` tokens.
@@ -147,21 +199,46 @@ def tokenize_example(
         turns = [(role, text) for shot in shots for role, text in (("user", shot.prompt), ("assistant", shot.response))]
         turns.append(("user", example.prompt))
         messages = [{"role": role, "content": text} for role, text in turns]
-        prompt_text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        response_ids = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        input_ids = [*prompt_ids, *response_ids, *_turn_end(tokenizer, str(tokenizer.chat_template))]
+        num_prompt_tokens = len(prompt_ids)
     else:
-        before = "".join(f"{shot.prompt}\n{shot.response}\n\n" for shot in shots)
-        prompt_ids = tokenizer(before + example.prompt + "\n")["input_ids"]
-    response_ids = tokenizer(example.response, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id is not None:
-        response_ids = [*response_ids, tokenizer.eos_token_id]
-    input_ids = [*prompt_ids, *response_ids]
+        prompt = "".join(f"{shot.prompt}\n{shot.response}\n\n" for shot in shots) + example.prompt + "\n"
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        input_ids = list(tokenizer(prompt + example.response)["input_ids"])
+        if tokenizer.eos_token_id is not None and input_ids[-1] != tokenizer.eos_token_id:
+            input_ids.append(tokenizer.eos_token_id)
+        # A token with the end of the prompt and the start of the response in it is the response's.
+        pairs = zip(prompt_ids, input_ids, strict=False)
+        num_prompt_tokens = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     if max_length is not None and len(input_ids) > max_length:
         raise LoragenInferError(
             f"A sample has {len(input_ids)} tokens, over max_length={max_length}: {example.prompt[:60]!r}…; raise "
             "max_length or drop the sample."
         )
-    return TokenizedExample(input_ids=input_ids, num_prompt_tokens=len(prompt_ids))
+    return TokenizedExample(input_ids=input_ids, num_prompt_tokens=num_prompt_tokens)
+
+
+@functools.lru_cache(maxsize=4)
+def _turn_end(tokenizer: "PreTrainedTokenizerBase", _template: str) -> tuple[int, ...]:
+    """What the chat template writes after an answer, up to its first special token; else the end-of-sequence token.
+
+    What follows that token (a newline, or the end of the whole conversation) is nothing a model has to say.
+    """
+    from jinja2 import TemplateError
+
+    answer = "loragen-answer"  # without white space, which some templates strip
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)[2].rstrip()
+    except TemplateError:  # a template for prompts only
+        text = ""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    specials = [place for place, token in enumerate(ids) if token in tokenizer.added_tokens_decoder]
+    end = ids[: specials[0] + 1] if specials else ids
+    return tuple(end) or (() if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),))
 
 
 def batches_by_length(lengths: Iterable[int], batch_size: int) -> list[list[int]]:

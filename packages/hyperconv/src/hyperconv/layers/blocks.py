@@ -5,27 +5,14 @@ Legend: B batch, L layers, H tokens per layer, W values per token; a prime marks
 
 import abc
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from hyperconv.checks import AXES, Axis, check_grid_input, check_size
-from hyperconv.errors import HyperConvError
+from hyperconv.checks import AXES, Axis, GridShape, check_grid_input, check_shape
 from hyperconv.layers.conv import Factory, HyperConv
 
-__all__ = ["Block", "DualHyperConvBlock", "GridShape", "SequentialHyperConvBlock", "block_class", "check_shape"]
-
-Block = Literal["sequential", "dual"]
-GridShape = tuple[int, int, int]
-
-
-def check_shape(name: str, shape: object) -> GridShape:
-    """Return `shape` as a tuple (L, H, W) of positive integers; raise HyperConvError otherwise."""
-    if not isinstance(shape, tuple | list) or len(shape) != 3:
-        raise HyperConvError(f"{name} is {shape!r}, expected three sizes (L, H, W).")
-    L, H, W = (check_size(f"{axis} of {name}", size) for axis, size in zip(AXES, shape, strict=True))
-    return L, H, W
+__all__ = ["DualHyperConvBlock", "SequentialHyperConvBlock"]
 
 
 class _HyperConvBlock(nn.Module, abc.ABC):
@@ -47,26 +34,15 @@ class _HyperConvBlock(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = check_shape("in_shape", in_shape), check_shape("out_shape", out_shape)
-        kernel_sizes = {
-            "L": kernel_size,
-            "H": kernel_size,
-            "W": kernel_size if kernel_size_w is None else kernel_size_w,
-        }
+        factory: Factory = {"device": device, "dtype": dtype}
 
         def conv(axis: Axis) -> HyperConv:
             i = AXES.index(axis)
-            return HyperConv(
-                axis,
-                self.in_shape[i],
-                self.out_shape[i],
-                kernel_sizes[axis],
-                bias=axis == "L",
-                allow_oversized_kernel=allow_oversized_kernel,
-                device=device,
-                dtype=dtype,
-            )
+            length = kernel_size_w if axis == "W" and kernel_size_w is not None else kernel_size
+            sizes = self.in_shape[i], self.out_shape[i], length
+            return HyperConv(axis, *sizes, bias=axis == "L", allow_oversized_kernel=allow_oversized_kernel, **factory)
 
-        self._make_parts(conv, {"device": device, "dtype": dtype})
+        self._make_parts(conv, factory)
 
     @abc.abstractmethod
     def _make_parts(self, conv: Callable[[Axis], HyperConv], factory: Factory) -> None:
@@ -78,7 +54,7 @@ class _HyperConvBlock(nn.Module, abc.ABC):
 
     def forward(self, x_BLHW: Tensor, scale_BW: Tensor | None = None, shift_BW: Tensor | None = None) -> Tensor:
         """[B, L, H, W] to [B, L', H', W'] in the dtype of the input."""
-        check_grid_input("x", x_BLHW, self.in_shape)
+        check_grid_input(x_BLHW, self.in_shape)
         # Nested, so that inside conv_l nothing holds on to what came before.
         y: Tensor = self.conv_l(self._mix(modulate(self.norm(x_BLHW), scale_BW, shift_BW)))
         return x_BLHW + y if self.in_shape == self.out_shape else y
@@ -155,13 +131,6 @@ def modulate(u_BLHW: Tensor, scale_BW: Tensor | None, shift_BW: Tensor | None) -
     if shift_BW is not None:
         u_BLHW = u_BLHW + shift_BW[:, None, None, :]
     return u_BLHW
-
-
-def block_class(block: Block) -> type[SequentialHyperConvBlock] | type[DualHyperConvBlock]:
-    """The class of that name; raise HyperConvError for any other name."""
-    if block not in get_args(Block):
-        raise HyperConvError(f"block is {block!r}, expected 'sequential' or 'dual'.")
-    return SequentialHyperConvBlock if block == "sequential" else DualHyperConvBlock
 
 
 def _check_kernels(shape: GridShape, *convs: HyperConv) -> None:

@@ -94,7 +94,8 @@ class HyperConv(nn.Module):
 
     def forward(self, x_BLHW: Tensor) -> Tensor:
         """Mix the axis; see the class for shapes and errors."""
-        self._check_input(x_BLHW)
+        check_grid_input(x_BLHW, [self.in_size if axis == self.axis else None for axis in AXES])
+        self.check_sizes({axis: x_BLHW.shape[1 + i] for i, axis in enumerate(AXES) if axis != self.axis})
         axis = AXES.index(self.axis) + 1
         x = x_BLHW.movedim(axis, 1)
         # conv2d would copy a grid in neither format too, but keep the original for backward and copy it there again.
@@ -112,7 +113,3 @@ class HyperConv(nn.Module):
         if not self.allow_oversized_kernel:
             way_out = ", or allow_oversized_kernel=True"
             check_kernel_fits(f"kernel_size of Conv_{self.axis}", self.kernel_size, sizes, way_out)
-
-    def _check_input(self, x_BLHW: Tensor) -> None:
-        check_grid_input("x", x_BLHW, [self.in_size if axis == self.axis else None for axis in AXES])
-        self.check_sizes({axis: x_BLHW.shape[1 + i] for i, axis in enumerate(AXES) if axis != self.axis})

@@ -1,14 +1,16 @@
 """A chain of HyperConv blocks: decides how shapes follow each other and what is recomputed to save memory."""
 
+import itertools
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyperconv.checks import check_grid_input
+from hyperconv.checks import Block, GridShape, check_grid_input, check_shape
 from hyperconv.errors import HyperConvError
-from hyperconv.layers.blocks import Block, GridShape, block_class, check_shape
+from hyperconv.layers.blocks import DualHyperConvBlock, SequentialHyperConvBlock
 
 __all__ = ["HyperConvDecoder"]
 
@@ -47,34 +49,31 @@ class HyperConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if len(shapes) < 2:
-            raise HyperConvError(
-                f"shapes has {len(shapes)} entries, expected at least two (L, H, W), before and after."
-            )
+            raise HyperConvError(f"shapes has {len(shapes)} entries, expected at least two (L, H, W).")
         self.shapes = [check_shape(f"shapes[{i}]", shape) for i, shape in enumerate(shapes)]
         self.activation_checkpointing = activation_checkpointing
-        make_block = block_class(block)
+        if block not in get_args(Block):
+            raise HyperConvError(f"block is {block!r}, expected 'sequential' or 'dual'.")
+        make_block = SequentialHyperConvBlock if block == "sequential" else DualHyperConvBlock
         self.blocks = nn.ModuleList(
             make_block(
-                before,
-                after,
+                *pair,
                 kernel_size,
                 kernel_size_w=kernel_size_w,
                 allow_oversized_kernel=allow_oversized_kernel,
                 device=device,
                 dtype=dtype,
             )
-            for before, after in zip(self.shapes[:-1], self.shapes[1:], strict=True)
+            for pair in itertools.pairwise(self.shapes)
         )
 
     def forward(self, x_BLHW: Tensor, modulation: Sequence[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """[B, *shapes[0]] to [B, *shapes[-1]]; `modulation` holds one (scale, shift), each [B, W], per block."""
-        check_grid_input("x", x_BLHW, self.shapes[0])
+        check_grid_input(x_BLHW, self.shapes[0])
         if modulation is not None and len(modulation) != len(self.blocks):
-            raise HyperConvError(
-                f"modulation has {len(modulation)} entries, expected {len(self.blocks)}, one per block."
-            )
+            raise HyperConvError(f"modulation has {len(modulation)} entries, expected {len(self.blocks)}, as blocks.")
         for i, block in enumerate(self.blocks):
-            scale, shift = (None, None) if modulation is None else modulation[i]
+            scale, shift = modulation[i] if modulation else (None, None)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BLHW = checkpoint(block, x_BLHW, scale, shift, use_reentrant=False, preserve_rng_state=False)
             else:

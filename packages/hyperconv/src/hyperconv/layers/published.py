@@ -9,11 +9,10 @@ Its W convolutions slide over (H, L) where ours slide over (L, H), so their kern
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from hyperconv.checks import GridShape
 from hyperconv.errors import HyperConvError
-from hyperconv.layers.blocks import GridShape
 from hyperconv.layers.decoder import HyperConvDecoder
 
 __all__ = ["decoder_from_published", "from_published", "published_shapes", "to_published"]
@@ -67,13 +66,15 @@ def published_shapes(state_dict: Mapping[str, Tensor]) -> list[GridShape]:
         HyperConvError: keys missing or unknown, a tensor of the wrong rank, or blocks that do not follow each other.
     """
     ours = from_published(state_dict)
-    _check_ranks(ours)
-    count = len(ours) // len(_NAMES)
     shapes: list[GridShape] = []
-    for i in range(count):
-        (h_in, w_in), (h_out, w_out) = ours[f"blocks.{i}.norm.weight"].shape, ours[f"blocks.{i}.bias"].shape
-        l_out, l_in = ours[f"blocks.{i}.conv_l.weight"].shape[:2]
-        before, after = (l_in, h_in, w_in), (l_out, h_out, w_out)
+    for i in range(len(ours) // len(_NAMES)):
+        norm, bias, conv_l = (ours[f"blocks.{i}.{name}"] for name in ("norm.weight", "bias", "conv_l.weight"))
+        if (norm.ndim, bias.ndim, conv_l.ndim) != (2, 2, 4) or not conv_l.is_floating_point():
+            raise HyperConvError(
+                f"block {i} of the state dict has a norm of shape {list(norm.shape)}, a bias of {list(bias.shape)} and "
+                f"a conv_l of {list(conv_l.shape)} ({conv_l.dtype}), expected 2, 2 and 4 axes of floating point."
+            )
+        before, after = (conv_l.shape[1], *norm.shape), (conv_l.shape[0], *bias.shape)
         if shapes and shapes[-1] != before:
             raise HyperConvError(
                 f"block {i} of the state dict takes {before}, expected {shapes[-1]} from block {i - 1}."
@@ -82,9 +83,7 @@ def published_shapes(state_dict: Mapping[str, Tensor]) -> list[GridShape]:
     return shapes
 
 
-def decoder_from_published(
-    state_dict: Mapping[str, Tensor], *, activation_checkpointing: bool = False
-) -> HyperConvDecoder:
+def decoder_from_published(state_dict: Mapping[str, Tensor]) -> HyperConvDecoder:
     """Build the dual decoder that a published state dict belongs to and load it, in the dtype of its tensors.
 
     Kernels longer than an axis are accepted, since some published decoders have them.
@@ -97,13 +96,7 @@ def decoder_from_published(
     conv_l = ours["blocks.0.conv_l.weight"]
     # Made without storage first: a billion numbers would only be drawn to be overwritten, or to meet a shape error.
     decoder = HyperConvDecoder(
-        shapes,
-        conv_l.shape[-1],
-        "dual",
-        activation_checkpointing=activation_checkpointing,
-        allow_oversized_kernel=True,
-        device="meta",
-        dtype=conv_l.dtype,
+        shapes, conv_l.shape[-1], "dual", allow_oversized_kernel=True, device="meta", dtype=conv_l.dtype
     )
     for name, expected in decoder.state_dict().items():
         if ours[name].shape != expected.shape:
@@ -124,6 +117,8 @@ def _rename(
             raise HyperConvError(f"state dict has the key {key!r}, expected only names under {expected}.")
         name = names[found.group(2)]
         is_conv_w = "conv_w" in name or "conv_w" in found.group(2)
+        if is_conv_w and tensor.ndim != 4:
+            raise HyperConvError(f"{key} of the state dict has shape {list(tensor.shape)}, expected 4 axes.")
         renamed[f"{prefix}.{found.group(1)}.{name}"] = tensor.transpose(-1, -2).contiguous() if is_conv_w else tensor
     count = len({key.split(prefix)[1].split(".")[1] for key in renamed})
     wanted = {f"{prefix}.{i}.{name}" for i in range(max(count, 1)) for name in names.values()}
@@ -133,13 +128,3 @@ def _rename(
             f"state dict lacks {len(missing)} tensor(s), first {missing[0]!r} (as renamed), expected all."
         )
     return renamed
-
-
-def _check_ranks(ours: Mapping[str, Tensor]) -> None:
-    for name, tensor in ours.items():
-        rank = 4 if "conv_" in name and name.endswith("weight") else 1 if name.endswith("conv_l.bias") else 2
-        if tensor.ndim != rank or not torch.is_floating_point(tensor):
-            raise HyperConvError(
-                f"{name} of the state dict has shape {list(tensor.shape)} and dtype {tensor.dtype}, "
-                f"expected a floating-point tensor with {rank} axes."
-            )

@@ -1,7 +1,7 @@
-"""Puts an adapter on a model in memory, through PEFT and without touching the disk: for a while, or in the place of
-the one that is there."""
+"""Puts an adapter on a model in memory, through PEFT and without touching the disk: for a while, for good, or in the
+place of the one that is there. A failure leaves the model as it was."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,10 @@ from lora_tokenizer import LoraAdapter
 from loragen_infer.errors import LoragenInferError
 
 if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["adapter_attached", "swap_adapter"]
+__all__ = ["adapter_attached", "add_adapter", "swap_adapter"]
 
 
 @contextmanager
@@ -24,25 +23,43 @@ def adapter_attached(model: "PreTrainedModel", adapter: LoraAdapter) -> "Iterato
     Raises:
         LoragenInferError: The adapter has a tensor that the model has no place for, or lacks one.
     """
-    from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
-
-    fields = {key: value for key, value in adapter.config.to_peft().items() if key != "peft_type"}
-    # PEFT freezes the model that it wraps, and does not thaw it when it unloads.
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Pipelines know the causal class by name and warn of the general one; that class asks for this method of the model.
-    kind = PeftModelForCausalLM if hasattr(model, "prepare_inputs_for_generation") else PeftModel
+    restore = _remember(model)
     try:
-        wrapped = kind(model, LoraConfig(**fields))
-    except ValueError as error:
-        raise LoragenInferError(f"The adapter does not fit the model: {' '.join(str(error).split())}") from error
-    try:
-        _check_same_tensors(get_peft_model_state_dict(wrapped), adapter)
-        set_peft_model_state_dict(wrapped, dict(adapter.tensors))
-        yield wrapped.eval()
+        yield _wrap(model, adapter, "default").eval()
     finally:
-        wrapped.unload()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        restore()
+
+
+def add_adapter(
+    model: "PreTrainedModel | PeftModel", adapter: LoraAdapter, *, adapter_name: str = "default"
+) -> "PeftModel":
+    """Add ``adapter`` to ``model`` in memory, as ``PeftModel.from_pretrained`` and ``load_adapter`` do from a folder.
+
+    Returns:
+        ``model`` itself if it is a PeftModel (which adapter is active stays; see ``set_adapter``), and otherwise a
+        PeftModel around it.
+
+    Raises:
+        LoragenInferError: The adapter has a tensor that the model has no place for, or lacks one; or ``model`` has an
+            adapter of that name (see :func:`swap_adapter`). The model is as it was.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel) and adapter_name in model.peft_config:
+        raise LoragenInferError(f"The model has an adapter called {adapter_name!r} already; swap it or use a new name.")
+    restore = _remember(model)
+    try:
+        if not isinstance(model, PeftModel):
+            return _wrap(model, adapter, adapter_name).eval()
+        with _told():
+            model.add_adapter(adapter_name, _config(adapter))
+        _fill(model, adapter, adapter_name)
+    except BaseException:
+        restore()
+        if isinstance(model, PeftModel):
+            _forget(model, adapter_name)
+        raise
+    return model
 
 
 def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str | None = None) -> None:
@@ -50,7 +67,7 @@ def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str 
 
     The tensors of the model are written to in place, so nothing is allocated, no module is exchanged, and compiled
     models, optimizers and other adapters stay as they are. ``r`` must be the same; ``lora_alpha`` and rsLoRA may
-    differ, since the scaling of every module is set too. It is all or nothing.
+    differ, since the scaling of every module and the adapter's config are set too. It is all or nothing.
 
     Raises:
         LoragenInferError: There is no such adapter, the two differ in a tensor or in DoRA, or the adapter is merged
@@ -62,8 +79,6 @@ def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str 
             model = PeftModel.from_pretrained(base_model, "my-adapter")
             swap_adapter(model, generator.generate(["Name the capital of France."]))
     """
-    import torch
-    from peft import get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
     name = adapter_name if adapter_name is not None else model.active_adapter
@@ -74,18 +89,42 @@ def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str 
     layers = {key: layer for key, layer in layers.items() if name in layer.scaling}
     if any(layer.merged for layer in layers.values()):
         raise LoragenInferError(f"The adapter {name!r} is merged into the base weights; call unmerge_adapter() first.")
-    if bool(getattr(model.peft_config[name], "use_dora", False)) != adapter.config.use_dora:
+    old = model.peft_config[name]
+    if bool(getattr(old, "use_dora", False)) != adapter.config.use_dora:
         raise LoragenInferError(f"Of the adapter {name!r} and the new one only one is a DoRA; attach the new one anew.")
-    own = get_peft_model_state_dict(model, adapter_name=name)
-    _check_same_tensors(own, adapter)
-    with torch.no_grad():
-        for key, tensor in own.items():
-            tensor.copy_(adapter.tensors[key])
+    # PEFT's hotswap_adapter_from_state_dict ignores rank_pattern and alpha_pattern and cannot find embeddings.
+    _fill(model, adapter, name)
     for key, layer in layers.items():
+        layer.lora_alpha[name] = adapter.config.alpha(key)
         layer.scaling[name] = adapter.config.scaling(key)
+    new = _config(adapter)
+    new.inference_mode = old.inference_mode
+    new.base_model_name_or_path = new.base_model_name_or_path or old.base_model_name_or_path
+    model.peft_config[name] = new
 
 
-def _check_same_tensors(own: "Mapping[str, torch.Tensor]", adapter: LoraAdapter) -> None:
+def _wrap(model: "PreTrainedModel", adapter: LoraAdapter, adapter_name: str) -> "PeftModel":
+    from peft import PeftModel, PeftModelForCausalLM
+
+    # Pipelines know the causal class by name and warn of the general one; that class asks for this method of the model.
+    kind = PeftModelForCausalLM if hasattr(model, "prepare_inputs_for_generation") else PeftModel
+    with _told():
+        wrapped = kind(model, _config(adapter), adapter_name)
+    _fill(wrapped, adapter, adapter_name)
+    return wrapped
+
+
+def _config(adapter: LoraAdapter) -> "LoraConfig":
+    from peft import LoraConfig
+
+    return LoraConfig(**{key: value for key, value in adapter.config.to_peft().items() if key != "peft_type"})
+
+
+def _fill(model: "PeftModel", adapter: LoraAdapter, adapter_name: str) -> None:
+    """Copy the tensors into their places, if each has one of its shape and no place is left over."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, adapter_name=adapter_name)
     expected = {name: tuple(value.shape) for name, value in own.items()}
     given = {name: tuple(value.shape) for name, value in adapter.tensors.items()}
     if expected != given:
@@ -94,3 +133,47 @@ def _check_same_tensors(own: "Mapping[str, torch.Tensor]", adapter: LoraAdapter)
             f"The adapter does not fit the model: {name} is {given.get(name, 'missing')}, but the model takes "
             f"{expected.get(name, 'no such tensor')}; use the base model it was trained on."
         )
+    set_peft_model_state_dict(model, dict(adapter.tensors), adapter_name=adapter_name)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Make one sentence of PEFT's refusal."""
+    try:
+        yield
+    except ValueError as error:
+        raise LoragenInferError(f"The adapter does not fit the model: {' '.join(str(error).split())}") from error
+
+
+def _remember(model: "PreTrainedModel | PeftModel") -> Callable[[], None]:
+    """Return what puts every module back into its place, thawed or frozen, training or not, as it is now.
+
+    PEFT freezes what it wraps, and where it fails midway it leaves the layers that it has put in until then.
+    """
+    children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
+    modes = [(module, module.training) for module in model.modules()]
+    thawed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    had_config = "peft_config" in vars(model)
+
+    def restore() -> None:
+        for parent, name, child in children:
+            if getattr(parent, name) is not child:
+                setattr(parent, name, child)
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in thawed:
+            parameter.requires_grad_(requires_grad)
+        if not had_config:
+            vars(model).pop("peft_config", None)
+
+    return restore
+
+
+def _forget(model: "PeftModel", adapter_name: str) -> None:
+    """Take what an adapter has left in the layers of others."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.delete_adapter(adapter_name)
+    model.peft_config.pop(adapter_name, None)

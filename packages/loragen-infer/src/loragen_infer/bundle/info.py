@@ -1,11 +1,10 @@
 """What a bundle holds, as plain values: for people as lines, for scripts as JSON. Loads no encoder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from loragen_infer.bundle.bundle import GeneratorBundle, find_bundle
-from loragen_infer.bundle.sealed_file import read_sealed
+from loragen_infer.bundle.bundle import GeneratorBundle
+from loragen_infer.bundle.bundle_file import find_bundle, read_bundle_file
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.models.locate import locate_model
 
@@ -20,25 +19,26 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     """
     file = find_bundle(path)
     bundle = GeneratorBundle.load(file)
-    _, metadata = read_sealed(file)
+    content = read_bundle_file(file)
     config, layout = bundle.generator.config, bundle.layout
     num_layers, row_tokens, width = layout.grid
     adapter = layout.config
     return {
         "file": str(file),
         "size_bytes": file.stat().st_size,
-        "format_version": int(metadata["format_version"]),
+        "format_version": bundle.format_version,
         "fingerprint": bundle.fingerprint,
-        "base_model": adapter.base_model_name_or_path,
+        "base_model": bundle.base_model,
         "text_encoder": {
             "name": bundle.text_encoder_name,
             "fine_tuned": bundle.text_encoder_state is not None,
             "found_at": _place_of_encoder(bundle.text_encoder_name),
-            "condition": bundle.condition_kind,
+            "revision": bundle.text_encoder_revision,
+            "fingerprint": bundle.text_encoder_fingerprint,
         },
         "generator": {
-            "num_parameters": config.num_parameters(),
-            "flops_per_adapter": {f"{count}_prompts": config.flops(num_prompts=count) for count in (1, 8)},
+            "num_parameters": bundle.generator.num_parameters(),
+            "flops_per_adapter": {f"{count}_prompts": bundle.generator.flops(count) for count in (1, 8)},
             "config": config.to_dict(),
         },
         "layout": {
@@ -59,10 +59,10 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         },
         "training": {
             "num_checkpoints": bundle.stats.count,
-            "tasks": list(bundle.tasks.names) if bundle.tasks is not None else None,
+            "tasks": list(bundle.training_tasks.names) if bundle.training_tasks is not None else None,
             "provenance": dict(bundle.provenance),
         },
-        "versions": json.loads(metadata.get("versions", "{}")),
+        "versions": content.get("versions", {}),
     }
 
 
@@ -103,6 +103,6 @@ def _plain(value: Any) -> Any:
 def _place_of_encoder(name: str) -> str | None:
     """Where the encoder would be loaded from here; None: it is not on this machine and may not be fetched."""
     try:
-        return locate_model(name, kind="text encoder", organisation="sentence-transformers")
+        return locate_model(name, kind="text encoder")
     except LoragenInferError:
         return None

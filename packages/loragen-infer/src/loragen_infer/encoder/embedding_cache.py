@@ -22,7 +22,7 @@ __all__ = ["EmbeddingCache"]
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-_SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, width INTEGER, value BLOB, checksum INTEGER)"
+_SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER)"
 _MAX_KEYS = 500  # variables in one statement; old builds of SQLite take 999
 _WAIT_S = 60.0
 
@@ -38,43 +38,45 @@ class EmbeddingCache:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     cache = EmbeddingCache(Path(folder), identity="0f")
-        ...     cache.write("sentence", {"hello": torch.tensor([[0.5, 1.0]])})
-        ...     cache.read("sentence", ["hello", "new"])
-        {'hello': tensor([[0.5000, 1.0000]])}
+        ...     cache.write({"hello": torch.tensor([0.5, 1.0])})
+        ...     cache.read(["hello", "new"])
+        {'hello': tensor([0.5000, 1.0000])}
     """
 
     def __init__(self, folder: Path, *, identity: str) -> None:
+        self.identity = identity
         self._file = Path(folder) / f"embeddings-{identity}.sqlite"
         self._is_off = False
 
-    def read(self, kind: str, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return the entries of those of ``prompts`` that have one: float32 ``[rows, D]`` each."""
+    def read(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the entries of those of ``prompts`` that have one: float32 ``[D]`` each."""
         if self._is_off or not self._file.is_file():
             return {}
-        prompt_of_key = {_key(kind, prompt): prompt for prompt in prompts}
+        prompt_of_key = {_key(prompt): prompt for prompt in prompts}
         rows: list[tuple[Any, ...]] = []
         rows = self._with_database(lambda database: list(_select(database, list(prompt_of_key))), default=rows)
-        found = {prompt_of_key[key]: tensor for key, *rest in rows if (tensor := _tensor(key, *rest)) is not None}
+        found = {
+            prompt_of_key[key]: torch.frombuffer(bytearray(value), dtype=torch.float32)
+            for key, value, checksum in rows
+            if isinstance(value, bytes) and _checksum(key, value) == checksum  # a column may be of any type
+        }
         if len(found) < len(rows):
             damaged = len(rows) - len(found)
             logger.warning("%s holds %d damaged entries; their prompts are encoded again.", self._file, damaged)
         return found
 
-    def write(self, kind: str, entries: Mapping[str, torch.Tensor]) -> None:
-        """Keep ``entries``, float32 ``[rows, D]`` per prompt, all of them or (where the disk refuses) none."""
+    def write(self, entries: Mapping[str, torch.Tensor]) -> None:
+        """Keep ``entries``, float32 ``[D]`` per prompt, all of them or (where the disk refuses) none."""
         if self._is_off or not entries:
             return
-        rows = []
-        for prompt, tensor in entries.items():
-            key, value = _key(kind, prompt), tensor.contiguous().numpy().tobytes()
-            width = tensor.shape[1]
-            rows.append((key, width, value, _checksum(key, width, value)))
+        values = {_key(prompt): tensor.contiguous().numpy().tobytes() for prompt, tensor in entries.items()}
+        rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             self._turn_off(error)
             return
-        insert = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)"
+        insert = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)"
         self._with_database(lambda database: database.executemany(insert, rows) and None, default=None)
 
     def _with_database(self, action: Callable[[sqlite3.Connection], _Result], *, default: _Result) -> _Result:
@@ -106,20 +108,13 @@ def _select(database: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[A
     for start in range(0, len(keys), _MAX_KEYS):
         some = keys[start : start + _MAX_KEYS]
         # Only question marks go into the text of the statement.
-        query = f"SELECT key, width, value, checksum FROM entries WHERE key IN ({','.join('?' * len(some))})"  # noqa: S608
+        query = f"SELECT key, value, checksum FROM entries WHERE key IN ({','.join('?' * len(some))})"  # noqa: S608
         yield from database.execute(query, some)
 
 
-def _key(kind: str, prompt: str) -> bytes:
-    return hashlib.sha256(f"{kind}\0{prompt}".encode()).digest()
+def _key(prompt: str) -> bytes:
+    return hashlib.sha256(prompt.encode()).digest()
 
 
-def _checksum(key: bytes, width: int, value: bytes) -> int:
-    return zlib.crc32(value, zlib.crc32(b"%d" % width, zlib.crc32(key)))
-
-
-def _tensor(key: bytes, width: Any, value: Any, checksum: Any) -> torch.Tensor | None:
-    """The tensor of an entry, or None for a damaged one, whose columns may be of any type."""
-    if not isinstance(value, bytes) or not isinstance(width, int) or _checksum(key, width, value) != checksum:
-        return None
-    return torch.frombuffer(bytearray(value), dtype=torch.float32).view(-1, width)
+def _checksum(key: bytes, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(key))

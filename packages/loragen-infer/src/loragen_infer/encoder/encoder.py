@@ -1,21 +1,18 @@
-"""The prompt encoder: text in, L2-normalised sentence embeddings (or token states) out. Training and inference share
-this class.
+"""The prompt encoder: text in, L2-normalised sentence embeddings out. Training and inference share this class.
 
-Legend: n prompts, T token states of a prompt (padded), D width of an embedding.
+Legend: n prompts, T tokens of a prompt (padded), D width of an embedding.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loragen_infer.encoder.prompt_checks import Truncation, check_prompts, measure_truncation
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.models.device import check_device
-from loragen_infer.models.locate import locate_model
+from loragen_infer.models.locate import hub_name, hub_revision, locate_model
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +25,6 @@ __all__ = ["DEFAULT_TEXT_ENCODER", "PromptEncoder"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
-_SET_BY_CALLS = ("padding", "truncation")
 
 
 class PromptEncoder:
@@ -37,9 +33,10 @@ class PromptEncoder:
     Args:
         name: A SentenceTransformer name or folder; see :func:`loragen_infer.models.locate.locate_model` for where it is
             looked for.
+        revision: Branch, tag or commit on the hub.
         device: A torch device such as ``"cpu"`` or ``"cuda:0"``.
         cache_dir: Folder of an embedding cache that several processes, training and inference may share; what
-            :meth:`encode` and :meth:`encode_tokens` return is kept there for each prompt and weights.
+            :meth:`encode` returns is kept there for each prompt and weights.
         state: Weights that replace the loaded ones, such as those of a fine-tuned encoder: names of
             ``module.state_dict()``, all or some of them.
 
@@ -57,24 +54,29 @@ class PromptEncoder:
         self,
         name: str = DEFAULT_TEXT_ENCODER,
         *,
-        device: str = "cpu",
+        revision: str | None = None,
+        device: "str | torch.device" = "cpu",
         cache_dir: Path | None = None,
         state: "Mapping[str, torch.Tensor] | None" = None,
     ) -> None:
-        location = locate_model(name, kind="text encoder", organisation="sentence-transformers")
+        location = locate_model(name, kind="text encoder", revision=revision)
         check_device(device)
         from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
 
         try:
-            self._model = SentenceTransformer(location, device=device)
+            self._model = SentenceTransformer(location, device=str(device), revision=revision)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise LoragenInferError(
                 f"The text encoder {name!r} ({location}) cannot be loaded as a SentenceTransformer: {reason}"
             ) from error
         self._model.eval().requires_grad_(False)
-        self.name = name
+        self.name: str = hub_name(name) or str(Path(name).expanduser().resolve())
+        """The hub's name of the encoder, or the absolute path of its folder."""
+        # A name of the hub is in its cache by now.
+        self.revision: str | None = hub_revision(locate_model(name, kind="text encoder", revision=revision))
+        """The hub's commit that it is from; None where that is not known, as of a package."""
         width = self._model.get_embedding_dimension()
         if width is None:
             raise LoragenInferError(f"The text encoder {name!r} does not say how wide its embeddings are.")
@@ -83,9 +85,10 @@ class PromptEncoder:
             self._replace_weights(state)
         self._cache_dir = cache_dir
         self._cache: EmbeddingCache | None = None
-        self._cached_versions: tuple[tuple[int, int], ...] = ()
+        self._fingerprint = ""
+        self._versions: tuple[tuple[int, int], ...] = ()
         # An encoder may be made to put a text such as "query: " before every prompt.
-        self._prefix: str = self._model._resolve_prompt(None, None) or ""
+        self._prefix: str = self._model.prompts.get(self._model.default_prompt_name or "") or ""
         marks = self._model.preprocess(["x"], prompt=self._prefix or None)
         self._marks = {key: value for key, value in marks.items() if not hasattr(value, "shape")}
         self._gathered: Truncation | None = None
@@ -100,6 +103,19 @@ class PromptEncoder:
         """Where the network is and where :meth:`tokenize` puts its tensors."""
         return self._model.device
 
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over all that an embedding hangs on: weights as they are now, tokens, pooling, limits.
+
+        The same for every copy of an encoder, and with every version of the libraries.
+        """
+        versions = tuple((value.data_ptr(), value._version) for value in self._model.state_dict().values())
+        if versions != self._versions:
+            from loragen_infer.encoder.fingerprint import content_fingerprint
+
+            self._fingerprint, self._versions = content_fingerprint(self._model, self._prefix), versions
+        return self._fingerprint
+
     def encode(self, prompts: Sequence[str], *, batch_size: int = 32) -> "torch.Tensor":
         """Return the embeddings of ``prompts``, float32 ``[n, D]`` of length one, on the CPU and without gradient.
 
@@ -110,26 +126,27 @@ class PromptEncoder:
         """
         import torch
 
-        rows = self._encode(prompts, batch_size, kind="sentence", compute=self._sentence_rows)
-        return torch.cat([rows[prompt] for prompt in prompts])
-
-    def encode_tokens(self, prompts: Sequence[str], *, batch_size: int = 32) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Return the last hidden states of the tokens, float32 ``[n, T, D]``, and a mask, bool ``[n, T]``, on the CPU.
-
-        T is the number of tokens of the longest prompt, special tokens included; padding is zero and masked out. All
-        states of a prompt are divided by the length of their mean, so that the mean over the mask has length one; with
-        an encoder that pools by the mean, such as all-MiniLM-L6-v2, it is the embedding that :meth:`encode` returns.
-
-        Raises:
-            LoragenInferError: As :meth:`encode`.
-        """
-        import torch
-
-        rows = self._encode(prompts, batch_size, kind="tokens", compute=self._token_rows)
-        states = [rows[prompt] for prompt in prompts]
-        states_nTD = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
-        lengths_n1 = torch.tensor([[len(state)] for state in states])
-        return states_nTD, torch.arange(states_nTD.shape[1]) < lengths_n1
+        check_prompts(prompts)
+        self._note_truncation(prompts)
+        different = list(dict.fromkeys(prompts))
+        cache = self._current_cache()
+        found = cache.read(different) if cache is not None else {}
+        # The longest first, so that a batch has little padding and memory runs out at once or never.
+        missing = sorted((prompt for prompt in different if prompt not in found), key=len, reverse=True)
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            # Not inference_mode, whose tensors no layer that trains can take.
+            with torch.no_grad():
+                for start in range(0, len(missing), batch_size):
+                    batch = missing[start : start + batch_size]
+                    fresh = dict(zip(batch, self.embed(self._features(batch)).cpu(), strict=True))
+                    found |= fresh
+                    if cache is not None:
+                        cache.write(fresh)
+        finally:
+            self._model.train(was_training)
+        return torch.stack([found[prompt] for prompt in prompts])
 
     def tokenize(self, prompts: Sequence[str]) -> "dict[str, torch.Tensor]":
         """Return what :meth:`embed` takes: ``input_ids``, ``attention_mask`` and the like, ``[n, T]``, on the device.
@@ -161,51 +178,9 @@ class PromptEncoder:
             gathered, self._gathered = self._gathered, None
             self._warn(gathered)
 
-    def _encode(
-        self,
-        prompts: Sequence[str],
-        batch_size: int,
-        *,
-        kind: str,
-        compute: "Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]",
-    ) -> "dict[str, torch.Tensor]":
-        """Return ``compute``'s rows of every different prompt, from the cache where there is one."""
-        import torch
-
-        check_prompts(prompts)
-        self._note_truncation(prompts)
-        different = list(dict.fromkeys(prompts))
-        cache = self._current_cache()
-        rows = cache.read(kind, different) if cache is not None else {}
-        # The longest first, so that a batch has little padding and memory runs out at once or never.
-        missing = sorted((prompt for prompt in different if prompt not in rows), key=len, reverse=True)
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            # Not inference_mode, whose tensors no layer that trains can take.
-            with torch.no_grad():
-                for start in range(0, len(missing), batch_size):
-                    batch = missing[start : start + batch_size]
-                    fresh = dict(zip(batch, compute(self._features(batch)), strict=True))
-                    rows |= fresh
-                    if cache is not None:
-                        cache.write(kind, fresh)
-        finally:
-            self._model.train(was_training)
-        return rows
-
     def _features(self, prompts: Sequence[str]) -> "dict[str, torch.Tensor]":
         features = self._model.preprocess(list(prompts), prompt=self._prefix or None)
         return {key: value.to(self.device) for key, value in features.items() if hasattr(value, "shape")}
-
-    def _sentence_rows(self, features: "dict[str, torch.Tensor]") -> "list[torch.Tensor]":
-        return list(self.embed(features).cpu()[:, None])
-
-    def _token_rows(self, features: "dict[str, torch.Tensor]") -> "list[torch.Tensor]":
-        output = self._model({**self._marks, **features})
-        states_nTD, mask_nT = output["token_embeddings"].float().cpu(), output["attention_mask"].bool().cpu()
-        states = [states_TD[mask_T] for states_TD, mask_T in zip(states_nTD, mask_nT, strict=True)]
-        return [state / state.mean(dim=0).norm().clamp(min=1e-12) for state in states]
 
     def _note_truncation(self, prompts: Sequence[str]) -> None:
         found = measure_truncation(self._model, prompts, self._prefix)
@@ -237,32 +212,8 @@ class PromptEncoder:
         """The cache of the weights as they are now: after a training step it is another one."""
         if self._cache_dir is None:
             return None
-        states = self._model.state_dict().values()
-        versions = tuple((value.data_ptr(), value._version) for value in states)
-        if self._cache is None or versions != self._cached_versions:
+        if self._cache is None or self._cache.identity != self.fingerprint:
             from loragen_infer.encoder.embedding_cache import EmbeddingCache
 
-            self._cache = EmbeddingCache(self._cache_dir, identity=self.fingerprint())
-            self._cached_versions = versions
+            self._cache = EmbeddingCache(self._cache_dir, identity=self.fingerprint)
         return self._cache
-
-    def fingerprint(self) -> str:
-        """Return 32 hexadecimal digits over weights, modules, tokenizer and limits: all that an embedding hangs on."""
-        import torch
-
-        parts = [repr(self._model), self._prefix, str(self._model.max_seq_length)]
-        parts.append(_describe_tokenizer(self._model.tokenizer))
-        digest = hashlib.sha256("\0".join(parts).encode())
-        for name, value in self._model.state_dict().items():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()[:32]
-
-
-def _describe_tokenizer(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return repr(tokenizer)
-    # Padding and truncation are as the last call set them.
-    content = {key: value for key, value in json.loads(backend.to_str()).items() if key not in _SET_BY_CALLS}
-    return json.dumps(content, sort_keys=True)

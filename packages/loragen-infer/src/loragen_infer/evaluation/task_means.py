@@ -1,21 +1,35 @@
-"""What a bundle remembers of every training task: its mean prompt embedding and its mean tokens.
+"""What an evaluation's baselines need of the training tasks: embeddings of their prompts, and their mean tokens.
 
-Evaluation needs no more of the training set for its baselines: the nearest training task's adapter, and a regression
-from embeddings to adapters. Generation does not use it.
+The mean tokens are as large as all adapters together, so they lie in a file of their own beside the bundle, written
+and read one task at a time. The file is safetensors; its header is short whatever there are for tasks and written last,
+into the place that was kept for it.
 
-Legend: K training tasks, D width of a prompt embedding, N tokens, W values per token.
+Legend: K training tasks, P prompts of a task, D width of an embedding, N tokens, W values per token.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.files import atomic_file
 
-__all__ = ["TaskMeans"]
+__all__ = ["TASK_MEANS_NAME", "TaskMeans", "TaskMeansWriter", "read_task_means"]
+
+TASK_MEANS_NAME = "task_means.safetensors"
+_FORMAT = "loragen-task-means"
+_HEADER_BYTES = 2048
+# Enough to draw subsets from; all of a large data set would outweigh the tokens of a small adapter.
+_MAX_PROMPTS = 256
+_DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +37,7 @@ class TaskMeans:
     """Means over the prompts and over the checkpoints of each training task.
 
     Raises:
-        LoragenInferError: The parts differ in the number of tasks, a name is there twice, or a value is not finite.
+        LoragenInferError: The parts differ in the number of tasks, or a name is there twice.
 
     Example:
         >>> means = TaskMeans(
@@ -37,48 +51,148 @@ class TaskMeans:
     """Names of the K tasks."""
     condition_means: Tensor
     """float32 ``[K, D]``: mean of the L2-normalised embeddings of the task's training prompts, not normalised again."""
-    token_means: Tensor
-    """float32 ``[K, N, W]``: mean of the tokens of the task's checkpoints, as encoded (not z-scored)."""
+    token_means: Any
+    """float32 ``[K, N, W]``, the mean of the tokens of the task's checkpoints as encoded (not z-scored): a tensor, or a
+    slice of a file, which reads what it is indexed with."""
+    prompt_embeddings: Sequence[Tensor] | None = None
+    """By task, L2-normalised embeddings ``[P, D]`` of single training prompts; None where only the means are known."""
 
     def __post_init__(self) -> None:
-        count, condition, tokens = len(self.names), self.condition_means, self.token_means
-        if condition.dim() != 2 or tokens.dim() != 3 or not count == len(condition) == len(tokens) > 0:
-            raise LoragenInferError(
-                f"the task means have {count} names, embeddings {tuple(condition.shape)} and tokens "
-                f"{tuple(tokens.shape)}, where K names, [K, D] and [K, N, W] with K over 0 belong."
-            )
-        if len(set(self.names)) < count:
+        counts = {len(self.names), len(self.condition_means), self.token_shape[0]}
+        if self.prompt_embeddings is not None:
+            counts.add(len(self.prompt_embeddings))
+        if len(counts) > 1 or not self.names:
+            raise LoragenInferError(f"the task means are of {sorted(counts)} tasks, where one number over 0 belongs.")
+        if len(set(self.names)) < len(self.names):
             name = next(name for name in self.names if self.names.count(name) > 1)
             raise LoragenInferError(f"the task means have the task {name!r} twice; give every task a name of its own.")
-        for what, tensor in (("embeddings", condition), ("tokens", tokens)):
-            if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
-                raise LoragenInferError(
-                    f"the {what} of the task means are {tensor.dtype} or hold NaN or Inf; give finite float32."
-                )
 
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The tensors, to put into another safetensors file; the names are not among them."""
-        return {"condition_means": self.condition_means, "token_means": self.token_means}
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """K, N and W."""
+        is_tensor = isinstance(self.token_means, Tensor)
+        return tuple(self.token_means.shape if is_tensor else self.token_means.get_shape())
 
-    @classmethod
-    def from_tensors(cls, names: str, tensors: Mapping[str, Tensor]) -> "TaskMeans":
-        """The inverse of :meth:`to_tensors`; ``names`` is :meth:`names_json`.
+
+class TaskMeansWriter:
+    """Writes a file of task means, one task at a time; the file appears when the block ends well.
+
+    Args:
+        path: The file, :data:`TASK_MEANS_NAME` beside the bundle.
+        num_tokens: N.
+        token_dim: W.
+
+    Raises:
+        LoragenInferError: The system refuses to write, or the block adds no task.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with TaskMeansWriter(Path(folder) / TASK_MEANS_NAME, num_tokens=600, token_dim=384) as writer:
+        ...         writer.add("sums", torch.zeros(128, 384), torch.zeros(600, 384))
+        ...     read_task_means(Path(folder) / "generator.safetensors").names
+        ('sums',)
+    """
+
+    def __init__(self, path: Path, *, num_tokens: int, token_dim: int) -> None:
+        self._path, self._token_shape = path, (num_tokens, token_dim)
+        self._names: list[str] = []
+        self._prompts: list[Tensor] = []
+        self._means: list[Tensor] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._stream = stack.enter_context(stack.enter_context(atomic_file(self._path)).open("wb"))
+            self._stream.write(b" " * (8 + _HEADER_BYTES))
+            self._stack = stack.pop_all()
+        return self
+
+    def add(self, name: str, prompt_embeddings_PD: Tensor, mean_tokens_NW: Tensor) -> None:
+        """Write one task.
+
+        Args:
+            name: Its name, which no other has.
+            prompt_embeddings_PD: L2-normalised embeddings of its training prompts; of very many some are kept, with
+                the mean of all.
+            mean_tokens_NW: The mean tokens of its checkpoints, as encoded (not z-scored).
 
         Raises:
-            LoragenInferError: As the class; or a tensor or a name is missing.
+            LoragenInferError: The name is there already, a shape is another, or a value is not finite.
         """
-        listed = json.loads(names)
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise LoragenInferError("the names of the task means are no list of texts.")
-        missing = sorted({"condition_means", "token_means"} - tensors.keys())
-        if missing:
-            raise LoragenInferError(f"the task means lack the tensor {missing[0]!r}.")
-        return cls(
-            names=tuple(listed),
-            condition_means=tensors["condition_means"],
-            token_means=tensors["token_means"],
-        )
+        if name in self._names:
+            raise LoragenInferError(f"the task means have the task {name!r} twice; give every task a name of its own.")
+        if tuple(mean_tokens_NW.shape) != self._token_shape or prompt_embeddings_PD.dim() != 2:
+            raise LoragenInferError(
+                f"the task means of {name!r} have tokens {tuple(mean_tokens_NW.shape)} and embeddings "
+                f"{tuple(prompt_embeddings_PD.shape)}, where {self._token_shape} and [P, D] belong."
+            )
+        prompts, tokens = (value.detach().float().cpu() for value in (prompt_embeddings_PD, mean_tokens_NW))
+        mean = prompts.mean(dim=0)
+        if not tokens.isfinite().all() or not mean.isfinite().all():
+            raise LoragenInferError(f"the task means of {name!r} hold NaN or Inf, or are of no prompt; mend the task.")
+        self._stream.write(tokens.contiguous().numpy().data)
+        self._names.append(name)
+        self._means.append(mean)
+        kept = torch.linspace(0, len(prompts) - 1, min(len(prompts), _MAX_PROMPTS)).long()
+        self._prompts.append(prompts[kept])
 
-    def names_json(self) -> str:
-        """The names as a JSON list."""
-        return json.dumps(list(self.names))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if error is not None:
+                raise error
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._names:
+            raise LoragenInferError(f"{self._path} would hold no task; add one.")
+        parts = {
+            "condition_means": torch.stack(self._means),
+            "prompt_embeddings": torch.cat(self._prompts),
+            "num_prompts": torch.tensor([len(prompts) for prompts in self._prompts]),
+            "names": torch.tensor(list(json.dumps(self._names).encode()), dtype=torch.uint8),
+        }
+        shape = (len(self._names), *self._token_shape)
+        end = 4 * torch.Size(shape).numel()
+        header: dict[str, Any] = {
+            "__metadata__": {"format": _FORMAT, "format_version": "1"},
+            "token_means": {"dtype": "F32", "shape": shape, "data_offsets": (0, end)},
+        }
+        for name, value in parts.items():
+            start, end = end, end + value.nbytes
+            header[name] = {"dtype": _DTYPES[value.dtype], "shape": value.shape, "data_offsets": (start, end)}
+            self._stream.write(value.numpy().data)
+        self._stream.seek(0)
+        self._stream.write(_HEADER_BYTES.to_bytes(8, "little") + json.dumps(header).encode().ljust(_HEADER_BYTES))
+
+
+def read_task_means(bundle: Path) -> TaskMeans | None:
+    """Return the task means beside a bundle file, or those within one of an older version; None where there are none.
+
+    Raises:
+        LoragenInferError: A file is damaged.
+    """
+    beside = bundle.parent / TASK_MEANS_NAME
+    file, prefix = (beside, "") if beside.is_file() else (bundle, "tasks.")
+    if file == bundle and bundle.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, framework="pt") as reader:
+            metadata = reader.metadata() or {}
+            if prefix and "task_names" not in metadata:
+                return None
+            prompts = None
+            if prefix:
+                names = metadata["task_names"]
+            else:
+                names = bytes(reader.get_tensor("names").tolist())
+                prompts = reader.get_tensor("prompt_embeddings").split(reader.get_tensor("num_prompts").tolist())
+            return TaskMeans(
+                names=tuple(json.loads(names)),
+                condition_means=reader.get_tensor(f"{prefix}condition_means"),
+                token_means=reader.get_slice(f"{prefix}token_means"),
+                prompt_embeddings=prompts,
+            )
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise LoragenInferError(f"{file} has no readable task means ({error}); copy or train it again.") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.samples import PROMPT_COLUMNS
+from loragen_infer.samples import PROMPT_COLUMNS, iter_jsonl, iter_lines
 
 __all__ = ["PromptFile", "Request", "opened_prompt_file"]
 
@@ -83,34 +83,11 @@ class PromptFile:
         return sum(1 for _ in self)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self._suffix == ".json":
-            self._stream.seek(0)
-            rows = _parse(_decode(self._stream.read(), self._name), self._name)
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise LoragenInferError(f"{self._name} must be a list of JSON objects with a prompt.")
-            yield from enumerate(rows, start=1)
-            return
-        is_json = self._suffix == ".jsonl"
-        for number, line in self._lines():
-            if not is_json:
-                yield number, {"prompt": line}
-                continue
-            row = _parse(line, f"{self._name}, line {number}")
-            if not isinstance(row, dict):
-                raise LoragenInferError(
-                    f"{self._name}, line {number} is {type(row).__name__}, not a JSON object with fields."
-                )
-            yield number, row
-
-    def _lines(self) -> Iterator[tuple[int, str]]:
         self._stream.seek(0)
-        # Bytes are split at newlines only; text would also split at characters that JSON holds as they are.
-        for number, line in enumerate(self._stream, start=1):
-            text = _decode(line, f"{self._name}, line {number}").strip()
-            if number == 1:
-                text = text.removeprefix("\ufeff")
-            if text:
-                yield number, text
+        if self._suffix in (".json", ".jsonl"):
+            yield from iter_jsonl(self._stream, self._name)
+        else:
+            yield from ((number, {"prompt": line}) for number, line in iter_lines(self._stream, self._name))
 
 
 @contextmanager
@@ -146,25 +123,6 @@ def _opened(path: str) -> BinaryIO:
         raise LoragenInferError(f"The prompt file {path} is not there; give a .txt, .jsonl or .json file.") from error
     except OSError as error:
         raise LoragenInferError(f"The prompt file {path} cannot be read: {error.strerror or error}.") from error
-
-
-def _decode(line: bytes, where: str) -> str:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LoragenInferError(
-            f"{where} is not UTF-8 text (byte {error.start + 1}: 0x{line[error.start]:02x}); give a text file."
-        ) from error
-    if "\0" in text:
-        raise LoragenInferError(f"{where} holds a zero byte, so it is no text; give a text file.")
-    return text
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LoragenInferError(f"{where} is not JSON: {error}.") from error
 
 
 def _id(row: dict[str, Any], number: int, where: str) -> str:

@@ -165,7 +165,7 @@ class _Writer:
         fingerprint = self.fingerprint(request)
         card = model_card(
             request,
-            base_model=bundle.layout.config.base_model_name_or_path,
+            base_model=bundle.base_model,
             generator_fingerprint=self._bundle_fingerprint,
             request_fingerprint=fingerprint,
             scale=self._config.scale,
@@ -193,7 +193,7 @@ class _Writer:
             "prompts": list(request.prompts),
             "request": self.fingerprint(request),
             "generator": self._bundle_fingerprint,
-            "base_model": self._generator.bundle.layout.config.base_model_name_or_path,
+            "base_model": self._generator.base_model,
         }
 
     def outcome(self, made: int, kept: int) -> Outcome:
@@ -202,7 +202,7 @@ class _Writer:
             num_made=made,
             num_kept=kept,
             num_parameters=layout.num_values,
-            base_model=layout.config.base_model_name_or_path,
+            base_model=self._generator.base_model,
         )
 
 

@@ -1,11 +1,18 @@
-"""Refuses a device that torch cannot use before anything is loaded for it."""
+"""Refuses a device or a dtype that torch cannot use before anything is loaded for it."""
+
+from typing import TYPE_CHECKING
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["check_device"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["as_dtype", "check_device"]
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_device(name: str) -> None:
+def check_device(name: "str | torch.device") -> None:
     """Return if torch can put a tensor on the device called ``name``, such as ``cpu`` or ``cuda:0``.
 
     Raises:
@@ -20,4 +27,24 @@ def check_device(name: str) -> None:
         torch.empty(0, device=name)
     except (AssertionError, RuntimeError) as error:  # an assertion where torch was built without CUDA
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise LoragenInferError(f"The device {name!r} cannot be used ({reason}); give another, such as cpu.") from error
+        raise LoragenInferError(
+            f"The device {str(name)!r} cannot be used ({reason}); give another, such as cpu."
+        ) from error
+
+
+def as_dtype(dtype: "str | torch.dtype") -> "torch.dtype":
+    """Return the ``torch.dtype`` that ``dtype`` is or names.
+
+    Raises:
+        LoragenInferError: It is none to compute in.
+
+    Example:
+        >>> as_dtype("bfloat16")
+        torch.bfloat16
+    """
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise LoragenInferError(f"The dtype {name!r} is unknown; use one of {', '.join(_DTYPES)}.")
+    return getattr(torch, name)  # type: ignore[no-any-return]

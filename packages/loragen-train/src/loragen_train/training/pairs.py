@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     """``[B, P]``, numbers of prompts in the table of all prompts, int64."""
     tokens: torch.Tensor
     """``[B, N, W]``, tokens of the checkpoints, not yet z-scored."""
+    counts: torch.Tensor
+    """``[B]``, float32: 1, and 0 where a batch is filled up with a pair that the epoch has seen already."""
 
 
 class _Visit(NamedTuple):
@@ -39,8 +41,8 @@ class _Visit(NamedTuple):
     checkpoint: int
 
 
-class _Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Prompts and tokens of a visit; holds the tokens' file, not their values."""
+class _Pairs(Dataset[tuple[torch.Tensor, ...]]):
+    """Prompts and tokens of a visit, and whether it counts; holds the tokens' file, not their values."""
 
     def __init__(
         self, tokens: TokenSet, tasks: list[str], prompts: dict[str, range], num_prompts: int, seed: str
@@ -48,25 +50,25 @@ class _Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self._tokens, self._tasks, self._prompts = tokens, tasks, prompts
         self._num_prompts, self._seed = num_prompts, seed
 
-    def __getitem__(self, visit: _Visit) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, visit: _Visit) -> tuple[torch.Tensor, ...]:
         known = self._prompts[self._tasks[visit.checkpoint]]
         draw = random.Random(f"{self._seed}/{visit.epoch}/{visit.number}")
         # A task with fewer prompts than asked for repeats some.
         enough = len(known) >= self._num_prompts
         chosen = draw.sample(known, self._num_prompts) if enough else draw.choices(known, k=self._num_prompts)
-        return torch.tensor(chosen), self._tokens[visit.checkpoint].clone()
+        counts = torch.tensor(float(visit.number < len(self._tasks)))
+        return torch.tensor(chosen), self._tokens[visit.checkpoint].clone(), counts
 
 
-def _collate(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
-    prompts, tokens = zip(*pairs, strict=True)
-    return Batch(torch.stack(prompts), torch.stack(tokens))
+def _collate(pairs: list[tuple[torch.Tensor, ...]]) -> Batch:
+    return Batch(*map(torch.stack, zip(*pairs, strict=True)))
 
 
 class PairLoader:
     """Batches of pairs, epoch after epoch, with a position that can be saved in the middle of one.
 
-    An epoch visits every checkpoint once; the last global batch is filled up with visits of some again, so that all
-    batches, on all devices, are of one size.
+    An epoch visits every checkpoint once; the last global batch is filled up with visits of some again, which do not
+    count, so that all batches, on all devices, are of one size.
 
     Args:
         zoo: The checkpoints.
@@ -74,8 +76,7 @@ class PairLoader:
         config: Batch size and prompts per condition.
         seed: Seed of order and prompts; another one for validation than for training.
         shuffle: True: another order every epoch, and other prompts. False: every epoch is the same.
-        rank: Number of this process among ``world_size``.
-        world_size: Number of processes that share a global batch.
+        rank, world_size: Number of this process among those that share a global batch.
         num_workers: Processes that read ahead.
     """
 
@@ -108,22 +109,18 @@ class PairLoader:
         if self._num_done == len(self):
             self._epoch, self._num_done = self._epoch + 1, 0
         batches = self._visits(self._epoch)[self._num_done :]
-        for batch in DataLoader(
-            self._dataset,
-            batch_sampler=batches,
-            collate_fn=_collate,
-            num_workers=self._num_workers,
-        ):
+        workers = self._num_workers
+        for batch in DataLoader(self._dataset, batch_sampler=batches, collate_fn=_collate, num_workers=workers):
             # Counted before it is handed out: whoever saves the position has seen this batch.
             self._num_done += 1
             yield batch
 
     def _visits(self, epoch: int) -> list[list[_Visit]]:
-        if not self._shuffle:
-            epoch = 0
         order = list(range(self._num_checkpoints))
         if self._shuffle:
             random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        else:
+            epoch = 0
         size = self._batch_size * self._world_size
         visits = [_Visit(epoch, number, order[number % self._num_checkpoints]) for number in range(len(self) * size)]
         start = self._rank * self._batch_size

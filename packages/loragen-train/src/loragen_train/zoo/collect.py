@@ -25,14 +25,15 @@ import torch
 from loragen_infer.cli.command_line import nearest
 from loragen_infer.files import atomic_folder, write_json, write_jsonl
 from loragen_infer.models.base_model import load_base_model, save_base_model
-from loragen_infer.models.locate import locate_model
+from loragen_infer.models.locate import hub_name, locate_model
 from loragen_infer.samples import read_examples, tokenize_example
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
-from loragen_train.prompts.sources import Source, load_samples
+from loragen_train.prompts.sources import Source, read_samples
+from loragen_train.words import counted
 from loragen_train.zoo.loss_chart import draw_loss_chart
 from loragen_train.zoo.records import (
     check_base_model,
@@ -49,7 +50,7 @@ __all__ = ["collect"]
 
 logger = logging.getLogger(__name__)
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def collect(config: CollectConfig) -> list[Path]:
@@ -73,7 +74,7 @@ def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
     wanted = [task for task in config.tasks if not task.held_out]
     missing = [task for task in wanted if not _is_done(config, task, output_dir)]
     if missing and (output_dir / "initial_adapter").is_dir():
-        check_settings(output_dir / "initial_adapter", "settings.json", shared_settings(config))
+        check_settings(output_dir / "initial_adapter" / "settings.json", shared_settings(config))
     for task in config.tasks:
         if task.held_out or task in missing:
             _write_samples(config, task, output_dir)
@@ -98,18 +99,27 @@ def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -
         response_column=task.response_column,
         split=task.split,
     )
-    samples = load_samples(source, num_samples=task.num_train + task.num_test, seed=config.seed)
+    wanted = task.num_train + task.num_test
+    samples = read_samples(source, num_samples=wanted, seed=config.seed, purpose="collect")
+    rows = list(samples.by_place.values())
+    if len(rows) < wanted:
+        raise LoragenTrainError(
+            f"{task.source} has {len(rows)} different prompts, fewer than the {wanted} asked for; lower num_train or "
+            "num_test."
+        )
+    if samples.num_duplicates and not source.is_generator:
+        logger.info("%s: not used: %s.", task.name, counted(samples.num_duplicates, "duplicate"))
     # Generators may order their samples by difficulty; a shuffle makes train and test alike.
-    random.Random(config.seed).shuffle(samples)
-    for part, rows in (("train", samples[: task.num_train]), ("test", samples[task.num_train :])):
-        write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, rows))
+    random.Random(config.seed).shuffle(rows)
+    for part, chosen in (("train", rows[: task.num_train]), ("test", rows[task.num_train :])):
+        write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, chosen))
 
 
 def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
     folder = output_dir / "adapters" / task.name
     if not folder.is_dir():
         return False
-    check_settings(folder, "training.json", task_settings(config, task))
+    check_settings(folder / "training.json", task_settings(config, task))
     return True
 
 
@@ -117,19 +127,24 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftMo
     name = config.base_model
     if locate_model(name, kind="base model").endswith(".gguf"):
         name = _unpacked(name, output_dir)
-    base, tokenizer = load_base_model(name)
+    base, tokenizer = load_base_model(name, dtype="float32")
     check_base_model(output_dir, config.base_model, base)
     initial = output_dir / "initial_adapter"
     if not initial.is_dir():
         torch.manual_seed(config.seed)
+        known_as = hub_name(config.base_model) or name
         lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
         _check_target_modules(config, base)
         fresh = get_peft_model(base, lora)
         with atomic_folder(initial) as part:
             fresh.save_pretrained(str(part))
+            settings = read_record(part / _CONFIG)
+            write_json(part / _CONFIG, {**settings, "base_model_name_or_path": known_as})
             write_json(part / "settings.json", {"settings": shared_settings(config)})
         fresh.unload()
     model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
+    # PEFT asks the hub about a hub name whenever it saves; about a folder it does not.
+    model.peft_config["default"].base_model_name_or_path = name
     return model, tokenizer
 
 
@@ -139,19 +154,14 @@ def _unpacked(name: str, output_dir: Path) -> str:
     location = Path(locate_model(name, kind="base model"))
     with location.open("rb") as stream:
         source = {"base_model": name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    if record.is_file():
-        if read_record(record) != source:
-            raise LoragenTrainError(
-                f"{folder} was unpacked from another file than {location} (see {record}); restore that file or choose "
-                "another output_dir."
-            )
-    elif folder.is_dir() and not (output_dir / "initial_adapter").is_dir():
-        raise LoragenTrainError(
-            f"{folder} is there, but nothing says what it was unpacked from; remove it or choose another output_dir."
-        )
-    else:
+    if not record.is_file():
         # Before it is unpacked, so that a folder of an interrupted run is never taken for that of another file.
         write_json(record, source)
+    elif read_record(record) != source:
+        raise LoragenTrainError(
+            f"{folder} was unpacked from another file than {location} (see {record}); restore that file or choose "
+            "another output_dir."
+        )
     return str(save_base_model(name, folder).resolve())
 
 
@@ -200,8 +210,9 @@ def _train_task(
         for checkpoint in checkpoints_of(unfinished):
             # Not what the Trainer adds: its pickled arguments, which nobody should have to trust, and its state.
             (part / checkpoint.name).mkdir()
-            for file in _ADAPTER_FILES:
-                shutil.copyfile(checkpoint / file, part / checkpoint.name / file)
+            shutil.copyfile(checkpoint / _WEIGHTS, part / checkpoint.name / _WEIGHTS)
+            # Its settings are the same, but for the base model's name, which is not that on this machine.
+            shutil.copyfile(output_dir / "initial_adapter" / _CONFIG, part / checkpoint.name / _CONFIG)
         write_json(part / "training.json", {**begun, **_measured(trained)})
     _remove(unfinished)
     logger.info("%s: %.0f s at %.0f tokens/s.", task.name, trained.seconds, trained.num_tokens / trained.seconds)

@@ -73,8 +73,7 @@ def train_lora(
         name: What the progress display calls the work.
         training: Steps, batch size, learning rate, which checkpoints to keep.
         seed: Seed of the order of samples and of dropout.
-        folder: Gets ``checkpoint-<step>/``, PEFT folders with the state of the training beside; a training that such
-            a folder holds is continued.
+        folder: Gets ``checkpoint-<step>/``, PEFT folders with the training's state; one that is there is continued.
         items: The samples.
         model: The language model with a trainable adapter.
         tokenizer: Its tokenizer, for padding.
@@ -84,11 +83,10 @@ def train_lora(
         LoragenTrainError: The training diverged.
     """
     order = order_of_samples([len(item.input_ids) for item in items], training, seed)
-    arguments = _arguments(training, seed, folder, precision)
     rows = [{"input_ids": item.input_ids, "labels": item.labels} for item in items]
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=_arguments(training, seed, folder, precision),
         train_dataset=[rows[index] for index in order],
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
     )
@@ -214,23 +212,21 @@ class _Stopwatch(TrainerCallback):
     """Takes the time of the steps, and keeps it with every checkpoint, whose completeness that record marks."""
 
     def __init__(self, last: Path | None) -> None:
-        before = None if last is None else _work_of(last)
-        self._seconds_before, self._cpu_before = before or (0.0, 0.0)
-        self.seconds, self.cpu_seconds = self._seconds_before, self._cpu_before
+        self.seconds, self.cpu_seconds = (None if last is None else _work_of(last)) or (0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+        self._started = time.perf_counter() - self.seconds
+        self._cpu_started = time.process_time() - self.cpu_seconds
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = self._seconds_before + time.perf_counter() - self._started
-        self.cpu_seconds = self._cpu_before + time.process_time() - self._cpu_started
+        self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = time.process_time() - self._cpu_started
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         for file in checkpoint.iterdir():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
         write_json(checkpoint / _COMPLETE, {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
 
 

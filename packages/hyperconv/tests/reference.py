@@ -8,23 +8,17 @@ published decoder does. They check nothing and know no activation checkpointing.
 from typing import cast
 
 import torch
-from torch import Tensor
-from torch.nn.functional import conv2d, layer_norm
-
 from hyperconv.layers.blocks import DualHyperConvBlock, SequentialHyperConvBlock
 from hyperconv.layers.conv import HyperConv
 from hyperconv.layers.decoder import HyperConvDecoder
+from torch import Tensor
+from torch.nn.functional import conv2d, layer_norm
 
 __all__ = ["decoder", "dual_block", "hyperconv", "sequential_block"]
 
 
 def hyperconv(conv: HyperConv, x_BLHW: Tensor) -> Tensor:
-    """One hyper-convolution on a contiguous copy with the mixed axis as channels, [B, L, H, W] to the same.
-
-    >>> conv, x = HyperConv("H", 3, 5, kernel_size=3), torch.randn(2, 4, 3, 6)
-    >>> torch.allclose(hyperconv(conv, x), conv(x), atol=1e-6)
-    True
-    """
+    """One hyper-convolution on a contiguous copy with the mixed axis as channels, [B, L, H, W] to the same."""
     axis = {"L": 1, "H": 2, "W": 3}[conv.axis]
     channels_first = x_BLHW.movedim(axis, 1).contiguous()
     y = conv2d(channels_first, conv.weight, conv.bias, padding=conv.kernel_size // 2)
