@@ -96,17 +96,11 @@ def test_an_interrupted_fit_exits_130(make, fit_config, tmp_path, capsys, monkey
 def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
     content = {**fit_config, "training": {"max_epochs": 1_000_000, "accelerator": "cpu"}, "output_dir": str(tmp_path)}
     config = write_yaml(tmp_path / "fit.yaml", content)
-    # A test run in the background of a shell ignores SIGINT, and its children would too.
-    code = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from loragen_train.cli.main import main\n"
-        "sys.exit(main(['fit', '--config', sys.argv[1]]))\n"
-    )
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     log = tmp_path / "stderr.txt"
     with log.open("w") as stderr:
-        process = subprocess.Popen([sys.executable, "-c", code, config], stderr=stderr, env=environment)
+        words = [sys.executable, "-m", "loragen_train.cli.main", "fit", "--config", config]
+        process = subprocess.Popen(words, stderr=stderr, env=environment)
         try:
             deadline = time.monotonic() + 60
             # The losses reach the disk when the training is some steps old, and only then.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loragen_infer.cli.command_line import nearest
 from loragen_infer.samples import Example, example_of, prompt_hash, read_jsonl
+from loragen_infer.words import nearest
 
 from loragen_train.configs.collect import CollectTask
 from loragen_train.configs.prepare import PrepareConfig

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loragen_infer.cli.command_line import nearest
 from loragen_infer.files import atomic_folder, write_json, write_jsonl
 from loragen_infer.models.base_model import load_base_model, save_base_model
 from loragen_infer.models.locate import hub_name, locate_model
 from loragen_infer.samples import read_examples, tokenize_example
+from loragen_infer.words import nearest
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
