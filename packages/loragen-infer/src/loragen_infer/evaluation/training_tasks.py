@@ -44,7 +44,13 @@ def read_training_tasks(config: EvaluateConfig, generator: LoraGenerator) -> Tas
 
 def _of_old_bundle(path: Path) -> TaskMeans | None:
     found = read_old_task_means(path)
-    return None if found is None else TaskMeans(names=tuple(found[0]), **found[1])
+    return (
+        None
+        if found is None
+        else TaskMeans(
+            names=tuple(found[0]), condition_means=found[1]["condition_means"], token_means=found[1]["token_means"]
+        )
+    )
 
 
 def is_held_out(task: EvaluateTask, training: TaskMeans | None) -> bool | None:
