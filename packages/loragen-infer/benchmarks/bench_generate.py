@@ -78,7 +78,7 @@ def make_bundle(path: Path) -> Path:
 
 
 def bench_help(repeats: int) -> None:
-    seconds = timed(lambda: run(["-m", "loragen_infer.cli.main", "--help"]), repeats)
+    seconds = timed(lambda: run(["-m", "loragen_infer.cli", "--help"]), repeats)
     print(f"--help: {seconds:.2f} s (bar: 0.50)")
 
 
@@ -87,7 +87,7 @@ def bench_cold(bundle: Path, root: Path, repeats: int) -> None:
     for index in range(repeats):  # in turns, so that both meet the same machine
         baseline.append(clock(lambda: run(["-c", BASELINE])))
         words = ["--model", str(bundle), "--prompt", PROMPT, "--output", str(root / f"cold{index}")]
-        cold.append(clock(lambda words=words: run(["-m", "loragen_infer.cli.main", "generate", *words])))
+        cold.append(clock(lambda words=words: run(["-m", "loragen_infer.cli", "generate", *words])))
     ours, theirs = statistics.median(cold), statistics.median(baseline)
     print(
         f"cold generate: {ours:.2f} s; importing torch and sentence-transformers and loading the encoder: "

@@ -88,7 +88,7 @@ def test_a_row_is_claimed_by_one_at_a_time(tmp_path):
 def test_after_kill_9_what_is_finished_is_kept_and_the_rest_is_as_if_nothing_had_happened(config, tmp_path):
     settings = tmp_path / "config.json"
     settings.write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
-    command = [sys.executable, "-m", "loragen_infer.cli.main", "evaluate", "--config", str(settings)]
+    command = [sys.executable, "-m", "loragen_infer.cli", "evaluate", "--config", str(settings)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(finished_rows(config, tmp_path)) < 3:
         time.sleep(0.005)
