@@ -29,7 +29,7 @@ def token_losses(difference_BNW: torch.Tensor, weight_NW: torch.Tensor) -> tuple
 
 
 def error_sums(difference: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the sums over the last axis of squared and of absolute differences and of squared targets, ``[..., 3]``."""
+    """Return, over the last axis, the sums of squared and absolute differences and of squared targets, ``[..., 3]``."""
     return torch.stack([difference.square().sum(-1), difference.abs().sum(-1), target.square().sum(-1)], dim=-1)
 
 

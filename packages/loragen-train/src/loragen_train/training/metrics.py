@@ -46,7 +46,7 @@ class DeltaComparison:
         """Return A ``[..., r, i]`` and B ``[..., o, r]``, float32, of one module in tokens ``[..., N, W]``."""
         flat = tokens_NW.flatten(-2)
         a_ri, b_or = (
-            flat[..., start : start + num_values].unflatten(-1, shape).float()
+            flat[..., start : start + num_values].view(*flat.shape[:-1], *shape).float()
             for start, num_values, shape in (self.places[module]["A"], self.places[module]["B"])
         )
         return a_ri, b_or

@@ -57,7 +57,7 @@ class _Pairs(Dataset[tuple[torch.Tensor, ...]]):
         enough = len(known) >= self._num_prompts
         chosen = draw.sample(known, self._num_prompts) if enough else draw.choices(known, k=self._num_prompts)
         counts = torch.tensor(float(visit.number < len(self._tasks)))
-        return torch.tensor(chosen), self._tokens.read(visit.checkpoint), counts
+        return torch.tensor(chosen), self._tokens[visit.checkpoint].clone(), counts
 
 
 def _collate(pairs: list[tuple[torch.Tensor, ...]]) -> Batch:
@@ -76,8 +76,7 @@ class PairLoader:
         config: Batch size and prompts per condition.
         seed: Seed of order and prompts; another one for validation than for training.
         shuffle: True: another order every epoch, and other prompts. False: every epoch is the same.
-        rank: Number of this process among ``world_size``.
-        world_size: Number of processes that share a global batch.
+        rank, world_size: Number of this process among those that share a global batch.
         num_workers: Processes that read ahead.
     """
 
@@ -110,22 +109,18 @@ class PairLoader:
         if self._num_done == len(self):
             self._epoch, self._num_done = self._epoch + 1, 0
         batches = self._visits(self._epoch)[self._num_done :]
-        for batch in DataLoader(
-            self._dataset,
-            batch_sampler=batches,
-            collate_fn=_collate,
-            num_workers=self._num_workers,
-        ):
+        workers = self._num_workers
+        for batch in DataLoader(self._dataset, batch_sampler=batches, collate_fn=_collate, num_workers=workers):
             # Counted before it is handed out: whoever saves the position has seen this batch.
             self._num_done += 1
             yield batch
 
     def _visits(self, epoch: int) -> list[list[_Visit]]:
-        if not self._shuffle:
-            epoch = 0
         order = list(range(self._num_checkpoints))
         if self._shuffle:
             random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        else:
+            epoch = 0
         size = self._batch_size * self._world_size
         visits = [_Visit(epoch, number, order[number % self._num_checkpoints]) for number in range(len(self) * size)]
         start = self._rank * self._batch_size

@@ -175,17 +175,16 @@ def make_trackers(config: FitConfig, folder: Path, resumed_step: int = 0) -> lis
     """
     trackers = [Tracker("The CSV log", lambda: _csv(folder, resumed_step))]
     if config.logging.tensorboard:
-        trackers.append(Tracker("TensorBoard", lambda: _tensorboard(folder, resumed_step)))
-    swanlab = config.logging.swanlab
-    mode = _swanlab_mode(swanlab)
+        options: dict[str, Any] = {"name": "", "version": "tensorboard_logs", "purge_step": resumed_step or None}
+        trackers.append(Tracker("TensorBoard", lambda: TensorBoardLogger(folder, **options)))
+    mode = _swanlab_mode(config.logging.swanlab)
     if mode == "local" and find_spec("swanboard") is None:
         raise LoragenTrainError(
             "logging.swanlab.mode local needs SwanLab's dashboard; install it with: "
             "pip install 'loragen-train[dashboard]'."
         )
     if mode != "disabled":
-        make = _SwanLab(swanlab, mode, folder, config.name)
-        trackers.append(Tracker("SwanLab", make, _SwanLab.close))
+        trackers.append(Tracker("SwanLab", lambda: _swanlab(config, mode, folder), _finish_swanlab))
     return trackers
 
 
@@ -204,12 +203,6 @@ def _csv(folder: Path, resumed_step: int) -> Logger:
     return made
 
 
-def _tensorboard(folder: Path, resumed_step: int) -> Logger:
-    return TensorBoardLogger(
-        folder, name="", version="tensorboard_logs", purge_step=resumed_step if resumed_step else None
-    )
-
-
 def _swanlab_mode(config: SwanLabConfig) -> str:
     if config.mode != "auto":
         return config.mode
@@ -217,52 +210,44 @@ def _swanlab_mode(config: SwanLabConfig) -> str:
     return "online" if mode == "cloud" else mode
 
 
-class _SwanLab:
-    """Makes SwanLab's Lightning logger: online if it can, else offline."""
+def _swanlab(config: FitConfig, mode: str, folder: Path) -> "SwanLabLogger":
+    """SwanLab's Lightning logger: online if it can, else offline."""
+    import swanlab
+    from swanlab.integration.pytorch_lightning import SwanLabLogger
 
-    def __init__(self, config: SwanLabConfig, mode: str, folder: Path, name: str) -> None:
-        self._config, self._mode, self._folder, self._name = config, mode, folder, name
-
-    def __call__(self) -> "SwanLabLogger":
-        import swanlab
-
-        # Nothing is asked, and what is printed stays where the user sees it.
-        settings = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
-        if self._mode != "online":
-            return self._logger(self._mode, settings)
-        try:
-            _check_reachable(settings)
-            made = self._logger("online", settings)
-            _ = made.experiment
-        # No key, no network, a server that answers nonsense: SwanLab has no common base for them.
-        except Exception as error:  # noqa: BLE001
-            reason = " ".join(str(error).split()) or type(error).__name__
-            logger.warning(
-                "SwanLab cannot be reached (%s); the run is recorded offline in %s and can be sent with: swanlab sync.",
-                *(reason.rstrip("."), self._folder / "swanlab_logs"),
-            )
-            made = self._logger("offline", settings)
+    # Nothing is asked, and what is printed stays where the user sees it.
+    settings = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
+    given, logs = config.logging.swanlab, folder / "swanlab_logs"
+    options: dict[str, Any] = {
+        "project": given.project or settings.project.name or f"loragen-{config.name}",
+        "workspace": given.workspace or settings.project.workspace,
+        "experiment_name": given.experiment_name or settings.experiment.name or folder.name,
+        "log_dir": str(logs),
+        "save_dir": str(folder),
+        "settings": settings,
+    }
+    made = SwanLabLogger(mode=mode, **options)
+    if mode != "online":
         return made
-
-    def _logger(self, mode: str, settings: "Settings") -> "SwanLabLogger":
-        from swanlab.integration.pytorch_lightning import SwanLabLogger
-
-        return SwanLabLogger(
-            project=self._config.project or settings.project.name or f"loragen-{self._name}",
-            workspace=self._config.workspace or settings.project.workspace,
-            experiment_name=self._config.experiment_name or settings.experiment.name or self._folder.name,
-            log_dir=str(self._folder / "swanlab_logs"),
-            mode=mode,
-            save_dir=str(self._folder),
-            settings=settings,
+    try:
+        _check_reachable(settings)
+        _ = made.experiment
+    # No key, no network, a server that answers nonsense: SwanLab has no common base for them.
+    except Exception as error:  # noqa: BLE001
+        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        sentence = (
+            "SwanLab cannot be reached (%s); the run is recorded offline in %s and can be sent with: swanlab sync."
         )
+        logger.warning(sentence, reason, logs)
+        made = SwanLabLogger(mode="offline", **options)
+    return made
 
-    @staticmethod
-    def close(_made: Logger, outcome: Outcome, error: str | None) -> None:
-        """End SwanLab's run with the right state."""
-        import swanlab
 
-        swanlab.finish(state=outcome, error=None if outcome == "success" else error)
+def _finish_swanlab(_made: Logger, outcome: Outcome, error: str | None) -> None:
+    """End SwanLab's run with the right state."""
+    import swanlab
+
+    swanlab.finish(state=outcome, error=None if outcome == "success" else error)
 
 
 def _check_reachable(settings: "Settings") -> None:

@@ -23,8 +23,9 @@ def check_hardware(config: FitConfig) -> int:
         LoragenTrainError: Hardware or precision are nothing that Lightning can use here.
     """
     training = config.training
+    precision: Any = training.precision
     try:
-        return Trainer(**_hardware(config), precision=training.precision, logger=False).world_size
+        return Trainer(**_hardware(config), precision=precision, logger=False, enable_checkpointing=False).world_size
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise LoragenTrainError(
