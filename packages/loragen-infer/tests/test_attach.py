@@ -1,11 +1,12 @@
 """An adapter attached in memory is the adapter that PEFT loads from disk, and leaves no trace."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from lora_tokenizer import read_adapter
-from loragen_infer import LoragenInferError, adapter_attached, swap_adapter
+from loragen_infer import LoragenInferError, adapter_attached, add_adapter, swap_adapter
 from peft import PeftModel
 
 INPUT_IDS = torch.tensor([[10, 20, 30, 40, 50], [60, 61, 62, 63, 64]])
@@ -75,6 +76,72 @@ def refused(model, adapter, message):
         raise AssertionError("it must not get here")
     assert "\n" not in str(caught.value)
     assert torch.equal(logits(model), before)
+
+
+def state_of(model):
+    return (
+        [(name, type(module), module.training) for name, module in model.named_modules()],
+        [(name, parameter.requires_grad, parameter.data_ptr()) for name, parameter in model.named_parameters()],
+        "peft_config" in vars(model),
+    )
+
+
+def misfit(make, llama, folder, target):
+    """An adapter that names a module LoRA cannot adapt, which PEFT finds out after it has adapted others."""
+    adapter = read_adapter(make.adapter(llama, folder))
+    config = dataclasses.replace(adapter.config, target_modules=("q_proj", target))
+    return dataclasses.replace(adapter, config=config)
+
+
+@pytest.mark.parametrize("target", ["v_proj", "mlp"])
+def test_a_failed_attach_leaves_no_layer_and_thaws_nothing(tmp_path, make, llama, target):
+    model = copy.deepcopy(llama).train()
+    model.lm_head.requires_grad_(False)
+    before = state_of(model)
+    adapter = misfit(make, llama, tmp_path / "a", target)
+    if target == "v_proj":  # all modules fit, a tensor is missing
+        adapter = dataclasses.replace(adapter, tensors=dict(list(adapter.tensors.items())[:-2]))
+    with pytest.raises(LoragenInferError, match="does not fit the model"), adapter_attached(model, adapter):
+        raise AssertionError("it must not get here")
+    assert state_of(model) == before
+    with pytest.raises(LoragenInferError, match="does not fit the model"):
+        add_adapter(model, adapter)
+    assert state_of(model) == before
+    wrapped = add_adapter(model, read_adapter(make.adapter(llama, tmp_path / "good")))
+    before = state_of(wrapped)
+    with pytest.raises(LoragenInferError, match="does not fit the model"):
+        add_adapter(wrapped, adapter, adapter_name="second")
+    assert state_of(wrapped) == before
+    assert list(wrapped.peft_config) == ["default"]
+
+
+def test_attaching_in_training_mode_ends_in_training_mode(tmp_path, make, llama):
+    model = copy.deepcopy(llama).train()
+    before = state_of(model)
+    with adapter_attached(model, read_adapter(make.adapter(llama, tmp_path / "a"))):
+        pass
+    assert state_of(model) == before
+
+
+def test_added_adapters_are_those_that_peft_would_load(tmp_path, make, llama):
+    folders = [make.adapter(llama, tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    model = add_adapter(copy.deepcopy(llama), read_adapter(folders[0]), adapter_name="one")
+    assert add_adapter(model, read_adapter(folders[1]), adapter_name="two") is model
+    for name, folder in zip(("one", "two"), folders, strict=True):
+        model.set_adapter(name)
+        expected = PeftModel.from_pretrained(copy.deepcopy(llama), str(folder)).eval()
+        assert torch.equal(logits(model), logits(expected))
+    with pytest.raises(LoragenInferError, match="has an adapter called 'two' already"):
+        add_adapter(model, read_adapter(folders[0]), adapter_name="two")
+
+
+def test_what_is_saved_after_a_swap_to_another_alpha_is_the_adapter_swapped_in(tmp_path, make, llama):
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), str(make.adapter(llama, tmp_path / "first"))).eval()
+    second = make.adapter(llama, tmp_path / "second", seed=2, lora_alpha=32, use_rslora=True)
+    swap_adapter(model, read_adapter(second))
+    model.save_pretrained(tmp_path / "saved")
+    saved = PeftModel.from_pretrained(copy.deepcopy(llama), str(tmp_path / "saved")).eval()
+    assert torch.equal(logits(saved), logits(PeftModel.from_pretrained(copy.deepcopy(llama), str(second)).eval()))
 
 
 def test_an_adapter_of_a_wider_model_is_refused_with_both_shapes(tmp_path, make, llama):

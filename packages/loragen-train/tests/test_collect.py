@@ -154,10 +154,12 @@ def test_a_task_trained_later_or_alone_gets_the_same_bits(zoo, config, tmp_path)
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_task_leaves_nothing_half_and_the_next_run_goes_on(zoo, config, tmp_path, monkeypatch, error):
+    step_end = train_lora._StepProgress.on_step_end
+
     def stop_in_the_second_task(self, args, state, control, **kwargs):
         if self._name == "spelling" and state.global_step == 5:
             raise error
-        self._bar.advance()
+        step_end(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_lora._StepProgress, "on_step_end", stop_in_the_second_task)

@@ -98,7 +98,7 @@ def _pairs(value: object, name: str) -> tuple[tuple[str, Any], ...]:
 
 def _layers(value: object) -> tuple[int, ...]:
     items = (value,) if isinstance(value, int) else value
-    if isinstance(items, list | tuple) and all(isinstance(item, int) and item >= 0 for item in items):
+    if isinstance(items, list | tuple) and all(isinstance(item, int) and 0 <= item < 1 << 31 for item in items):
         return tuple(items)
     raise _wrong("layers_to_transform", value, "a list of layer numbers")
 

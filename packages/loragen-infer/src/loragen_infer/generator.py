@@ -22,6 +22,7 @@ from loragen_infer.bundle.bundle_file import BUNDLE_NAME, find_bundle
 from loragen_infer.encoder.encoder import PromptEncoder
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.models.device import as_dtype, check_device
+from loragen_infer.models.locate import hub_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,7 +63,9 @@ class LoraGenerator:
         compile: bool = False,  # noqa: A002  # as torch and the command line call it
     ) -> None:
         _check_encoder(bundle, encoder)
-        self.bundle = bundle
+        # A model that lies in a cache or a package is called as on the hub, which is the same on every machine.
+        name = bundle.base_model and hub_name(bundle.base_model)
+        self.bundle = bundle.with_base_model(name) if name else bundle
         self.encoder = encoder
         self._is_compiled = compile
         self._place(torch.device(device), as_dtype(dtype))

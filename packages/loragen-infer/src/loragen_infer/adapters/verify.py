@@ -60,8 +60,17 @@ class VerifyReport:
         return all(check.passed is True for check in self.checks)
 
 
-def verify_adapter(path: Path, *, base_model: str | None = None, device: str = "cpu") -> VerifyReport:
+def verify_adapter(
+    path: Path,
+    *,
+    base_model: str | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    device_map: str | None = None,
+) -> VerifyReport:
     """Check the adapter folder ``path`` against ``base_model``, or against the one that it names.
+
+    ``dtype``, ``device`` and ``device_map`` are those of :func:`loragen_infer.load_base_model`.
 
     Raises:
         LoragenInferError: There is no adapter, or no base model can be loaded.
@@ -84,7 +93,7 @@ def verify_adapter(path: Path, *, base_model: str | None = None, device: str = "
     name = base_model or adapter.config.base_model_name_or_path
     if not name:
         raise LoragenInferError(f"The adapter {path} names no base model; give --base-model.")
-    model, tokenizer = load_base_model(name, device=device)
+    model, tokenizer = load_base_model(name, dtype=dtype, device=device, device_map=device_map)
     readable = Check(
         name="readable", passed=True, detail=f"{len(adapter.tensors)} tensors in pairs, all values are finite"
     )

@@ -82,6 +82,9 @@ def _add_generate_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format", help="peft, safetensors, pt or tokens (default: what --output ends in, otherwise peft)."
     )
+    parser.add_argument("--revision", help="Branch, tag or commit of the model on the hub.")
+    parser.add_argument("--base-model", help="The base model that the adapters name (default: as the model says).")
+    parser.add_argument("--omit-prompts", action="store_true", help="Leave the prompts out of card and manifest.")
     parser.add_argument("--scale", type=float, default=1.0, help="Factor on the effect of the adapters.")
     parser.add_argument("--batch-size", type=int, default=16, help="Adapters generated together.")
     parser.add_argument("--cache-dir", help="Folder of an embedding cache, which training may share.")
@@ -97,7 +100,10 @@ def _generate(options: Namespace) -> None:
         config = GenerateConfig(
             model=options.model,
             output=options.output,
+            revision=options.revision,
+            base_model=options.base_model,
             prompts=tuple(options.prompt),
+            omit_prompts=options.omit_prompts,
             prompt_file=options.prompt_file,
             pool=options.pool,
             format=options.format,
@@ -122,7 +128,9 @@ def _generate(options: Namespace) -> None:
 def _add_verify_options(parser: ArgumentParser) -> None:
     parser.add_argument("adapter", help="A PEFT adapter folder.")
     parser.add_argument("--base-model", help="The base model (default: the one that the adapter names).")
+    parser.add_argument("--dtype", help="Load the base model in float32, bfloat16 or float16 (default: its own).")
     parser.add_argument("--device", default="cpu", help="Torch device, such as cpu or cuda.")
+    parser.add_argument("--device-map", help="Spread the base model over devices, such as auto, instead of --device.")
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
 
 
@@ -132,7 +140,13 @@ def _verify(options: Namespace) -> None:
 
     from loragen_infer.adapters.verify import format_report, verify_adapter
 
-    report = verify_adapter(Path(options.adapter), base_model=options.base_model, device=options.device)
+    report = verify_adapter(
+        Path(options.adapter),
+        base_model=options.base_model,
+        dtype=options.dtype,
+        device=options.device,
+        device_map=options.device_map,
+    )
     print(json.dumps({**asdict(report), "passed": report.passed}, indent=2) if options.json else format_report(report))
     if not report.passed:
         failed = [check.name for check in report.checks if check.passed is False]

@@ -93,7 +93,7 @@ def _read(config: EvaluateConfig) -> _Plan:
     for whose, path in _trained_adapters(config).items():
         read_own_adapter(whose, path)
     generator = LoraGenerator.from_pretrained(config.model, device=config.device)
-    training = read_training(config, generator, find_bundle(Path(config.model)))
+    training = read_training(config, generator, find_bundle(config.model))
     for inputs in tasks:
         training.check(inputs)
     maker = RowMaker(config, generator, training, tasks)

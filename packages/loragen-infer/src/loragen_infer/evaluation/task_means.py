@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from loragen_infer.bundle import read_old_task_means
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_file
 
@@ -173,26 +174,21 @@ def read_task_means(bundle: Path) -> TaskMeans | None:
     Raises:
         LoragenInferError: A file is damaged.
     """
-    beside = bundle.parent / TASK_MEANS_NAME
-    file, prefix = (beside, "") if beside.is_file() else (bundle, "tasks.")
-    if file == bundle and bundle.suffix != ".safetensors":
-        return None
+    file = bundle.parent / TASK_MEANS_NAME
+    if not file.is_file():
+        if (old := read_old_task_means(bundle)) is None:
+            return None
+        names, means = old
+        return TaskMeans(names=tuple(names), condition_means=means["condition_means"], token_means=means["token_means"])
     try:
         with safe_open(file, framework="pt") as reader:
-            metadata = reader.metadata() or {}
-            if prefix and "task_names" not in metadata:
-                return None
-            prompts = None
-            if prefix:
-                names = metadata["task_names"]
-            else:
-                names = bytes(reader.get_tensor("names").tolist())
-                prompts = reader.get_tensor("prompt_embeddings").split(reader.get_tensor("num_prompts").tolist())
             return TaskMeans(
-                names=tuple(json.loads(names)),
-                condition_means=reader.get_tensor(f"{prefix}condition_means"),
-                token_means=reader.get_slice(f"{prefix}token_means"),
-                prompt_embeddings=prompts,
+                names=tuple(json.loads(bytes(reader.get_tensor("names").tolist()))),
+                condition_means=reader.get_tensor("condition_means"),
+                token_means=reader.get_slice("token_means"),
+                prompt_embeddings=reader.get_tensor("prompt_embeddings").split(
+                    reader.get_tensor("num_prompts").tolist()
+                ),
             )
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise LoragenInferError(f"{file} has no readable task means ({error}); copy or train it again.") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
 
-from loragen_infer.bundle.training_tasks import TrainingTasks
+from loragen_infer.bundle import TrainingTasks
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask, TrainingTask
 from loragen_infer.evaluation.examples import TaskInputs, read_task_prompts

@@ -3,7 +3,6 @@
 Its head is the YAML that model hubs read; ``loragen_request`` in it tells a later run what the adapter was made from.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -14,14 +13,18 @@ __all__ = ["CARD_NAME", "model_card", "read_request_fingerprint"]
 CARD_NAME = "README.md"
 _MAX_PROMPTS = 20
 _MAX_CHARACTERS = 2000
-_HEAD_BYTES = 4096
-_REQUEST = re.compile(r'^loragen_request: "([0-9a-f]{16})"$', re.MULTILINE)
 
 
 def model_card(
-    request: Request, *, base_model: str | None, generator_fingerprint: str, request_fingerprint: str, scale: float
+    request: Request,
+    *,
+    base_model: str | None,
+    generator_fingerprint: str,
+    request_fingerprint: str,
+    scale: float,
+    omit_prompts: bool = False,
 ) -> str:
-    """Return the text of the card.
+    """Return the text of the card; with ``omit_prompts`` it does not say what the prompts were.
 
     Example:
         >>> request = Request(id="sums", prompts=("What is 17 + 25?",))
@@ -29,31 +32,31 @@ def model_card(
         ...     request, base_model="a/b", generator_fingerprint="0" * 16, request_fingerprint="1" * 16, scale=1.0
         ... )
         >>> card.splitlines()[:3]
-        ['---', 'base_model: "a/b"', 'library_name: peft']
+        ['---', 'base_model: a/b', 'library_name: peft']
     """
-    shown = [_quote(prompt) for prompt in request.prompts[:_MAX_PROMPTS]]
-    if len(request.prompts) > _MAX_PROMPTS:
-        shown.append(f"… and {len(request.prompts) - _MAX_PROMPTS} more.")
-    # JSON texts are YAML texts, whatever characters a path holds.
-    base = json.dumps(base_model or "unknown", ensure_ascii=False)
+    from huggingface_hub import ModelCardData
+
+    base = base_model or "unknown"
+    data = ModelCardData(
+        base_model=base,
+        library_name="peft",
+        tags=["lora", "loragen"],
+        loragen_request=request_fingerprint,
+        loragen_generator=generator_fingerprint,
+    )
+    count = f"{len(request.prompts)} prompt{'s' if len(request.prompts) > 1 else ''}"
     return f"""---
-base_model: {base}
-library_name: peft
-tags:
-- lora
-- loragen
-loragen_request: "{request_fingerprint}"
-loragen_generator: "{generator_fingerprint}"
+{data.to_yaml()}
 ---
 
-# LoRA adapter generated from {len(request.prompts)} prompt{"s" if len(request.prompts) > 1 else ""}
+# LoRA adapter generated from {count}
 
-A hypernetwork wrote this adapter from the prompts below; it was not trained on them. Check it before relying on it:
+A hypernetwork wrote this adapter from prompts; it was not trained on them. Check it before relying on it:
 `loragen-infer verify .`
 
 | | |
 |---|---|
-| base model | `{_in_table(base_model or "unknown")}` |
+| base model | `{_in_table(base)}` |
 | generator fingerprint | `{generator_fingerprint}` |
 | scale | {scale:g} |
 
@@ -63,25 +66,29 @@ A hypernetwork wrote this adapter from the prompts below; it was not trained on 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base})
+model = AutoModelForCausalLM.from_pretrained({base!r})
 model = PeftModel.from_pretrained(model, "path/of/this/folder")
 ```
-
-## Prompts
-
-{chr(10).join(shown)}
-"""
+{"" if omit_prompts else _prompts(request)}"""
 
 
 def read_request_fingerprint(folder: Path) -> str | None:
     """Return what the adapter in ``folder`` was made from, or None if that is not known."""
+    import yaml
+    from huggingface_hub import metadata_load
+
     try:
-        with (folder / CARD_NAME).open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-    except OSError:
+        found = (metadata_load(folder / CARD_NAME) or {}).get("loragen_request")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
-    found = _REQUEST.search(head.decode("utf-8", errors="replace"))
-    return found[1] if found else None
+    return found if isinstance(found, str) else None
+
+
+def _prompts(request: Request) -> str:
+    shown = [_quote(prompt) for prompt in request.prompts[:_MAX_PROMPTS]]
+    if len(request.prompts) > _MAX_PROMPTS:
+        shown.append(f"… and {len(request.prompts) - _MAX_PROMPTS} more.\n")
+    return "\n".join(["\n## Prompts\n", *shown])
 
 
 def _quote(prompt: str) -> str:

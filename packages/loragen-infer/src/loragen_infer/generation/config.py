@@ -1,6 +1,6 @@
 """The options of ``loragen-infer generate`` and which of them go together, without loading anything."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from loragen_infer.errors import LoragenInferError
@@ -19,15 +19,21 @@ class GenerateConfig:
     """
 
     model: str
-    """A bundle, a ``final_model`` folder or an experiment folder."""
+    """A bundle, a ``final_model`` folder, an experiment folder or a hub name."""
     output: str
     """Where to: the adapter itself, or for a batch the folder of the adapters or one .pt file."""
+    revision: str | None = None
+    """Branch, tag or commit of ``model`` on the hub."""
+    base_model: str | None = None
+    """The base model that the adapters name; None: what the bundle says."""
     prompts: tuple[str, ...] = ()
     """Prompts of one task."""
     prompt_file: str | None = None
     """A .txt, .jsonl or .json file, or ``-`` for standard input."""
     pool: bool = False
     """Take all prompts of the file, and ``prompts``, as one task."""
+    omit_prompts: bool = False
+    """Leave the prompts out of model cards and manifest."""
     format: str | None = None
     """``peft``, ``safetensors``, ``pt`` or ``tokens``; None: what the ending of ``output`` says, or ``peft``."""
     scale: float = 1.0
@@ -42,8 +48,6 @@ class GenerateConfig:
     """Adapters generated together."""
     cache_dir: str | None = None
     """Folder of the embedding cache; None: no cache."""
-    kind: str = field(init=False, default="peft")
-    """The format that ``format`` and ``output`` come to."""
 
     def __post_init__(self) -> None:
         if not self.prompts and self.prompt_file is None:
@@ -54,8 +58,7 @@ class GenerateConfig:
             raise LoragenInferError(f"--batch-size is {self.batch_size}, where a number from 1 belongs")
         if not self.scale - self.scale == 0:
             raise LoragenInferError(f"--scale is {self.scale}, where a finite number belongs")
-        ending = {".pt": "pt", ".safetensors": "safetensors"}.get(Path(self.output).suffix, "peft")
-        kind = self.format or ending
+        kind, ending = self.kind, _ending(self.output)
         if kind not in _FORMATS:
             raise LoragenInferError(f"--format is {kind!r}, where one of {', '.join(_FORMATS)} belongs")
         if self.is_one_file and kind not in ("pt", "tokens"):
@@ -66,7 +69,11 @@ class GenerateConfig:
             raise LoragenInferError(f"--format pt needs an --output that ends in .pt, not {self.output}")
         if kind == "peft" and ending != "peft":
             raise LoragenInferError(f"--format peft needs a folder for --output, not {self.output}")
-        object.__setattr__(self, "kind", kind)
+
+    @property
+    def kind(self) -> str:
+        """The format that ``format`` and ``output`` come to."""
+        return self.format or _ending(self.output)
 
     @property
     def is_batch(self) -> bool:
@@ -77,3 +84,7 @@ class GenerateConfig:
     def is_one_file(self) -> bool:
         """Whether a batch goes into one file."""
         return self.is_batch and Path(self.output).suffix == ".pt"
+
+
+def _ending(output: str) -> str:
+    return {".pt": "pt", ".safetensors": "safetensors"}.get(Path(output).suffix, "peft")

@@ -22,8 +22,6 @@ from loragen_infer.samples import PROMPT_COLUMNS, iter_jsonl, iter_lines
 __all__ = ["PromptFile", "Request", "opened_prompt_file"]
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-# Names that Windows keeps for devices, whatever follows the dot.
-_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _RESERVED = frozenset({"manifest.jsonl"})
 
 
@@ -130,7 +128,7 @@ def _id(row: dict[str, Any], number: int, where: str) -> str:
     if value is None:
         return f"{number:06d}"
     text = str(value) if isinstance(value, str) or type(value) is int else ""
-    if not _SAFE_ID.fullmatch(text) or _DEVICES.fullmatch(text) or text.endswith(".") or text in _RESERVED:
+    if not _SAFE_ID.fullmatch(text) or text.endswith(".") or text in _RESERVED:
         raise LoragenInferError(
             f"{where}: the id {_shorten(value)} cannot be a file name; use up to 100 letters, digits, '-', '_' and "
             "'.', beginning with a letter, digit or '_'."

@@ -2,13 +2,16 @@
 
 peft: a folder with adapter_config.json, adapter_model.safetensors and a README.md. safetensors: one file, the config in
 its metadata. pt: one file, a plain dict of tensors. tokens: one safetensors file, the tokens ``[N, W]``, the layout in
-its metadata. Where the request's fingerprint stands in each is decided here, for writing and for reading.
+its metadata. A batch may also be one .pt file. Where the request's fingerprint stands in each is decided here, for
+writing and for reading.
 """
 
 import json
+import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, write_adapter
@@ -19,13 +22,51 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_file, atomic_folder
 from loragen_infer.generation.card import CARD_NAME, read_request_fingerprint
 
-__all__ = ["AdapterFormat", "file_suffix", "mark_torch_file", "read_mark", "save_torch_file", "write_in_format"]
+if TYPE_CHECKING:
+    from loragen_infer.generator import LoraGenerator
 
-AdapterFormat = Literal["peft", "safetensors", "pt", "tokens"]
+__all__ = ["AdapterStack", "file_suffix", "read_mark", "write_in_format", "write_torch_file"]
+
 _MARK = "loragen_request"
 
 
-def file_suffix(kind: AdapterFormat) -> str:
+class AdapterStack:
+    """Room in memory for the values of many adapters, tensor by tensor, or for their tokens.
+
+    Raises:
+        LoragenInferError: There is less memory than they take.
+    """
+
+    def __init__(self, kind: str, generator: "LoraGenerator", count: int) -> None:
+        self._layout = generator.bundle.layout
+        self._is_tokens = kind == "tokens"
+        example = self._tensors(generator.mean_adapter())
+        needed, free = count * sum(tensor.nbytes for tensor in example.values()), _free_memory()
+        if needed > free:
+            raise LoragenInferError(
+                f"{count:,} adapters in one file take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+                "free; give a folder for --output, which takes one adapter at a time."
+            )
+        self._stacked = {name: torch.empty(count, *t.shape, dtype=t.dtype) for name, t in example.items()}
+
+    def put(self, index: int, adapter: LoraAdapter) -> None:
+        """Keep ``adapter`` as number ``index``."""
+        for name, tensor in self._tensors(adapter).items():
+            self._stacked[name][index] = tensor
+
+    def content(self) -> dict[str, Any]:
+        """What goes into the file: the tensors ``[count, ...]`` by name, and what gives them meaning."""
+        meaning = {"layout": self._layout.to_json()} if self._is_tokens else {"adapter_config": self._config()}
+        return {**meaning, "tensors": self._stacked}
+
+    def _tensors(self, adapter: LoraAdapter) -> Mapping[str, torch.Tensor]:
+        return {"tokens": self._layout.encode(adapter)} if self._is_tokens else adapter.tensors
+
+    def _config(self) -> dict[str, Any]:
+        return self._layout.config.to_peft()
+
+
+def file_suffix(kind: str) -> str:
     """Return how the names of files in this form end; folders end in nothing.
 
     Example:
@@ -36,12 +77,12 @@ def file_suffix(kind: AdapterFormat) -> str:
 
 
 def write_in_format(
-    adapter: LoraAdapter, path: Path, kind: AdapterFormat, *, layout: TokenLayout, request_fingerprint: str, card: str
+    adapter: LoraAdapter, path: Path, kind: str, *, layout: TokenLayout, request_fingerprint: str, card: str
 ) -> None:
     """Write ``adapter`` to ``path``, which for a folder must be missing or empty.
 
     Raises:
-        LoragenInferError: The disk refuses, or the adapter holds NaN or Inf.
+        LoragenInferError: The disk refuses.
     """
     if kind == "peft":
         with atomic_folder(path) as part:
@@ -52,20 +93,35 @@ def write_in_format(
                 raise LoragenInferError(str(error).replace(str(part), str(path))) from error
             (part / CARD_NAME).write_text(card, encoding="utf-8")
         return
+    if kind == "pt":
+        write_torch_file({name: tensor.clone() for name, tensor in adapter.tensors.items()}, path, request_fingerprint)
+        return
+    metadata = {"format": "pt", _MARK: request_fingerprint}
+    if kind == "tokens":
+        tensors, metadata["layout"] = {"tokens": layout.encode(adapter)}, layout.to_json()
+    else:
+        tensors, metadata["adapter_config"] = dict(adapter.tensors), json.dumps(adapter.config.to_peft())
     with atomic_file(path) as part:
-        if kind == "pt":
-            save_torch_file({name: tensor.clone() for name, tensor in adapter.tensors.items()}, part, path)
-            mark_torch_file(part, request_fingerprint)
-            return
-        metadata = {"format": "pt", _MARK: request_fingerprint}
-        if kind == "tokens":
-            tensors, metadata["layout"] = {"tokens": layout.encode(adapter)}, layout.to_json()
-        else:
-            tensors, metadata["adapter_config"] = dict(adapter.tensors), json.dumps(adapter.config.to_peft())
         try:
             write_sealed(part, tensors, metadata)
         except SafetensorError as error:
             raise LoragenInferError(f"{path} cannot be written: {error}; choose another place or free it.") from error
+
+
+def write_torch_file(content: object, path: Path, request_fingerprint: str) -> None:
+    """``torch.save`` of ``content`` to ``path``, with the fingerprint in the comment of its archive.
+
+    Raises:
+        LoragenInferError: The disk refuses.
+    """
+    with atomic_file(path) as part:
+        try:
+            torch.save(content, part)
+        except RuntimeError as error:  # how torch reports a full disk
+            reason = str(error).strip().splitlines()[0]
+            raise LoragenInferError(f"{path} cannot be written: {reason}; choose another place or free it.") from error
+        with zipfile.ZipFile(part, "a") as archive:
+            archive.comment = f"{_MARK}: {request_fingerprint}".encode()
 
 
 def read_mark(path: Path) -> str | None:
@@ -83,20 +139,11 @@ def read_mark(path: Path) -> str | None:
         return None
 
 
-def save_torch_file(content: object, part: Path, path: Path) -> None:
-    """``torch.save``, with the sentence for a full disk, which torch reports in its own way.
-
-    Raises:
-        LoragenInferError: The disk refuses to take ``path``.
-    """
-    try:
-        torch.save(content, part)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise LoragenInferError(f"{path} cannot be written: {reason}; choose another place or free it.") from error
-
-
-def mark_torch_file(path: Path, request_fingerprint: str) -> None:
-    """Put the fingerprint into the comment of the archive that ``torch.save`` writes, beside the plain tensors."""
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = f"{_MARK}: {request_fingerprint}".encode()
+def _free_memory() -> int:
+    """Bytes that a process may still take: what Linux calls available, elsewhere all that the machine has."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

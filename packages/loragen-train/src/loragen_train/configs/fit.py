@@ -105,11 +105,10 @@ class DataConfig:
     """Keep tokens and prompt embeddings in ``cache_dir``, so that the next start is fast; False makes them anew."""
     cache_dir: str | None = None
     """Folder of the cache, which several runs may share; by default ``~/.cache/loragen``."""
-    lora_alpha: float | None = None
-    """The alpha of all checkpoints, for those that do not tell it, such as some of Lightning's; by default what each
-    says."""
     skip_unreadable: bool = False
     """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
+    lora_alpha: float | None = None
+    """Alpha of all checkpoints, in place of what they say; needed where they do not, as Lightning's may not."""
 
     def __post_init__(self) -> None:
         check_positive(

@@ -86,14 +86,8 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
         config.training,
         log_every_n_steps=config.logging.every_n_steps,
     )
-    pairs = ZooDataModule(
-        zoo,
-        train=table.train,
-        val=table.val,
-        config=config.data,
-        seed=config.training.seed,
-        num_workers=config.training.num_workers,
-    )
+    training = config.training
+    pairs = ZooDataModule(zoo, table, config.data, seed=training.seed, num_workers=training.num_workers)
     return TrainingSetup(zoo=zoo, prompts=prompts, table=table, encoder=encoder, module=module, pairs=pairs)
 
 

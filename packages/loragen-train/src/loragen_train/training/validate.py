@@ -39,7 +39,7 @@ class Validation:
         self._mask_NW = setup.zoo.layout.mask()
         self._tasks: list[dict[str, Any]] = []
         self._modules: dict[str, dict[str, float]] = {module: {} for module in self._deltas.modules}
-        self._sample: dict[str, list[Any]] = {"module": [], "task": [], "target": [], "predicted": []}
+        self._sample: dict[str, list[Any]] = {"task": [], "target": [], "predicted": []}
         self._choice = torch.Generator().manual_seed(0)
 
     def add(self, task: str, target_NW: torch.Tensor) -> None:
@@ -64,8 +64,7 @@ class Validation:
         Returns:
             ``tasks``: for each, errors in weights over the whole adapter and ``cosine``, of the generated weight change
             (all modules as one vector) with the mean of the checkpoints' weight changes. ``modules``: the same for each
-            module, averaged over the tasks. ``sample``: some single values, predicted and target, and their module's
-            number.
+            module, averaged over the tasks. ``sample``: some single values, predicted and target.
         """
         modules = [
             {"module": module, **{name: value / len(self._tasks) for name, value in sums.items()}}
@@ -103,14 +102,9 @@ class Validation:
 
     def _add_to_sample(self, task: str, predicted_NW: torch.Tensor, target_NW: torch.Tensor) -> None:
         """Add a fixed random choice of single values."""
-        owner = torch.full(self._mask_NW.shape, -1, dtype=torch.int32).flatten()
-        for index, places in enumerate(self._deltas.places.values()):
-            for start, size, _ in places.values():
-                owner[start : start + size] = index
-        real = (owner >= 0).nonzero().squeeze(1)
+        real = self._mask_NW.flatten().nonzero().squeeze(1)
         num_values = max(1, _SAMPLE_SIZE // len(self._setup.zoo.names))
         chosen = real[torch.randperm(len(real), generator=self._choice)[:num_values]]
-        self._sample["module"] += owner[chosen].tolist()
         self._sample["task"] += [task] * len(chosen)
         self._sample["target"] += target_NW.flatten()[chosen].tolist()
         self._sample["predicted"] += predicted_NW.flatten()[chosen].tolist()

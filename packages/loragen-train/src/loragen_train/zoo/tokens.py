@@ -3,10 +3,9 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lora_tokenizer import (
@@ -79,15 +78,14 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
             settings; or a task has none.
     """
     files = _find_checkpoints(data, task_names)
-    options = {} if data.lora_alpha is None else {"lora_alpha": data.lora_alpha}
-    layout, first = _layout(list(files), data, model, options)
+    layout, first = _layout(files, data, model)
 
     def refuse(file: Path, problem: str) -> None:
         _refuse_or_skip(file, f"{problem} (all must fit {first}, the first that can be read)", data)
 
     with ProgressBar("tokenize", total=len(files), unit="checkpoint") as bar:
         cache = TokenCache(cache_dir / "tokens")
-        tokens = cache.get(list(files), layout, on_done=bar.advance, on_error=refuse, **options)
+        tokens = cache.get(list(files), layout, on_done=bar.advance, on_error=refuse, lora_alpha=data.lora_alpha)
     tasks = [files[Path(entry["path"])] for entry in tokens.entries]
     counts = Counter(tasks)
     for name in task_names:
@@ -110,13 +108,11 @@ def _find_checkpoints(data: DataConfig, task_names: Sequence[str]) -> dict[Path,
     return files
 
 
-def _layout(
-    files: list[Path], data: DataConfig, model: ModelConfig, options: dict[str, Any]
-) -> tuple[TokenLayout, Path]:
+def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tuple[TokenLayout, Path]:
     """The layout, in float32, of the first checkpoint that can be read, and which that is."""
     for file in files:
         try:
-            adapter = read_adapter(file, **options).to(torch.float32)
+            adapter = read_adapter(file, lora_alpha=data.lora_alpha).to(torch.float32)
         except LoraTokenizerError as error:
             if not data.skip_unreadable:
                 _refuse_or_skip(file, str(error), data)

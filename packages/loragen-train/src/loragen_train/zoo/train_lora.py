@@ -19,6 +19,7 @@ from loragen_infer.files import write_json
 from loragen_infer.progress import ProgressBar
 from loragen_infer.samples import TokenizedExample
 from peft import PeftModel
+from torch.utils.benchmark import Timer
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
@@ -145,13 +146,9 @@ def faster_precision() -> Precision:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
     def seconds(dtype: torch.dtype) -> float:
-        matrix = torch.ones(1024, 1024, dtype=dtype, device=device)
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            (matrix @ matrix).sum().item()
-            best = min(best, time.perf_counter() - started)
-        return best
+        names = {"matrix": torch.ones(1024, 1024, dtype=dtype, device=device)}
+        timer = Timer("(matrix @ matrix).sum()", globals=names, num_threads=torch.get_num_threads())
+        return float(timer.blocked_autorange(min_run_time=0.1).median)
 
     return "bf16" if seconds(torch.bfloat16) < 0.75 * seconds(torch.float32) else "fp32"
 
