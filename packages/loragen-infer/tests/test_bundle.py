@@ -64,7 +64,7 @@ def test_comes_back_to_the_bit(zoo):
     block=st.sampled_from(["sequential", "dual"]),
     pooling=st.sampled_from(["mean", "attention"]),
     expander=st.sampled_from(["basis", "broadcast"]),
-    centering=st.sampled_from(["running", "none"]),
+    centering=st.sampled_from(["prompts", "none"]),
     num_hyperconv_blocks=st.integers(0, 2),
     film=st.booleans(),
 )
