@@ -1,5 +1,6 @@
 """The bundle comes back to the bit, and whatever is wrong with one is said in one sentence."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -203,8 +204,9 @@ def test_any_flipped_bit_is_noticed(zoo, tmp_path_factory, data):
     file.write_bytes(content)
     if b'"sha256"' in content:
         refused(file, r"x\.safetensors")
-    else:  # the name of the seal is all that can change unseen
-        assert GeneratorBundle.load(file).fingerprint == zoo.bundle.fingerprint
+    else:  # the name of the seal is all that can change unseen, where what is left of it is a name
+        with contextlib.suppress(LoragenInferError):
+            assert GeneratorBundle.load(file).fingerprint == zoo.bundle.fingerprint
 
 
 def test_a_flipped_bit_in_the_weights_says_what_to_do(zoo, tmp_path):
