@@ -26,15 +26,34 @@ PROMPTS = [
 ]
 
 
+# Per command the packages that it uses and the commands whose results it reads.
+_USES = {
+    "collect": (("lora-tokenizer", "loragen-infer", "loragen-train"), ()),
+    "prepare": (("lora-tokenizer", "loragen-infer", "loragen-train"), ("collect",)),
+    "fit": (("lora-tokenizer", "hyperconv", "loragen-infer", "loragen-train"), ("collect", "prepare")),
+    "generate": (("lora-tokenizer", "hyperconv", "loragen-infer"), ("fit",)),
+    "evaluate": (("lora-tokenizer", "hyperconv", "loragen-infer"), ("collect", "fit")),
+}
+
+
 class Steps:
     """Runs commands one after another, and remembers what each printed and what it was run on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, packages: Path = ROOT / "packages") -> None:
         self._folder = folder / "steps"
         self._folder.mkdir(parents=True, exist_ok=True)
-        sources = sorted(ROOT.glob("packages/*/src/**/*.py"))
-        # A step depends on the code and on every step before it.
-        self._key = _digest(*(path.read_bytes() for path in sources))
+        self._packages = packages
+        self._keys: dict[str, str] = {}
+
+    def key(self, command: str, config: Path | None = None) -> str:
+        """Digest of all that a step depends on: the code that it uses, its words and settings, the steps before it."""
+        name = shlex.split(command)[1]
+        packages, before = _USES[name]
+        sources = [file for package in packages for file in sorted((self._packages / package).glob("src/**/*.py"))]
+        parts = [*(self._keys[step].encode() for step in before), command.encode()]
+        settings = config.read_bytes() if config else b""
+        self._keys[name] = _digest(*(file.read_bytes() for file in sources), *parts, settings)
+        return self._keys[name]
 
     def run(self, command: str, *, makes: Path, config: Path | None = None) -> str:
         """Return what ``command`` prints on standard output, from an earlier run if nothing has changed since.
@@ -44,13 +63,13 @@ class Steps:
             makes: What it writes; without it an earlier run counts for nothing.
             config: The file that it reads its settings from.
         """
-        self._key = _digest(self._key.encode(), command.encode(), config.read_bytes() if config else b"")
+        key = self.key(command, config)
         words = shlex.split(command)
         record = self._folder / f"{words[1]}.json"
         print(f"\n$ {command}", flush=True)
         if record.is_file() and makes.exists():
             earlier = json.loads(record.read_text())
-            if earlier["key"] == self._key:
+            if earlier["key"] == key:
                 print(f"{earlier['output']}(from an earlier run)", flush=True)
                 return str(earlier["output"])
         if words[1] == "generate":  # it never writes over an adapter
@@ -60,7 +79,7 @@ class Steps:
         print(f"{done.stdout}({time.perf_counter() - started:.0f} s)", flush=True)
         if done.returncode != 0:
             sys.exit(done.returncode)
-        record.write_text(json.dumps({"key": self._key, "output": done.stdout}))
+        record.write_text(json.dumps({"key": key, "output": done.stdout}))
         return done.stdout
 
 
@@ -80,7 +99,7 @@ def main() -> None:
     zoo, data, adapter, picture = (output / name for name in ("zoo", "data", "adapter", "results/evaluation.png"))
     steps.run(f"loragen-train collect --config {collect}", makes=zoo / "adapters", config=collect)
     sources = " ".join(f"{zoo}/train/{task.name}.jsonl" for task in sorted((zoo / "adapters").iterdir()))
-    steps.run(f"loragen-train prepare --source {sources} --output-dir {data}", makes=data / "manifest.json")
+    steps.run(f"loragen-train prepare --source {sources} --output-dir {data} --overwrite", makes=data / "manifest.json")
     printed = steps.run(f"loragen-train fit --config {fit}", makes=output / "experiments", config=fit)
     experiment = printed.splitlines()[-1]
     given = " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in PROMPTS)
@@ -88,7 +107,7 @@ def main() -> None:
     steps.run(f"loragen-infer evaluate --config {evaluate} --model {experiment}", makes=picture, config=evaluate)
 
     print(f"\nThe table is above; the picture is {picture}.")
-    print(f"{adapter} is an ordinary PEFT adapter of {zoo}/base_model.")
+    print(f"{adapter} is an ordinary PEFT adapter of the base model, which {zoo}/base_model holds unpacked.")
     print(f"Done in {time.perf_counter() - started:.0f} s.")
 
 

@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import hyperconv
@@ -19,7 +21,12 @@ MODULES = ["hyperconv", *(module.name for module in pkgutil.walk_packages(hyperc
 def test_the_examples_in_docstrings(name):
     torch.manual_seed(0)
     module = importlib.import_module(name)
-    assert doctest.testmod(module, extraglobs={"torch": torch, **vars(hyperconv)}).failed == 0
+    assert (
+        doctest.testmod(
+            module, extraglobs={"torch": torch, **{n: getattr(hyperconv, n) for n in hyperconv.__all__}}
+        ).failed
+        == 0
+    )
     assert sorted(getattr(module, "__all__", ["missing"])) == module.__all__
 
 
@@ -31,6 +38,11 @@ def test_the_blocks_of_the_readme(tmp_path, monkeypatch):
     scope = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_a_config_is_made_without_torch():
+    code = "import hyperconv, sys; hyperconv.GeneratorConfig(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_tenth_of_the_published_decoder_for_the_same_output():

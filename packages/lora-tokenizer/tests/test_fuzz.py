@@ -13,6 +13,8 @@ import pickle
 import random
 import resource
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -149,7 +151,7 @@ def hostile_headers() -> Iterator[bytes]:
     yield with_header({})
     yield with_header("[" * 200_000)
     yield with_header('{"a":' * 100_000)
-    yield with_header(json.dumps(good)[:-1] + f', "{A}": {json.dumps(entry([2, 4], 0, 32))}}}')
+    yield with_header(json.dumps(good)[:-1] + f', "{A}": {json.dumps(entry([2, 4], 32, 64))}}}')
     yield with_header('{"__metadata__": [1]}')
     yield with_header(good, data=b"\0" * 63)
     yield with_header(good, data=b"\0" * 65)
@@ -251,6 +253,89 @@ def test_hostile_torch_files(tmp_path: Path) -> None:
         path.write_bytes(raw)
         assert isinstance(read_or_refuse(path), str), index
     assert sorted(tmp_path.iterdir()) == [path], "no code ran and nothing was written"
+
+
+def bombs() -> Iterator[tuple[str, bytes]]:
+    """Pickles that would cost a plain reader all the memory or all the time, or that it should not follow."""
+    memo = struct.pack("<I", 2**32 - 1)
+    yield "a memo slot out of reach", b"\x80\x02Nr" + memo + b"j" + memo + b"."
+    yield "many memo slots", b"\x80\x02" + b"".join(b"Nr" + struct.pack("<I", n * 4000) for n in range(10**6)) + b"."
+    yield "a key to hash for ever", b"\x80\x02}(" + b")" + b"2\x86" * 10_000 + b"Nu."
+    yield "a key deeper than the stack", b"\x80\x02}(" + b")" + b"\x85" * (4 << 20) + b"Nu."
+    yield "a set to hash for ever", b"\x80\x04\x8f(" + b")" + b"2\x86" * 10_000 + b"\x90."
+    yield "a frozen set of deep tuples", b"\x80\x04(" + b")" + b"\x85" * (1 << 20) + b"\x91."
+    yield "text of 2**62 bytes", b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x."
+    yield "bytes of 2**40 bytes", b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x."
+    yield "a byte array of 2**40 bytes", b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x."
+    yield "a frame of 2**60 bytes", b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N."
+    yield "a number of 2**31 bytes", b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"x."
+    yield "a number of a million digits", b"I" + b"9" * 10**6 + b"\n."
+    yield "a number of negative size", b"\x80\x02\x8b" + struct.pack("<i", -5) + b"."
+    yield "a class from the extension registry", b"\x80\x02\x82\x01."
+    yield "a buffer outside of the stream", b"\x80\x05\x97."
+    yield "an old style instance", b"(cos\nsystem\no."
+    yield "an old style class", b"(ios\nsystem\n."
+    yield "nothing to end", b"\x80\x02N"
+
+
+def hostile_settings() -> Iterator[tuple[str, Any, str]]:
+    """Hyper-parameters that a checkpoint can really hold, and what is said of them (nothing where harmless)."""
+    base = {"lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    itself: dict[str, Any] = {"x": 1}
+    itself["self"] = itself
+    yield "themselves", itself, "lora_alpha is missing"
+    yield "themselves and an alpha", itself | {"lora": {"lora_alpha": 8, "parent": itself}}, ""
+    around: list[Any] = []
+    around.append(around)
+    for name in ("target_modules", "layers_to_transform", "rank_pattern", "use_dora", "modules_to_save"):
+        yield f"{name} in itself", base | {name: around}, name
+        yield f"{name} that holds all", base | {name: itself}, name
+    twice: list[Any] = []
+    for _ in range(100):
+        twice = [twice, twice]
+    for name in ("target_modules", "alpha_pattern", "task_type", "r", "bias", "peft_type"):
+        yield f"{name} that unfolds", base | {name: twice}, "" if name in ("bias", "peft_type") else name
+    keys: Any = ()
+    for _ in range(20):  # as many as this process can hash while it makes the file
+        keys = (keys, keys)
+    yield "a nested key", base | {"rank_pattern": {keys: 3}}, "rank_pattern"
+    for name in ("r", "lora_alpha", "rank_pattern", "layers_to_transform"):
+        huge: Any = 10**5000
+        yield f"a huge {name}", base | {name: {"q": huge} if name == "rank_pattern" else huge}, name
+
+
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+from lora_tokenizer import LoraTokenizerError, read_adapter
+import torch
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), -1))
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        read_adapter(path)
+        print("read")
+    except LoraTokenizerError as error:
+        print(str(error).replace("\\n", " "))
+"""
+
+
+def test_bombs_are_refused_within_half_a_gigabyte(tmp_path: Path, make_adapter: Any) -> None:
+    expected = []
+    for number, (what, stream) in enumerate(bombs()):
+        (tmp_path / f"{number:03}.pt").write_bytes(torch_zip(stream))
+        expected.append((what, f"{number:03}.pt"))
+    for number, (what, settings, said) in enumerate(hostile_settings(), start=len(expected)):
+        checkpoint = {"state_dict": dict(make_adapter().tensors), "hyper_parameters": settings}
+        torch.save(checkpoint, tmp_path / f"{number:03}.ckpt")
+        expected.append((what, said or "read"))
+    command = [sys.executable, "-c", BOUNDED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for (what, said), line in zip(expected, done.stdout.splitlines(), strict=True):
+        assert said in line, (what, line)
+        assert len(line) < 1000, what
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -170,15 +171,79 @@ def test_the_property_tests_draw_every_kind_of_adapter() -> None:
     assert len(seen) == 10, seen
 
 
+def meaning(adapter: LoraAdapter) -> Any:
+    """What tokens of it would mean: tensors, and what the settings do to each module."""
+    effects = [(adapter.config.rank(m), adapter.config.alpha(m), adapter.scaling(m)) for m in adapter.modules]
+    shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in adapter.tensors.items()]
+    return effects, adapter.config.fan_in_fan_out, shapes
+
+
+@st.composite
+def respelt(draw: st.DrawFn) -> tuple[LoraAdapter, LoraAdapter]:
+    """An adapter and the same tensors under permuted patterns and settings that are spelt in another way."""
+    adapter = draw(adapters())
+    config = adapter.config
+    alphas = draw(st.permutations(config.alpha_pattern))
+    changed = replace(
+        config,
+        alpha_pattern=tuple((name, draw(st.sampled_from([alpha, float(alpha)]))) for name, alpha in alphas),
+        lora_alpha=draw(st.sampled_from([config.lora_alpha, float(config.lora_alpha)])),
+        target_modules=draw(st.sampled_from([config.target_modules, tuple(m[-1:] for m in config.target_modules)])),
+    )
+    return adapter, replace(adapter, config=changed)
+
+
+@settings(max_examples=200, deadline=None)
+@given(respelt())
+def test_configs_that_act_differently_are_never_taken_for_equal(pair: tuple[LoraAdapter, LoraAdapter]) -> None:
+    left, right = pair
+    layouts = [TokenLayout.from_adapter(adapter, token_dim=7, max_tokens="auto") for adapter in pair]
+    acts_alike = meaning(left) == meaning(right)
+    assert (layouts[0].fingerprint == layouts[1].fingerprint) == acts_alike
+    assert len({left.config, right.config}) == (1 if left.config == right.config else 2)
+    assert acts_alike or left.config != right.config
+    if acts_alike:
+        decoded = layouts[0].decode(layouts[0].encode(right))
+        assert [decoded.scaling(module) for module in decoded.modules] == [right.scaling(m) for m in right.modules]
+    else:
+        with pytest.raises(LoraTokenizerError, match="alpha"):
+            layouts[0].encode(right)
+
+
+def test_the_order_of_patterns_counts_as_the_first_match_does(make_adapter: Any) -> None:
+    patterns = {"q_proj": 64, r".*self_attn\.q_proj": 1}
+    strong = make_adapter(alpha_pattern=patterns)
+    weak = make_adapter(alpha_pattern=dict(reversed(patterns.items())))
+    module = strong.modules[0]
+    assert (strong.scaling(module), weak.scaling(module)) == (16, 0.25)
+    assert strong.config != weak.config
+    layout = TokenLayout.from_adapter(weak, token_dim=8)
+    with pytest.raises(LoraTokenizerError, match="alpha 64 where the layout has 1"):
+        layout.encode(strong)
+    again = TokenLayout.from_json(layout.to_json())
+    assert again.config == weak.config
+    assert again.config.alpha_pattern == ((r".*self_attn\.q_proj", 1), ("q_proj", 64))
+
+
+def test_settings_that_are_spelt_differently_have_one_fingerprint(make_adapter: Any) -> None:
+    spellings = [
+        {"lora_alpha": 8},
+        {"lora_alpha": 8.0},
+        {"target_modules": ("self_attn.q_proj", "self_attn.v_proj")},
+        {"lora_alpha": 1, "alpha_pattern": {"q_proj": 8, "v_proj": 8.0}},
+        {"alpha_pattern": [["k_proj", 3]]},
+        {"base_model_name_or_path": "a/b"},
+        {"task_type": "CAUSAL_LM"},
+    ]
+    layouts = [TokenLayout.from_adapter(make_adapter(**spelling), token_dim=8) for spelling in spellings]
+    assert len({layout.fingerprint for layout in layouts}) == 1
+
+
 @settings(max_examples=100, deadline=None)
 @given(adapters(), adapters())
 def test_different_adapters_have_different_fingerprints(left: LoraAdapter, right: LoraAdapter) -> None:
-    def shape(adapter: LoraAdapter) -> Any:
-        config = adapter.config.to_peft() | {"base_model_name_or_path": None}
-        return config, [(name, tensor.shape, tensor.dtype) for name, tensor in adapter.tensors.items()]
-
     layouts = [TokenLayout.from_adapter(adapter, token_dim=7, max_tokens="auto") for adapter in (left, right)]
-    assert (layouts[0].fingerprint == layouts[1].fingerprint) == (shape(left) == shape(right))
+    assert (layouts[0].fingerprint == layouts[1].fingerprint) == (meaning(left) == meaning(right))
 
 
 @pytest.mark.parametrize(
@@ -267,6 +332,10 @@ def test_what_need_not_be_the_same(make_adapter: Callable[..., LoraAdapter], cap
     layout = TokenLayout.from_adapter(make_adapter(), token_dim=8)
     half = make_adapter(dtype=torch.float16)
     assert layout.encode(half).dtype == torch.float16
+    assert same_bits(half.to("float32"), half.to(torch.float32))
+    for wrong in ("int8", torch.int8, "x"):
+        with pytest.raises(LoraTokenizerError, match="is not a dtype for LoRA tensors"):
+            half.to(wrong)
     assert same_bits(layout.decode(layout.encode(half)).to(torch.float16), half)
     with caplog.at_level(logging.WARNING):
         layout.encode(make_adapter(base_model_name_or_path="other/base-of-this-test"))

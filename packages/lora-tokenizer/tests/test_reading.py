@@ -308,3 +308,88 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(LoraTokenizerError, match="closed: Permission denied"):
         find_adapters(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0, 3, 4])
+def test_the_rank_of_a_process_is_not_that_of_the_adapter(rank: int, tmp_path: Path, make_adapter: Any) -> None:
+    hyper = {"rank": rank, "local_rank": rank, "lora_alpha": 8}
+    torch.save({"state_dict": dict(make_adapter().tensors), "hyper_parameters": hyper}, tmp_path / "x.ckpt")
+    assert read_adapter(tmp_path / "x.ckpt").config.r == 4
+
+
+@pytest.mark.parametrize("key", ["base_model_name_or_path", "model_name_or_path", "model_name", "base_model"])
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_the_name_of_the_base_model_in_hyper_parameters_reaches_the_adapter(
+    key: str, is_nested: bool, tmp_path: Path, make_adapter: Any
+) -> None:
+    hyper = {key: "a/b", "lora": {"lora_alpha": 8}} if is_nested else {key: "a/b", "lora_alpha": 8, "model": "x"}
+    torch.save({"state_dict": dict(make_adapter().tensors), "hyper_parameters": hyper}, tmp_path / "x.ckpt")
+    assert read_adapter(tmp_path / "x.ckpt").config.base_model_name_or_path == "a/b"
+    config = {"lora_alpha": 4, "base_model_name_or_path": "c/d"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert read_adapter(tmp_path / "x.ckpt").config.base_model_name_or_path == "c/d"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    assert read_adapter(tmp_path / "x.ckpt").config.base_model_name_or_path == "a/b"
+
+
+def test_a_config_beside_checkpoints_counts_for_each_of_them(tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    for number in (9, 10):
+        torch.save({"state_dict": raw_state(adapter, "model.")}, tmp_path / f"step={number}.ckpt")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 12}))
+    found = find_adapters(tmp_path)
+    assert [path.name for path in found] == ["step=9.ckpt", "step=10.ckpt"]
+    for path in found:
+        assert read_adapter(path).config.lora_alpha == 12
+        assert read_adapter(path, lora_alpha=2).config.lora_alpha == 2
+    save_file(dict(adapter.tensors), tmp_path / "adapter_model.safetensors")
+    assert find_adapters(tmp_path) == [tmp_path], "the checkpoints are an adapter's own files"
+
+
+def test_a_bin_folder_refuses_saved_embeddings_as_others_do(tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    folder = write_adapter(adapter, tmp_path / "a")
+    tensors = dict(adapter.tensors) | {"base_model.model.model.embed_tokens.weight": torch.ones(4, 2)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    bin_folder = write_adapter(adapter, tmp_path / "b")
+    (bin_folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, bin_folder / "adapter_model.bin")
+    for path in (folder, bin_folder, bin_folder / "adapter_model.bin"):
+        with pytest.raises(LoraTokenizerError, match=r"embed_tokens\.weight' is not a LoRA tensor"):
+            read_adapter(path, allow_bin=True)
+
+
+def test_a_checkpoint_larger_than_the_memory_is_read(tmp_path: Path, make_adapter: Any) -> None:
+    """All but the LoRA is a hole in the file, which takes no room on the disk."""
+    adapter = make_adapter()
+    num_bytes = 4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8 * 8
+    header: dict[str, Any] = {"base": {"dtype": "F32", "shape": [num_bytes // 4], "data_offsets": [0, num_bytes]}}
+    at = num_bytes
+    for name, tensor in adapter.tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    text = json.dumps(header).encode()
+    with (tmp_path / "x.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.seek(num_bytes, os.SEEK_CUR)
+        for tensor in adapter.tensors.values():
+            stream.write(tensor.numpy().tobytes())
+    assert same_bits(read_adapter(tmp_path / "x.safetensors", lora_alpha=8), adapter)
+
+    torch.save(dict(adapter.tensors), tmp_path / "small.pt")
+    with zipfile.ZipFile(tmp_path / "small.pt") as source, (tmp_path / "x.pt").open("wb") as stream:
+        stream.seek(num_bytes)  # what stands before a zip does not count
+        with zipfile.ZipFile(stream, "a") as target:
+            for item in source.namelist():
+                target.writestr(item, source.read(item))
+    assert same_bits(read_adapter(tmp_path / "x.pt", lora_alpha=8), adapter)
+
+
+def test_what_is_read_is_no_view_of_the_file(tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    save_file(dict(adapter.tensors), tmp_path / "x.safetensors")
+    torch.save(dict(adapter.tensors), tmp_path / "x.pt")
+    for path in (tmp_path / "x.safetensors", tmp_path / "x.pt"):
+        read = read_adapter(path, lora_alpha=8)
+        path.write_bytes(b"")
+        assert same_bits(read, adapter)

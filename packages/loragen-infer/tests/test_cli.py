@@ -7,6 +7,9 @@ import logging
 import pkgutil
 import subprocess
 import sys
+import warnings
+from importlib.metadata import version
+from typing import Literal
 
 import loragen_infer
 import pytest
@@ -35,6 +38,8 @@ class Config:
     """Nested."""
     parts: list[Section] = dataclasses.field(default_factory=list)
     """A list."""
+    limit: int | Literal["auto"] = "auto"
+    """A choice."""
 
     def __post_init__(self) -> None:
         if self.output_dir == "forbidden":
@@ -60,7 +65,15 @@ def call():
             name="go", help="go", description="Go.", example="prog go", run=action or seen.append, config_class=Config
         )
         try:
-            code = run_command_line("prog", "A program.", [command], ["go", *map(str, options)])
+            code = run_command_line(
+                "prog",
+                "A program.",
+                [command],
+                ["go", *map(str, options)],
+                errors=(LoragenInferError,),
+                loggers=("prog",),
+                version="1.2",
+            )
         except SystemExit as stop:
             code = stop.code
         return code, seen[0] if seen else None
@@ -71,9 +84,14 @@ def call():
 def test_options_win_over_files_and_later_files_over_earlier_ones(call, tmp_path):
     (tmp_path / "a.yaml").write_text("output_dir: a\nsection: {size: 2}\n")
     (tmp_path / "b.yaml").write_text("output_dir: b\n")
-    code, config = call("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml", "--section.size", 3)
-    assert code == 0
-    assert config == Config(output_dir="b", section=Section(size=3))
+    files = ["--config", tmp_path / "a.yaml", f"--config={tmp_path / 'b.yaml'}"]
+    for words in (
+        [*files, "--section.size", 3],
+        ["--section.size", 3, *files],
+        [*files[:2], "--section.size=3", files[2]],
+        ["--section.size", 3, "--section", '{"size": 4}', *files],
+    ):
+        assert call(*words) == (0, Config(output_dir="b", section=Section(size=3)))
 
 
 @pytest.mark.parametrize("option", ["--output-dir", "--output_dir"])
@@ -90,7 +108,9 @@ def test_dashes_and_underscores_are_the_same(call, option):
         ("parts: [{size: 1}, {siez: 1}]", ["parts[1].siez", "did you mean 'size'"]),
         ("section: {size: large}", ["section.size", "int", "large"]),
         ("a: [", ["file.yaml", "not valid YAML"]),
-        ("- a", ["file.yaml", "list"]),
+        ("- a", ["file.yaml holds a list"]),
+        ("", ["file.yaml is empty, where 'key: value' lines belong"]),
+        ("limit: many", ["limit", "expected int or 'auto', got many"]),
         ("output_dir: forbidden", ["output_dir is forbidden"]),
     ],
 )
@@ -145,6 +165,32 @@ def test_verbose_shows_the_traceback(call, caplog):
 def test_an_interrupt_is_exit_code_130(call, capsys):
     assert call(action=raise_interrupt)[0] == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_running_out_of_memory_is_one_sentence(call, capsys, error):
+    def run(_config):
+        raise error
+
+    assert call(action=run)[0] == 1
+    assert capsys.readouterr().err.startswith("prog go: error: The memory does not hold this;")
+
+
+def test_what_libraries_say_stays_away_and_what_the_program_says_does_not(call, capsys):
+    def run(_config):
+        logging.getLogger("prog.part").info("said by the program")
+        logging.getLogger("urllib3.retries").warning("said by a library")
+        warnings.warn("said by another", stacklevel=1)
+
+    logging.getLogger().handlers[:] = []
+    assert call(action=run)[0] == 0
+    assert capsys.readouterr().err == "said by the program\n"
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"loragen-infer {version('loragen-infer')}"
 
 
 def test_an_unknown_error_is_a_defect_and_stays_raw(call):

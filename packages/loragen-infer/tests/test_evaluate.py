@@ -9,9 +9,12 @@ import pytest
 import torch
 from lora_tokenizer import read_adapter, write_adapter
 from loragen_infer import LoragenInferError
+from loragen_infer.bundle import TrainingTasks
 from loragen_infer.evaluation.config import ROWS, EvaluateConfig, EvaluateTask, TrainingTask
-from loragen_infer.evaluation.report import format_report
+from loragen_infer.evaluation.report import format_evaluation
 from loragen_infer.evaluation.run import evaluate
+from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeansWriter
+from loragen_infer.samples import prompt_hash
 
 COMMON = ["base", "mean", "generated", "wrong prompts", "junk"]
 
@@ -46,6 +49,22 @@ def config(zoo, tmp_path):
     )
 
 
+def trained(zoo, folder, *, seen=("say it",)):
+    """A bundle that knows its two training tasks, and the samples ``seen`` of the first."""
+    hashes = {"one": frozenset(map(prompt_hash, seen)), "three": frozenset([prompt_hash("count to ten")])}
+    tasks = TrainingTasks(names=("one", "three"), prompt_hashes=hashes)
+    folder.mkdir(exist_ok=True)
+    return str(dataclasses.replace(zoo.bundle, training_tasks=tasks).save(folder / "generator.safetensors"))
+
+
+def write_means(zoo, encoder, folder, *, names=("one", "three")):
+    """The means of those training tasks, beside the bundle."""
+    layout = zoo.bundle.layout
+    with TaskMeansWriter(folder / TASK_MEANS_NAME, num_tokens=layout.num_tokens, token_dim=layout.token_dim) as writer:
+        for name, prompt, adapter in zip(names, ("say it", "count to ten"), zoo.adapters, strict=True):
+            writer.add(name, encoder.encode([prompt, f"{prompt}!"]), layout.encode(read_adapter(adapter)))
+
+
 @pytest.fixture
 def full(config, zoo, tmp_path):
     """Every row there is: shots, training tasks, a joint adapter, choices."""
@@ -60,7 +79,12 @@ def full(config, zoo, tmp_path):
         for name, prompt, folder in zip(("one", "three"), ("say it", "count to ten"), zoo.adapters, strict=True)
     ]
     return dataclasses.replace(
-        config, tasks=tasks, training_tasks=training, joint_adapter=str(zoo.adapters[1]), num_shots=2
+        config,
+        model=trained(zoo, tmp_path / "trained"),
+        tasks=tasks,
+        training_tasks=training,
+        joint_adapter=str(zoo.adapters[1]),
+        num_shots=2,
     )
 
 
@@ -68,7 +92,7 @@ def test_the_rows_that_need_nothing_are_scored_and_written(config, tmp_path):
     found = evaluate(config)
     with_own = [row for row in ROWS if row in [*COMMON, "own"]]
     assert [list(task.scores) for task in found.tasks] == [with_own, COMMON]
-    assert [task.wrong_task for task in found.tasks] == ["two", "one"]
+    assert [task.wrong_tasks for task in found.tasks] == [["two"], ["one"]]
     assert [task.scores["base"].num_examples for task in found.tasks] == [3, 2]
     first = found.tasks[0].scores
     assert len({first[row].nll for row in with_own}) == len(with_own)
@@ -103,11 +127,18 @@ def test_every_row_is_there_with_what_it_needs(full):
     assert "base" not in first.costs
 
 
-def test_a_held_out_task_is_kept_from_nearest_and_ridge_even_where_it_is_named(full):
+def test_a_task_said_to_be_held_out_is_kept_from_nearest_and_ridge_even_where_it_is_named(full, zoo):
     tasks = [dataclasses.replace(full.tasks[0], held_out=True), full.tasks[1]]
-    config = dataclasses.replace(full, tasks=tasks, rows=["nearest", "ridge", "own"])
-    first = evaluate(config).tasks[0]
-    assert first.held_out
+    config = dataclasses.replace(full, model=str(zoo.experiment), tasks=tasks, rows=["nearest", "ridge", "own"])
+    found = evaluate(config)
+    first = found.tasks[0]
+    # The bundle does not know, and a configuration's word is no knowledge.
+    assert first.held_out is None
+    assert any(
+        remark == "The bundle does not say what the generator was trained on; that one is held out is the "
+        "configuration's word only."
+        for remark in found.remarks
+    )
     assert first.notes["nearest"] == "adapter of three"
     # Of one training task that is left both are its adapter.
     assert first.scores["ridge"].nll == pytest.approx(first.scores["nearest"].nll, rel=1e-6)
@@ -117,20 +148,101 @@ def test_a_held_out_task_is_kept_from_nearest_and_ridge_even_where_it_is_named(f
         evaluate(alone)
 
 
-def test_training_tasks_come_from_the_bundle(config, zoo, make, tmp_path, encoder):
+def test_the_means_of_training_tasks_come_from_the_file_beside_the_bundle(config, zoo, tmp_path, encoder):
+    path = trained(zoo, tmp_path / "final")
+    write_means(zoo, encoder, tmp_path / "final")
+    config = dataclasses.replace(config, model=path, rows=["base", "nearest", "ridge", "generated"])
+    found = evaluate(config)
+    assert [task.held_out for task in found.tasks] == [False, True]
+    assert found.tasks[0].notes == {"nearest": "adapter of one"}
+    write_means(zoo, encoder, tmp_path / "final", names=("one", "four"))
+    with pytest.raises(LoragenInferError, match=r"task means beside .* have 'four', but .* trained on one, three"):
+        evaluate(config)
+
+
+def test_the_means_of_training_tasks_come_from_an_older_bundle(config, zoo, make, tmp_path, encoder):
     layout = zoo.bundle.layout
     means = {
         "condition_means": encoder.encode(["say it", "count to ten"]),
         "token_means": torch.stack([layout.encode(read_adapter(folder)) for folder in zoo.adapters]).float(),
     }
     path = make.old_bundle(tmp_path / "with-tasks.safetensors", zoo.bundle, names=("one", "three"), means=means)
-    config = dataclasses.replace(config, model=str(path), rows=["base", "nearest", "ridge", "generated"])
-    found = evaluate(config)
+    found = evaluate(dataclasses.replace(config, model=str(path), rows=["base", "nearest", "ridge", "generated"]))
     assert [task.held_out for task in found.tasks] == [False, True]
     assert found.tasks[0].notes == {"nearest": "adapter of one"}
-    lying = [dataclasses.replace(config.tasks[0], held_out=True)]
-    with pytest.raises(LoragenInferError, match="'one' has held_out, but the generator was trained on it"):
-        evaluate(dataclasses.replace(config, tasks=lying))
+    assert any("not say which samples were trained on" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize(
+    ("place", "held_out", "message"),
+    [
+        (0, True, "'one' has held_out: true, but the generator was trained on it"),
+        (1, False, "'two' has held_out: false, but the generator was not trained on it"),
+    ],
+)
+def test_what_a_configuration_says_of_held_out_tasks_is_checked_against_the_bundle(place, held_out, message, full):
+    def claiming(value):
+        tasks = list(full.tasks)
+        tasks[place] = dataclasses.replace(tasks[place], held_out=value)
+        return dataclasses.replace(full, tasks=tasks, rows=["base"])
+
+    with pytest.raises(LoragenInferError, match=message):
+        evaluate(claiming(held_out))
+    assert evaluate(claiming(not held_out)).tasks[place].held_out is not held_out
+
+
+def test_training_tasks_that_the_generator_was_not_trained_on_are_refused(full):
+    stranger = dataclasses.replace(full.training_tasks[0], name="two")
+    with pytest.raises(LoragenInferError, match="training_tasks has 'two', but the generator was trained on one, thr"):
+        evaluate(dataclasses.replace(full, training_tasks=[stranger]))
+
+
+def test_test_examples_that_the_generator_was_trained_on_are_refused(config, zoo, tmp_path):
+    path = trained(zoo, tmp_path / "final", seen=("say  cd ", "say ab", "something else"))
+    with pytest.raises(
+        LoragenInferError,
+        match=r"one\.jsonl: 2 of the 3 prompts to test the task 'one' on are among the samples of 'one' .*trained on; "
+        "take them out, or name another file under test",
+    ):
+        evaluate(dataclasses.replace(config, model=path))
+    assert not (tmp_path / "r").exists()
+    # Only what is scored counts.
+    with pytest.raises(LoragenInferError, match="1 of the 1 prompts"):
+        evaluate(dataclasses.replace(config, model=path, num_examples=1))
+
+
+def test_near_duplicates_of_a_training_task_are_named(config, zoo, tmp_path, encoder):
+    path = trained(zoo, tmp_path / "final")
+    write_means(zoo, encoder, tmp_path / "final")
+    close = rows(tmp_path / "close.jsonl", {"prompt": "Count to ten"}, {"prompt": "name a bird"})
+    tasks = [config.tasks[0], dataclasses.replace(config.tasks[1], prompts=close)]
+    found = evaluate(dataclasses.replace(config, model=path, tasks=tasks, rows=["base"]))
+    named = [remark for remark in found.remarks if "close to" in remark]
+    assert len(named) == 1
+    assert "'two' is close to the training task 'three': 1 of its 2 prompts is a near-duplicate" in named[0]
+
+
+def test_wrong_prompts_are_the_mean_over_the_prompts_of_other_tasks(config, tmp_path):
+    words = ["red", "seven", "a bird", "the sea", "x + y"]
+    tasks = [
+        dataclasses.replace(
+            config.tasks[0], name=f"t{place}", prompts=rows(tmp_path / f"{place}.jsonl", {"prompt": text})
+        )
+        for place, text in enumerate(words)
+    ]
+    config = dataclasses.replace(config, tasks=tasks, rows=["wrong prompts"])
+    found = evaluate(config)
+    assert found.tasks[1].wrong_tasks == ["t2", "t3", "t4", "t0"]
+    assert found.tasks[1].notes == {"wrong prompts": "mean over the prompts of 4 tasks"}
+    # All tasks have the same test, so a task as the one wrong task of another shows what its prompts are worth.
+    single = evaluate(dataclasses.replace(config, num_wrong_tasks=1))
+    worth = {task.wrong_tasks[0]: task.scores["wrong prompts"].nll for task in single.tasks}
+    assert worth.keys() == {task.name for task in tasks}
+    for task in found.tasks:
+        expected = sum(worth[name] for name in task.wrong_tasks) / 4
+        assert task.scores["wrong prompts"].nll == pytest.approx(expected, rel=1e-6)
+    two = evaluate(dataclasses.replace(config, num_wrong_tasks=2))
+    assert [task.wrong_tasks for task in two.tasks][:2] == [["t1", "t3"], ["t2", "t4"]]
 
 
 def test_without_training_tasks_one_warning_names_each_row_that_is_left_out(config, caplog):
@@ -138,7 +250,7 @@ def test_without_training_tasks_one_warning_names_each_row_that_is_left_out(conf
         found = evaluate(config)
     left_out = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert [message.split("'")[1] for message in left_out] == ["nearest", "ridge"]
-    assert all("name them under training_tasks" in message for message in left_out)
+    assert all("or name training_tasks" in message for message in left_out)
     assert any("not known: there is no row ridge" in remark for remark in found.remarks)
     assert any("No task is known to be held out" in remark for remark in found.remarks)
 
@@ -209,7 +321,7 @@ def test_one_task_alone_has_all_rows_but_wrong_prompts(full):
 
 def test_the_report_says_what_the_generator_is_worth(full):
     found = evaluate(full)
-    text = format_report(found)
+    text = format_evaluation(found)
     assert "two (held out, 2 examples)" in text
     assert "one (trained on, 3 examples)" in text
     (line,) = [sentence for sentence in text.splitlines() if "generated − ridge" in sentence and "held-out" in sentence]
@@ -320,7 +432,7 @@ def test_bad_shots_are_named(full, tmp_path):
         path = rows(tmp_path / "bad.jsonl", *lines)
         return dataclasses.replace(full, tasks=[dataclasses.replace(full.tasks[0], shots=path), full.tasks[1]])
 
-    with pytest.raises(LoragenInferError, match=r"bad\.jsonl has 1 examples, but num_shots is 2"):
+    with pytest.raises(LoragenInferError, match=r"bad\.jsonl has 1 of the 2 examples to show; lower num_shots"):
         evaluate(with_shots({"prompt": "a", "response": "b"}))
     with pytest.raises(LoragenInferError, match=r"bad\.jsonl would show 'say ab' with its response"):
         evaluate(with_shots({"prompt": "a", "response": "b"}, {"prompt": "say ab", "response": "ab"}))
@@ -337,6 +449,7 @@ def test_bad_shots_are_named(full, tmp_path):
         ({"num_shots": 0}, "num_shots is 0"),
         ({"num_resamples": 5}, "num_resamples is 5, but must be at least 100"),
         ({"seed": -1}, "seed is -1"),
+        ({"num_wrong_tasks": 0}, "num_wrong_tasks is 0"),
         ({"num_examples": 0}, "num_examples is 0"),
     ],
 )

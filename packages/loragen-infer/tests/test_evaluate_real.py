@@ -91,4 +91,4 @@ def test_a_real_model_on_real_questions(real_zoo, make, tmp_path, capsys):
         # Adapters this faint change what the model says, but not much.
         assert scores["generated"]["nll"] != scores["base"]["nll"]
     assert main(["evaluate", "--config", str(tmp_path / "config.json")]) == 0
-    assert "On the 2 held-out tasks, generated − ridge is" in capsys.readouterr().out
+    assert "On the 2 tasks, generated − ridge is" in capsys.readouterr().out

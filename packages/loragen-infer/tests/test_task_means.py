@@ -1,6 +1,5 @@
-"""Task means on disk: written and read a task at a time, whole or not at all, and from bundles of older versions."""
+"""Task means on disk: written and read a task at a time, whole or not at all."""
 
-import json
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from loragen_infer import LoragenInferError
 from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeansWriter, read_task_means
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 
 def write(folder, tasks, *, shape=(6, 4)):
@@ -45,18 +44,6 @@ def test_of_very_many_prompts_some_are_kept_and_the_mean_of_all(tmp_path):
     means = read_task_means(tmp_path / "generator.pt")
     assert len(means.prompt_embeddings[0]) == 256
     assert torch.equal(means.condition_means[0], prompts.mean(dim=0))
-
-
-def test_task_means_of_an_older_bundle_are_found_inside_it(tmp_path):
-    file = tmp_path / "generator.safetensors"
-    tensors = {"tasks.condition_means": torch.rand(2, 5), "tasks.token_means": torch.rand(2, 6, 4)}
-    save_file(tensors, file, {"task_names": json.dumps(["a", "b"])})
-    means = read_task_means(file)
-    assert means.names == ("a", "b")
-    assert means.prompt_embeddings is None
-    assert torch.equal(means.token_means[1], tensors["tasks.token_means"][1])
-    save_file(tensors, file)
-    assert read_task_means(file) is None
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_help_has_an_example_and_imports_nothing_heavy(words):
 def test_prepare_says_what_it_wrote(make, questions, tmp_path, capsys):
     source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
     assert make.cli("prepare", "--source", str(source), "--output-dir", str(tmp_path / "data")) == 0
-    assert capsys.readouterr().out == "sums: 48 samples, 11 train and 1 validation prompts\n"
+    assert capsys.readouterr().out == "sums: 48 samples, 11 train prompts and 1 validation prompt\n"
 
 
 def test_the_config_in_the_folder_repeats_the_run_to_the_bit(make, fit_config, tmp_path, capsys):
@@ -96,17 +96,11 @@ def test_an_interrupted_fit_exits_130(make, fit_config, tmp_path, capsys, monkey
 def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
     content = {**fit_config, "training": {"max_epochs": 1_000_000, "accelerator": "cpu"}, "output_dir": str(tmp_path)}
     config = write_yaml(tmp_path / "fit.yaml", content)
-    # A test run in the background of a shell ignores SIGINT, and its children would too.
-    code = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from loragen_train.cli.main import main\n"
-        "sys.exit(main(['fit', '--config', sys.argv[1]]))\n"
-    )
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     log = tmp_path / "stderr.txt"
     with log.open("w") as stderr:
-        process = subprocess.Popen([sys.executable, "-c", code, config], stderr=stderr, env=environment)
+        words = [sys.executable, "-m", "loragen_train.cli.main", "fit", "--config", config]
+        process = subprocess.Popen(words, stderr=stderr, env=environment)
         try:
             deadline = time.monotonic() + 60
             # The losses reach the disk when the training is some steps old, and only then.
@@ -220,9 +214,18 @@ def test_a_value_out_of_range_is_named(fails, fit_config, tmp_path, option, valu
 
 def test_neither_or_both_ways_of_naming_checkpoints_is_refused(fails, fit_config, tmp_path):
     data = {"prompts_dir": fit_config["data"]["prompts_dir"]}
-    for content in ({"data": data}, {"data": {**fit_config["data"], "checkpoint_dir": "x"}}):
-        line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", content))
-        assert "Give either data.checkpoint_dir (one task) or data.tasks (several)" in line
+    for content, said in (
+        (data, "There are no checkpoints to train on: list your tasks under data.tasks"),
+        ({**fit_config["data"], "checkpoint_dir": "x"}, "data.checkpoint_dir (one task) or data.tasks (several), not"),
+    ):
+        assert said in fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", {"data": content}))
+
+
+def test_a_schedule_of_former_versions_is_answered_with_what_there_is(fails, fit_config, tmp_path):
+    content = {**fit_config, "training": {"scheduler_type": "plateau"}}
+    line = fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", content))
+    assert "training.scheduler_type" in line
+    assert all(name in line for name in ("plateau", "cosine", "linear", "constant"))
 
 
 def test_no_command_is_a_usage_error(make):
@@ -304,30 +307,17 @@ def test_the_keys_of_the_first_release_are_read(make, tmp_path, capsys):
             )
 
 
-def test_each_configuration_has_its_experiment_and_one_failure_stops_none(make, fit_config, tmp_path, capfd):
-    good = {**fit_config, "output_dir": str(tmp_path / "out"), "training": {"max_epochs": 1, "accelerator": "cpu"}}
-    files = [
-        write_yaml(tmp_path / "a.yaml", {**good, "name": "first"}),
-        write_yaml(tmp_path / "b.yaml", {**good, "name": "broken", "data": {"checkpoint_dir": "nowhere"}}),
-        write_yaml(tmp_path / "c.yaml", {**good, "name": "last"}),
-    ]
-    assert make.cli("fit", "--each", *files, "--training.seed", "3") == 1
-    out, err = capfd.readouterr()
-    assert sorted(Path(line).name.split("_")[0] for line in out.splitlines()) == ["first", "last"]
-    assert err.splitlines()[-3:] == [f"{files[0]}: done", f"{files[1]}: failed with exit code 1", f"{files[2]}: done"]
-    for line in out.splitlines():
-        assert yaml.safe_load((Path(line) / "config.yaml").read_text())["training"]["seed"] == 3
-    assert make.cli("fit", "--each", files[0]) == 0
-    assert make.cli("fit", "--each") == 2
-
-
-def test_plain_tensors_are_written_too_when_asked(make, fit_config, tmp_path, capsys):
-    content = {**fit_config, "output_dir": str(tmp_path / "out"), "export": {"format": "pt"}}
+def test_both_files_of_the_bundle_are_written_whole(make, fit_config, tmp_path, capsys):
+    content = {**fit_config, "output_dir": str(tmp_path / "out"), "export": {"format": "safetensors"}}
     assert make.cli("fit", "--config", write_yaml(tmp_path / "fit.yaml", content)) == 0
-    folder = Path(capsys.readouterr().out.strip())
-    plain = torch.load(folder / "results" / "final_model" / "generator_model.pt", weights_only=True)
-    weights = GeneratorBundle.load(folder).generator.state_dict()
-    assert all(torch.equal(plain["state_dict"][name], value) for name, value in weights.items())
+    folder = Path(capsys.readouterr().out.strip()) / "results" / "final_model"
+    names = {"generator.safetensors", "generator_model.pt", "task_means.safetensors"}
+    assert {path.name for path in folder.iterdir()} == names
+    one, two = (GeneratorBundle.load(folder / name) for name in ("generator.safetensors", "generator_model.pt"))
+    assert one.fingerprint == two.fingerprint
+    assert one.text_encoder_fingerprint == two.text_encoder_fingerprint is not None
+    assert one.training_tasks == two.training_tasks
+    assert one.training_tasks.names == ("sums", "spelling")
 
 
 def test_a_changed_zoo_is_named_when_a_run_is_repeated(make, tmp_path, capsys, caplog):

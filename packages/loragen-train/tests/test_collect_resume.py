@@ -40,11 +40,9 @@ def with_output(config: CollectConfig, folder: Path, **changes: object) -> Colle
 
 
 def run_collect(config: CollectConfig, *, code: str = "") -> subprocess.Popen:
-    """``loragen-train collect`` in a process of its own, which answers to SIGINT, below a background shell too."""
+    """``loragen-train collect`` in a process of its own, with `code` before it."""
     start = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"{code}\n"
+        f"import sys\n{code}\n"
         "from loragen_train.cli.main import main\n"
         "sys.exit(main(['collect', '--config', sys.argv[1]]))\n"
     )

@@ -50,6 +50,28 @@ def alone(content, tmp_path_factory) -> Path:
     return run(content, tmp_path_factory.mktemp("one") / "run", "--data.batch_size", "2")
 
 
+def test_validation_is_the_same_for_any_batch_size_and_for_two_processes(make, tmp_path):
+    # Five checkpoints fill no batch of two; the weights stay as they begin.
+    root = tmp_path / "zoo"
+    data = make.zoo(root, ("sums", "spelling", "capitals", "more", "last"), 1)
+    content = {
+        "data": data,
+        "model": {"hidden_dim": 16, "output_dim": 16, "num_hyperconv_blocks": 1},
+        "training": {"max_epochs": 1, "accelerator": "cpu", "learning_rate": 1e-20, "weight_decay": 0.0},
+        "name": "same",
+    }
+    seen = []
+    for name, words in {"1": (), "2": (), "5": (), "2 processes": TWO[:4]}.items():
+        size = name[0]
+        experiment = run(content, tmp_path / name, *words, "--data.batch_size", size)
+        with (experiment / "csv_logs" / "metrics.csv").open() as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("val_loss")]
+        seen.append({key: float(value) for key, value in rows[-1].items() if key.startswith("val_")})
+    assert len(seen[0]) == 13
+    for others in seen[1:]:
+        assert others == pytest.approx(seen[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_processes_are_one_with_the_same_global_batch(content, alone, tmp_path, launcher):
     words = (sys.executable,)

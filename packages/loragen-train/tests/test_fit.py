@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hyperconv import GeneratorConfig
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 from lora_tokenizer import read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator
 from loragen_infer.bundle.bundle import find_bundle
 from loragen_train import LoragenTrainError
-from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig, TaskConfig
+from loragen_train.configs.fit import DataConfig, ExportConfig, FitConfig, ModelConfig, TaskConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.fit import fit
 from loragen_train.training.module import GeneratorModule
@@ -84,7 +86,9 @@ def test_the_config_in_the_folder_is_the_config(experiment, config):
     content = yaml.safe_load((experiment / "config.yaml").read_text())
     assert content["training"]["seed"] == 1
     assert content["data"]["tasks"][1]["name"] == "spelling"
-    assert content["model"]["max_seq_len"] == 512
+    assert content["model"]["max_seq_len"] == "auto"
+    # Each option once: the width is a key of the model itself.
+    assert "hidden_dim" not in content["model"]["generator"]
     assert content["name"] == "tiny"
 
 
@@ -109,15 +113,117 @@ def test_two_runs_of_one_second_get_two_folders_and_the_same_generator(config, t
     assert other.fingerprint != one.fingerprint
 
 
-def test_a_training_that_diverges_writes_no_bundle(config, tmp_path):
-    for learning_rate in (1e6, 1e30):
-        with pytest.raises(
-            LoragenTrainError, match=r"^The training diverged \(.* val_loss, nan, .*\); lower training\.learning_rate"
-        ) as caught:
-            fit(short(config, tmp_path, learning_rate=learning_rate))
-        assert str(caught.value).endswith(f"which is {learning_rate}.")
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("learning_rate", [1e6, 1e30])
+def test_a_training_that_diverges_is_marked_and_never_continued(config, tmp_path, learning_rate, caplog):
+    config = short(config, tmp_path, learning_rate=learning_rate, checkpoint_every_n_steps=1)
+    with pytest.raises(LoragenTrainError, match=r"^The training diverged \(.*val_loss.*nan.*\); lower") as caught:
+        fit(config)
+    assert str(caught.value).endswith(f"training.learning_rate, which is {learning_rate}.")
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("generator.safetensors"))
+    (failed,) = tmp_path.iterdir()
+    assert (failed / "checkpoints" / "last.ckpt").is_file()
+    with pytest.raises(
+        LoragenTrainError, match=rf"--resume {failed}: this experiment has failed: The training diverged"
+    ):
+        fit(config, resume=str(failed))
+    # Another one begins, with the learning rate that is asked for now.
+    other = fit(replace(config, training=replace(config.training, learning_rate=1e-3)), resume="auto")
+    assert other != failed
+    assert yaml.safe_load((other / "config.yaml").read_text())["training"]["learning_rate"] == 1e-3
+
+
+class Spoil(Callback):
+    """Makes the weights worse from the sixth epoch on."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch >= 5:
+            with torch.no_grad():
+                pl_module.generator.output_scale.mul_(-2)
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_the_bundle_holds_the_weights_of_the_best_validation(config, tmp_path, patience):
+    changes = {"max_epochs": 8, "validate_every_n_epochs": 1, "early_stopping_patience": patience}
+    config = short(config, tmp_path, **changes)
+    experiment = fit(config, callbacks=[Spoil()])
+    seen = losses(experiment, "val_loss")
+    assert min(seen) < seen[-1]
+    assert (len(seen) < 8) is bool(patience)
+    (best,) = (experiment / "checkpoints").glob("epoch=*.ckpt")
+    assert f"val_loss={min(seen):.4f}" in best.name
+    config = replace(config, output_dir=str(tmp_path / "last"), export=ExportConfig(weights="last"))
+    last = fit(config, callbacks=[Spoil()])
+    for folder, checkpoint in ((experiment, best), (last, last / "checkpoints" / "last.ckpt")):
+        known = torch.load(checkpoint, weights_only=True)["state_dict"]
+        exported = GeneratorBundle.load(folder).generator.state_dict()
+        assert all(torch.equal(exported[name], known[f"generator.{name}"]) for name in exported)
+
+
+def test_the_generator_may_be_of_bfloat16_while_targets_and_losses_are_not(config, tmp_path, monkeypatch):
+    seen = set()
+    original = GeneratorModule.training_step
+
+    def watched(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        seen.add((next(self.generator.parameters()).dtype, self.shift.dtype, batch.tokens.dtype, loss.dtype))
+        return loss
+
+    monkeypatch.setattr(GeneratorModule, "training_step", watched)
+    half = losses(fit(short(config, tmp_path / "half", precision="bf16-true", max_epochs=10)), "val_loss")
+    assert seen == {(torch.bfloat16, torch.float32, torch.float32, torch.float32)}
+    full = losses(fit(short(config, tmp_path / "full", max_epochs=10)), "val_loss")
+    assert half[-1] == pytest.approx(full[-1], rel=0.1)
+    exported = GeneratorBundle.load(next((tmp_path / "half").iterdir())).generator
+    assert {value.dtype for value in exported.parameters()} == {torch.float32}
+
+
+def test_every_option_of_the_network_can_be_set(config, tmp_path):
+    network = GeneratorConfig(num_basis=3, pooling="attention", film=False)
+    made = fit(replace(short(config, tmp_path), model=replace(config.model, generator=network)))
+    written = GeneratorBundle.load(made).generator.config
+    assert (written.num_basis, written.pooling, written.film, written.hidden_dim) == (3, "attention", False, 16)
+    with pytest.raises(
+        LoragenTrainError, match=r"model\.generator\.kernel_size is 5, but model\.kernel_size decides it"
+    ):
+        ModelConfig(generator=GeneratorConfig(kernel_size=5))
+    with pytest.raises(LoragenTrainError, match=r"model\.kernel_size is 4, expected an odd integer"):
+        ModelConfig(kernel_size=4)
+
+
+def test_the_losses_of_single_steps_are_logged_every_so_many(config, tmp_path):
+    # Two steps an epoch.
+    made = fit(replace(short(config, tmp_path, max_epochs=4), logging=replace(config.logging, every_n_steps=3)))
+    with (made / "csv_logs" / "metrics.csv").open() as stream:
+        logged = [
+            (int(row["step"]), float(row["train_loss_step"]))
+            for row in csv.DictReader(stream)
+            if row.get("train_loss_step")
+        ]
+    assert [step for step, _ in logged] == [2, 5]
+
+
+def test_the_last_steps_of_a_run_are_told_in_the_words_of_this_package_alone(config, tmp_path, caplog):
+    caplog.set_level("INFO")
+    fit(short(config, tmp_path, validate_every_n_epochs=1))
+    assert "weights_only" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tasks", "num_checkpoints", "said"),
+    [
+        (("sums",), 1, "The zoo has a single checkpoint, so the generator can only learn to repeat it"),
+        (("sums", "spelling"), 1, "Each task has a single checkpoint"),
+        (("sums", "spelling"), 2, None),
+    ],
+)
+def test_a_zoo_with_little_to_learn_is_a_warning(config, make, tmp_path, caplog, tasks, num_checkpoints, said):
+    data = make.zoo(tmp_path, tasks, num_checkpoints)
+    data = DataConfig(**{**data, "tasks": [TaskConfig(**task) for task in data["tasks"]]})
+    fit(replace(short(config, tmp_path / "out", max_epochs=1), data=data))
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len([line for line in warned if "checkpoint" in line]) == (said is not None)
+    assert said is None or said in " ".join(warned)
 
 
 def test_the_last_epoch_is_validated_whatever_the_interval(config, tmp_path):
@@ -142,13 +248,14 @@ def test_an_interrupt_is_a_keyboard_interrupt_and_the_next_is_heard(config, tmp_
 
 def test_epochs_draw_new_prompts_and_validation_the_same(config, tmp_path, monkeypatch):
     seen = {"train": [], "val": []}
-    original = GeneratorModule._step
+    for stage, name in (("train", "training_step"), ("val", "validation_step")):
+        original = getattr(GeneratorModule, name)
 
-    def watched(self, batch, stage, **options):
-        seen[stage].append(batch.prompts.clone())
-        return original(self, batch, stage, **options)
+        def watched(self, batch, batch_idx, stage=stage, original=original):
+            seen[stage].append(batch.prompts.clone())
+            return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(GeneratorModule, "_step", watched)
+        monkeypatch.setattr(GeneratorModule, name, watched)
     fit(short(config, tmp_path))
     # Four checkpoints in batches of two: two batches an epoch, over three epochs.
     assert {stage: len(batches) for stage, batches in seen.items()} == {"train": 6, "val": 6}
@@ -165,7 +272,8 @@ def test_a_task_in_one_prompt_file_only_is_named(config, make, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"precision": "half-true"}, {"accelerator": "abacus"}])
-def test_what_lightning_does_not_know_is_one_sentence(config, tmp_path, changes):
+def test_what_lightning_does_not_know_is_one_sentence_before_anything_is_read(config, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr("loragen_train.training.fit.build_setup", None)
     with pytest.raises(
         LoragenTrainError, match=rf"{next(iter(changes.values()))}.*is nothing that Lightning"
     ) as caught:
@@ -173,14 +281,25 @@ def test_what_lightning_does_not_know_is_one_sentence(config, tmp_path, changes)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB"), "GPU"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"), "machine"),
+        (MemoryError(), "machine"),
+    ],
+)
 @pytest.mark.parametrize(("batch_size", "hint"), [(2, "try data.batch_size 1"), (1, "lower model.hidden_dim")])
-def test_a_full_gpu_is_one_sentence_with_the_batch_size_to_try(config, tmp_path, monkeypatch, batch_size, hint):
+def test_a_full_memory_is_one_sentence_with_the_batch_size_to_try(
+    config, tmp_path, monkeypatch, batch_size, hint, error, where
+):
     def run_out(self, batch, batch_idx):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+        raise error
 
     monkeypatch.setattr(GeneratorModule, "training_step", run_out)
     config = replace(short(config, tmp_path), data=replace(config.data, batch_size=batch_size))
-    with pytest.raises(LoragenTrainError, match=rf"does not hold a step with data\.batch_size {batch_size}; {hint}"):
+    sentence = rf"The {where}'s memory does not hold a step with data\.batch_size {batch_size}; {hint}"
+    with pytest.raises(LoragenTrainError, match=sentence):
         fit(config)
 
 

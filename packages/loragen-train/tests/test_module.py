@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from lora_tokenizer import TokenLayout, TokenStats
 from loragen_train import LoragenTrainError
 from loragen_train.configs.training import TrainingConfig
-from loragen_train.training.callbacks import Plateau
 from loragen_train.training.condition import FrozenCondition
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.optimization import make_optimizer, make_schedule
@@ -37,7 +36,7 @@ def build(make):
         module = GeneratorModule(HyperConvGenerator(config), condition, layout, stats, TrainingConfig(**settings))
         return module.eval()
 
-    run.batch = Batch(torch.tensor([[0, 1], [2, 3]]), torch.stack(tokens[:2]))
+    run.batch = Batch(torch.tensor([[0, 1], [2, 3]]), torch.stack(tokens[:2]), torch.ones(2))
     run.layout, run.stats = layout, stats
     return run
 
@@ -63,7 +62,7 @@ def test_the_loss_is_the_weighted_sum_over_real_positions(build, mse_weight, l1_
     assert not build.layout.mask().all()
     mse, l1 = by_hand(module, build)
     assert module.training_step(build.batch, 0).item() == pytest.approx(mse_weight * mse + l1_weight * l1, rel=1e-4)
-    logged = module._means.pop("")
+    logged = module.train_metrics.compute()
     assert logged["mse"].item() == pytest.approx(mse, rel=1e-4)
     assert logged["l1"].item() == pytest.approx(l1, rel=1e-4)
 
@@ -76,9 +75,8 @@ def test_importance_weighs_tokens_by_how_much_they_vary(build):
     mse, l1 = by_hand(module, build, importance / scale)
     assert module.training_step(build.batch, 0).item() == pytest.approx(mse + 0.1 * l1, rel=1e-4)
     # The plain errors beside it are not weighted.
-    module._means.pop("")
     module.validation_step(build.batch, 0)
-    assert module._means.pop("")["mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
+    assert module.val_metrics.compute()["mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
 
 
 def test_padding_gets_no_gradient(build):
@@ -98,7 +96,7 @@ def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_change
         for side in (predicted, target)
     ]
     difference = flat[0] - flat[1]
-    logged = {name: value.item() for name, value in module._means.pop("val_").items()}
+    logged = {f"val_{name}": value.item() for name, value in module.val_metrics.compute().items()}
     assert logged["val_weight_mae"] == pytest.approx(difference.abs().mean().item(), rel=1e-4)
     assert logged["val_weight_rmse"] == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-4)
     assert logged["val_weight_relative_error"] == pytest.approx((difference.norm() / flat[1].norm()).item(), rel=1e-4)
@@ -116,12 +114,30 @@ def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_change
     assert logged["val_rmse"] == pytest.approx(logged["val_mse"] ** 0.5, rel=1e-5)
 
 
+@given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=5), num_repeats=st.integers(0, 2))
+def test_the_metrics_of_an_epoch_do_not_depend_on_its_batches_and_repeats_do_not_count(build, sizes, num_repeats):
+    module, total = build(), sum(sizes)
+    draw = torch.Generator().manual_seed(total)
+    prompts = torch.randint(NUM_PROMPTS, (total, 2), generator=draw)
+    tokens = build.batch.tokens[:1] + torch.randn(total, *build.batch.tokens.shape[1:], generator=draw)
+    seen = []
+    for split in ([total], sizes):
+        module.on_validation_epoch_start()
+        for number, part in enumerate(torch.arange(total).split(split)):
+            counts = torch.cat([torch.ones(len(part)), torch.zeros(num_repeats)])
+            rows = torch.cat([part, torch.zeros(num_repeats, dtype=torch.long)])
+            module.validation_step(Batch(prompts[rows], tokens[rows], counts), number)
+        seen.append({name: value.item() for name, value in module.val_metrics.compute().items()})
+    assert seen[0] == pytest.approx(seen[1], rel=1e-4, abs=1e-6)
+    assert seen[0]["rmse"] ** 2 == pytest.approx(seen[0]["mse"], rel=1e-4)
+
+
 def test_training_is_measured_on_the_first_batch_of_validated_epochs(build):
     losses = {"loss", "mse", "l1"}
     for max_epochs, batch_idx, is_measured in [(1, 0, True), (1, 1, False), (20, 0, False)]:
         module = build(max_epochs=max_epochs)
         module.training_step(build.batch, batch_idx)
-        logged = set(module._means.pop(""))
+        logged = set(module.train_metrics.compute())
         assert losses <= logged
         assert (logged != losses) is is_measured
 
@@ -141,7 +157,7 @@ def test_noise_follows_from_the_number_of_the_step(build):
     for module in (noisy, plain):
         module.on_validation_epoch_start()
         module.validation_step(build.batch, 0)
-        losses.append(module._means.pop("")["loss"])
+        losses.append(module.val_metrics.compute()["loss"])
     assert losses[0] == losses[1]
 
 
@@ -177,25 +193,6 @@ def test_warm_up_rises_to_the_peak(name):
     assert seen[:5] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
 
 
-def test_the_plateau_waits_for_validations_and_comes_back():
-    def trainer(val_loss: float) -> SimpleNamespace:
-        return SimpleNamespace(optimizers=[optimizer], callback_metrics={"val_loss": torch.tensor(val_loss)})
-
-    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], TrainingConfig(learning_rate=1e-3))
-    plateau = Plateau()
-    plateau.on_train_start(trainer(1.0), None)
-    for _ in range(6):
-        plateau.on_validation_end(trainer(1.0), None)
-    resumed = Plateau()
-    resumed.load_state_dict(plateau.state_dict())
-    resumed.on_train_start(trainer(1.0), None)
-    for _ in range(5):
-        resumed.on_validation_end(trainer(1.0), None)
-        assert optimizer.param_groups[0]["lr"] == 1e-3
-    resumed.on_validation_end(trainer(1.0), None)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
-
-
 @pytest.mark.parametrize(
     ("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)]
 )
@@ -222,7 +219,7 @@ def test_an_optimizer_is_torchs_of_that_name(name, kind):
         ({"condition_noise": -1.0}, r"training\.condition_noise is -1\.0"),
         ({"accumulate_grad_batches": 0}, r"training\.accumulate_grad_batches is 0"),
         ({"validate_every_n_epochs": 0}, r"training\.validate_every_n_epochs is 0"),
-        ({"scheduler_type": "plateau", "warmup_steps": 3}, r"training\.warmup_steps does not go with .* plateau"),
+        ({"scheduler_type": "plateau"}, r"training\.scheduler_type is 'plateau', .* one of cosine, linear, constant"),
     ],
 )
 def test_a_setting_out_of_range_is_named(values, message):

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig, TaskConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.experiments.folder import LAST_CHECKPOINT
+from loragen_train.training.environment import slurm_job
 from loragen_train.training.fit import fit
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.resume import Interrupted
@@ -96,7 +98,11 @@ def test_after_ctrl_c_in_any_step_the_end_is_the_same(config, undisturbed, tmp_p
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer_type": "sgd", "scheduler_type": "plateau"}, {"accumulate_grad_batches": 2}]
+    "changes",
+    [
+        {"optimizer_type": "sgd", "scheduler_type": "linear", "early_stopping_patience": 5},
+        {"accumulate_grad_batches": 2, "precision": "bf16-true"},
+    ],
 )
 def test_other_schedules_and_accumulation_come_back_too(config, undisturbed, tmp_path, monkeypatch, changes):
     config = replace(config, training=replace(config.training, **changes))
@@ -198,12 +204,59 @@ def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_configuration_is_named(config, tmp_path, monkeypatch, caplog):
+def test_a_changed_configuration_is_refused_under_auto_and_a_warning_for_a_folder(
+    config, tmp_path, monkeypatch, caplog
+):
     config = replace(config, output_dir=str(tmp_path))
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Interrupted):
             fit(config)
+    (folder,) = tmp_path.iterdir()
+    before = (folder / LAST_CHECKPOINT).read_bytes()
+    changed = replace(config, training=replace(config.training, weight_decay=0.5))
+    difference = "training.weight_decay was 0.01 and is 0.5"
+    with pytest.raises(
+        LoragenTrainError, match=rf"begun with another configuration: {difference}\. .* --resume {folder}"
+    ):
+        fit(changed, resume="auto")
+    assert (folder / LAST_CHECKPOINT).read_bytes() == before
     caplog.clear()
-    fit(replace(config, training=replace(config.training, weight_decay=0.5)), resume="auto")
-    assert "changed configuration: training.weight_decay was 0.01 and is 0.5." in caplog.text
+    # What decides nothing of the result may change.
+    assert fit(replace(changed, data=replace(config.data, cache_tokenized=False)), resume=str(folder)) == folder
+    assert [record.message for record in caplog.records if "changed" in record.message] == [
+        f"Resuming with a changed configuration: {difference}."
+    ]
+
+
+def test_two_live_runs_never_share_a_folder(config, tmp_path, monkeypatch):
+    config = replace(config, output_dir=str(tmp_path))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            fit(config)
+    (folder,) = tmp_path.iterdir()
+    refused = []
+
+    class SecondRun(Callback):
+        def on_train_start(self, trainer, pl_module):
+            for resume in ("auto", str(folder)):
+                with pytest.raises(LoragenTrainError, match=f"Another process is training {folder}; wait for it") as no:
+                    fit(config, resume=resume)
+                refused.append(no)
+
+    assert fit(config, resume="auto", callbacks=[SecondRun()]) == folder
+    assert len(refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"),
+    [
+        ({"SLURM_JOB_ID": "42"}, "42"),
+        ({"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "1"}, "42_1"),
+    ],
+)
+def test_of_a_slurm_array_only_the_member_goes_back_into_the_queue(monkeypatch, variables, job):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert slurm_job() == job

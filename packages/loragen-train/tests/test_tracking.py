@@ -15,7 +15,7 @@ import pytest
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig
 from loragen_train.configs.logging import LoggingConfig, SwanLabConfig
-from loragen_train.training.tracking import Tracker, make_trackers
+from loragen_train.training.tracking import Tracker, make_trackers, with_team_of_environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -63,23 +63,32 @@ def test_a_tracker_that_fails_warns_once_and_is_silent(caplog):
 
 
 SCRIPT = """
-import json, logging, sys
+import json, logging, os, sys
 from pathlib import Path
 from loragen_train.configs.fit import DataConfig, FitConfig
 from loragen_train.configs.logging import LoggingConfig, SwanLabConfig
-from loragen_train.training.tracking import make_trackers
+from loragen_train.training.tracking import tracked, with_team_of_environment
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
 folder, outcome, swanlab = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 config = FitConfig(
     data=DataConfig(checkpoint_dir="x"), name="zoo",
     logging=LoggingConfig(tensorboard=False, swanlab=SwanLabConfig(**swanlab)),
 )
-for tracker in make_trackers(config, folder):
-    tracker.log_hyperparams({"data": {"batch_size": 4}})
-    for step in range(5):
-        tracker.log_metrics({"train_loss": 1 / (step + 1)}, step)
-    tracker.finalize("success")
-    tracker.close(outcome, "out of luck")
+before = dict(os.environ)
+config = with_team_of_environment(config)
+errors = {"success": None, "aborted": KeyboardInterrupt, "crashed": ValueError}
+try:
+    with tracked(config, folder, None) as trackers:
+        for tracker in trackers:
+            for step in range(5):
+                tracker.log_metrics({"train_loss": 1 / (step + 1)}, step)
+            tracker.finalize("success")
+        if errors[outcome]:
+            raise errors[outcome]("out of luck")
+except (KeyboardInterrupt, ValueError):
+    pass
+assert os.environ.get("SWANLAB_PROJECT") == before.get("SWANLAB_PROJECT")
+assert ("swanlab" in sys.modules) == (swanlab.get("mode") != "disabled")
 """
 
 
@@ -103,18 +112,34 @@ def in_a_process(folder: Path, outcome: str, swanlab: dict, **environment: str) 
 
 def test_without_a_key_the_run_is_kept_offline_with_one_warning(tmp_path):
     said = in_a_process(tmp_path / "run", "success", {})
-    assert said.count("SwanLab cannot be reached (") == 1
+    assert said.count("SwanLab cannot be reached (there is no key; ") == 1
     assert "can be sent with: swanlab sync" in said.replace("\n", " ")
     assert "Traceback" not in said
     assert list((tmp_path / "run" / "swanlab_logs").glob("run-*/run-*.swanlab"))
 
 
-def test_without_a_network_the_run_is_kept_offline(tmp_path):
-    # Nothing listens on the discard port.
-    address = {"SWANLAB_API_KEY": "a" * 21, "SWANLAB_API_HOST": "http://127.0.0.1:9"}
-    said = in_a_process(tmp_path / "run", "success", {"mode": "online"}, **address)
+@pytest.mark.parametrize("answers", ["nobody", "never"])
+def test_without_a_network_the_run_is_kept_offline_with_one_sentence(tmp_path, answers):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        # Nothing listens on the discard port; the other takes connections and says nothing.
+        port = 9 if answers == "nobody" else silent.getsockname()[1]
+        address = {"SWANLAB_API_KEY": "a" * 21, "SWANLAB_API_HOST": f"http://127.0.0.1:{port}"}
+        said = in_a_process(tmp_path / "run", "success", {"mode": "online"}, **address)
     assert said.count("SwanLab cannot be reached (") == 1
+    assert "[HTTP]" not in said
     assert list((tmp_path / "run" / "swanlab_logs").glob("run-*/run-*.swanlab"))
+
+
+def test_a_team_of_the_environment_is_part_of_the_configuration(monkeypatch):
+    monkeypatch.setenv("SWANLAB_PROJECT", "ours")
+    monkeypatch.setenv("SWANLAB_WORKSPACE", "team")
+    for mode, given, known in (
+        ("online", {}, ("ours", "team")),
+        ("online", {"project": "mine"}, ("mine", "team")),
+        ("disabled", {}, (None, None)),
+    ):
+        swanlab = with_team_of_environment(config(mode, **given)).logging.swanlab
+        assert (swanlab.project, swanlab.workspace) == known
 
 
 def test_disabled_writes_nothing_and_an_unknown_mode_ends_nothing(tmp_path):
@@ -172,7 +197,7 @@ def test_the_local_dashboard_shows_runs_states_settings_and_curves(dashboard):
     states = {run["name"]: run["status"] for run in project["experiments"]}
     assert states == {"first": 1, "second": -1, "third": -1}
     first = next(run["id"] for run in project["experiments"] if run["name"] == "first")
-    assert dashboard(f"experiment/{first}")["config"]["data"]["value"] == {"batch_size": 4}
+    assert dashboard(f"experiment/{first}")["config"]["data"]["value"]["batch_size"] == 8
     curve = dashboard(f"experiment/{first}/tag/train_loss")["list"]
     assert [(point["index"], round(point["data"], 3)) for point in curve] == [
         (0, 1.0),

@@ -1,18 +1,26 @@
-"""HyperConv layers, and the generator network from prompt embeddings to LoRA tokens; needs torch only."""
+"""HyperConv layers, and the generator network from prompt embeddings to LoRA tokens; needs torch only.
+
+Layers and network, and torch with them, are imported when they are first asked for, so that a config is made at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from hyperconv.config import GeneratorConfig
 from hyperconv.errors import HyperConvError
-from hyperconv.generator import HyperConvGenerator
-from hyperconv.layers import (
-    DualHyperConvBlock,
-    HyperConv,
-    HyperConvDecoder,
-    SequentialHyperConvBlock,
-    decoder_from_published,
-    from_published,
-    published_shapes,
-    to_published,
-)
+
+if TYPE_CHECKING:
+    from hyperconv.generator import HyperConvGenerator
+    from hyperconv.layers import (
+        DualHyperConvBlock,
+        HyperConv,
+        HyperConvDecoder,
+        SequentialHyperConvBlock,
+        decoder_from_published,
+        from_published,
+        published_shapes,
+        to_published,
+    )
 
 __all__ = [
     "DualHyperConvBlock",
@@ -27,3 +35,10 @@ __all__ = [
     "published_shapes",
     "to_published",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "hyperconv.generator" if name == "HyperConvGenerator" else "hyperconv.layers"
+    return getattr(importlib.import_module(home), name)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hyperconv.config import GeneratorConfig
+from hyperconv.errors import HyperConvError
 from hyperconv.layers.conv import Factory
 
-__all__ = ["Centering", "ConditionEncoder"]
+__all__ = ["Centering", "ConditionEncoder", "check_condition", "check_embeddings"]
 
 
 class Centering(nn.Module):
@@ -83,3 +84,40 @@ class ConditionEncoder(nn.Module):
             weight_BP = torch.softmax(score_BP, dim=1)
         pooled_BC = (x_BPC * weight_BP[..., None].to(x_BPC.dtype)).sum(dim=1)
         return nn.functional.gelu(self.mix(self.norm(pooled_BC)))
+
+
+def check_condition(condition: Tensor, mask: Tensor | None, condition_dim: int) -> None:
+    """Raise HyperConvError unless `condition` is finite [B, P, D] and `mask` boolean [B, P] with a true in each row.
+
+    Values are looked at where there are any on the host to look at: not while a graph is traced, nor on "meta".
+    """
+    shape = list(condition.shape)
+    wanted = f"[B, P, D={condition_dim}]"
+    if condition.ndim != 3 or condition.shape[-1] != condition_dim or condition.numel() == 0:
+        raise HyperConvError(f"condition has shape {shape}, expected {wanted} with B and P of at least 1.")
+    if not condition.is_floating_point():
+        raise HyperConvError(f"condition has dtype {condition.dtype}, expected a floating-point tensor {wanted}.")
+    if mask is not None and list(mask.shape) != shape[:2]:
+        raise HyperConvError(
+            f"mask has shape {list(mask.shape)}, expected {shape[:2]} for a condition of shape {shape}."
+        )
+    if mask is not None and mask.dtype != torch.bool:
+        raise HyperConvError(f"mask has dtype {mask.dtype}, expected torch.bool (true marks a prompt that counts).")
+    if torch.compiler.is_compiling() or condition.is_meta:
+        return
+    if not bool(torch.isfinite(condition).all()):
+        bad = int((~torch.isfinite(condition)).sum())
+        raise HyperConvError(f"condition of shape {shape} holds {bad} NaN or infinite values, expected finite numbers.")
+    if mask is not None and not bool(mask.any(dim=1).all()):
+        rows = (~mask.any(dim=1)).nonzero().flatten().tolist()
+        raise HyperConvError(
+            f"mask of shape {shape[:2]} is all false in batch row(s) {rows}, expected at least one true per row."
+        )
+
+
+def check_embeddings(embeddings: Tensor, condition_dim: int) -> None:
+    """Raise HyperConvError unless `embeddings` is finite [M, D] with M of at least 1."""
+    fits = embeddings.ndim == 2 and embeddings.shape[1] == condition_dim and embeddings.numel() > 0
+    if not fits or not bool(torch.isfinite(embeddings).all()):
+        what = f"shape {list(embeddings.shape)}" + (" and NaN or infinite values" if fits else "")
+        raise HyperConvError(f"embeddings have {what}, expected finite numbers [M, D={condition_dim}], M at least 1.")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyperconv.checks import check_condition, check_embeddings, check_size
-from hyperconv.condition import ConditionEncoder
+from hyperconv.checks import check_size
+from hyperconv.condition import ConditionEncoder, check_condition, check_embeddings
 from hyperconv.config import GeneratorConfig
 from hyperconv.expander import BasisExpander, BroadcastExpander
 from hyperconv.layers.conv import Factory

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hyperconv.checks import AXES, Axis, GridShape, check_grid_input, check_shape
-from hyperconv.layers.conv import Factory, HyperConv
+from hyperconv.checks import AXES, Axis, GridShape, check_shape
+from hyperconv.layers.conv import Factory, HyperConv, check_grid_input
 
 __all__ = ["DualHyperConvBlock", "SequentialHyperConvBlock"]
 

@@ -9,16 +9,16 @@ Only a long one is not: on a CPU the backward pass of torch holds one more copy 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from hyperconv.checks import AXES, Axis, check_grid_input, check_kernel_fits, check_kernel_size, check_size
+from hyperconv.checks import AXES, Axis, check_kernel_fits, check_kernel_size, check_size
 from hyperconv.errors import HyperConvError
 
-__all__ = ["Factory", "HyperConv"]
+__all__ = ["Factory", "HyperConv", "check_grid_input"]
 
 _LONGEST_CHANNELS_LAST_KERNEL = 3
 
@@ -113,3 +113,12 @@ class HyperConv(nn.Module):
         if not self.allow_oversized_kernel:
             way_out = ", or allow_oversized_kernel=True"
             check_kernel_fits(f"kernel_size of Conv_{self.axis}", self.kernel_size, sizes, way_out)
+
+
+def check_grid_input(x: Tensor, expected: Sequence[int | None]) -> None:
+    """Raise HyperConvError unless `x` is [B, L, H, W] with the expected sizes (None: any size of at least 1)."""
+    wanted = ", ".join(["B", *(a if s is None else f"{a}={s}" for a, s in zip(AXES, expected, strict=True))])
+    if x.ndim != 4 or any(s is not None and have != s for have, s in zip(x.shape[1:], expected, strict=True)):
+        raise HyperConvError(f"x has shape {list(x.shape)}, expected [{wanted}].")
+    if not x.is_floating_point():
+        raise HyperConvError(f"x has dtype {x.dtype}, expected a floating-point tensor [{wanted}].")

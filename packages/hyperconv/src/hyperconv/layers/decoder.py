@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyperconv.checks import Block, GridShape, check_grid_input, check_shape
+from hyperconv.checks import Block, GridShape, check_shape
 from hyperconv.errors import HyperConvError
 from hyperconv.layers.blocks import DualHyperConvBlock, SequentialHyperConvBlock
+from hyperconv.layers.conv import check_grid_input
 
 __all__ = ["HyperConvDecoder"]
 

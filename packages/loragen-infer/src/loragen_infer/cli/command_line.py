@@ -1,25 +1,28 @@
-"""What both command lines share: subcommands from configs, checked YAML keys, one-sentence errors, exit codes.
+"""A command line of subcommands: options from configs, in both spellings, before files; one-sentence errors.
 
-Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Imports nothing heavy, so that ``--help`` is fast.
+Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Imports nothing heavy, so that ``--help`` is fast, and knows no
+package: whoever runs a command line hands over the errors and the loggers that are meant for users.
 """
 
 import argparse
 import dataclasses
-import difflib
+import itertools
 import logging
 import os
 import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-__all__ = ["Command", "UsageError", "nearest", "run_command_line"]
+from loragen_infer.words import nearest
+
+__all__ = ["Command", "UsageError", "run_command_line"]
 
 
 class UsageError(Exception):
@@ -49,46 +52,98 @@ class Command:
     """Other names of options: ``{"--checkpoint-dir": "--data.checkpoint_dir"}``."""
 
 
-def run_command_line(prog: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None) -> int:
-    """Parse ``argv`` (default: the process's), run the command that it names and return the exit code."""
+def run_command_line(
+    prog: str,
+    description: str,
+    commands: Sequence[Command],
+    argv: Sequence[str] | None,
+    *,
+    errors: tuple[type[Exception], ...],
+    loggers: tuple[str, ...],
+    version: str,
+) -> int:
+    """Parse ``argv`` (default: the process's), run the command that it names and return the exit code.
+
+    Args:
+        prog: What the program is called.
+        description: What it does.
+        commands: Its commands.
+        argv: The words after its name.
+        errors: Exceptions that are a sentence for the user; one of another kind is a defect and stays raw.
+        loggers: Names of the loggers that speak to the user; of all others only errors are shown.
+        version: What ``--version`` prints.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Without abbreviations a misspelt option is an error with the nearest known one, and never another option.
-    root = _Parser(prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
+    root = _Parser(prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False, version=version)
     subcommands = root.add_subcommands(required=True)
-    parsers = {}
     for command in commands:
-        parser = parsers[command.name] = _Parser(
-            description=f"{command.description}\n\nexample:\n  {command.example}",
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-        )
-        if command.config_class is not None:
-            parser.config_class = command.config_class
-            parser.add_argument("--config", action=_CheckedConfigFile, help="A YAML file with the options below.")
-            parser.add_class_arguments(command.config_class)
-        if command.add_options is not None:
-            command.add_options(parser)
-        parser.add_argument("--verbose", action="store_true", help="Show debug messages, and tracebacks of errors.")
+        root.parsers[command.name] = parser = _make_parser(command)
         subcommands.add_subcommand(command.name, parser, help=command.help)
-
     words = list(sys.argv[1:] if argv is None else argv)
     named = next((command for command in commands if words[:1] == [command.name]), None)
-    if named is not None and named.config_class is not None:
-        words = _take_dashes(words, named)
+    if named is not None:
+        words = [named.name, *_arrange(words[1:], root.parsers[named.name], named.short_names)]
     parsed = root.parse_args(words)
     chosen = next(command for command in commands if command.name == parsed.subcommand)
-    return _run(prog, chosen, parsers[chosen.name], parsed[chosen.name])
+    options = parsed[chosen.name]
+    _quieten(loggers, verbose=options.verbose)
+    return _run(f"{prog} {chosen.name}", chosen, root.parsers[chosen.name], options, errors)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name most like ``name``, or nothing.
+def _make_parser(command: Command) -> "_Parser":
+    parser = _Parser(
+        description=f"{command.description}\n\nexample:\n  {command.example}",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    if command.config_class is not None:
+        parser.config_class = command.config_class
+        parser.add_argument("--config", action=_CheckedConfigFile, help="A YAML file with the options below.")
+        parser.add_class_arguments(command.config_class)
+    if command.add_options is not None:
+        command.add_options(parser)
+    parser.add_argument("--verbose", action="store_true", help="Show debug messages, and tracebacks of errors.")
+    return parser
 
-    Example:
-        >>> nearest("bacth_size", ["batch_size", "seed"])
-        "; did you mean 'batch_size'?"
-    """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+
+def _arrange(words: Sequence[str], parser: "_Parser", short_names: Mapping[str, str]) -> list[str]:
+    """Spell options as the parser knows them, and put files before sections before options, so that these win."""
+    known = {name.replace("-", "_"): name for name in parser._option_string_actions}
+    known |= {name.replace("-", "_"): name for name in short_names}
+    sections = {name.rpartition(".")[0] for name in known.values() if not name.endswith(".help")}
+    files: list[str] = []
+    whole_sections: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            others += [word, *rest]
+        elif not word.startswith("--"):
+            others.append(word)
+        else:
+            head, equals, value = word.partition("=")
+            option = _spell(head, known)
+            option = short_names.get(option, option)
+            chosen = files if option == "--config" else whole_sections if option in sections else others
+            chosen.append(f"{option}{equals}{value}")
+            if chosen is not others and not equals:
+                chosen += itertools.islice(rest, 1)
+    return files + whole_sections + others
+
+
+def _spell(head: str, known: Mapping[str, str]) -> str:
+    """The known spelling of an option, of one that appends (``--list+``), or of a key of one (``--mapping.key``)."""
+    for end in (len(head), *(match.start() for match in reversed(list(re.finditer(r"[.+]", head))))):
+        option = known.get(head[:end].replace("-", "_"))
+        if option is not None:
+            return option + head[end:]
+    return head
+
+
+def _dashed(text: str) -> str:
+    """Show options with dashes: ``--output-dir``."""
+    return re.sub(r"(?<![\w-])--[a-z][\w.-]*", lambda option: option[0].replace("_", "-"), text)
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -100,17 +155,51 @@ class _Parser(ArgumentParser):
 
     config_class: type | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parsers: dict[str, _Parser] = {}
+
+    def format_help(self, *args: Any) -> str:
+        return _dashed(super().format_help(*args))
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
-        prog = parser.prog.replace(" [options]", "")
-        sentence = re.sub(r"\s+", " ", message).strip().replace("Parser key ", "")
-        sentence = re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2", sentence)
+        sentence = re.sub(r"\s+", " ", message).strip()
+        missing = re.fullmatch(r"the following arguments are required: (\w[\w-]*)\.(.*)", sentence)
+        if missing and missing[1] in self.parsers:
+            parser = self.parsers[missing[1]]
+            places = {action.dest: (action.option_strings or [action.dest.upper()])[0] for action in parser._actions}
+            names = [places[name.removeprefix(f"{missing[1]}.")] for name in sentence.partition(": ")[2].split(", ")]
+            sentence = f"{' and '.join(names)} must be given"
         unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:?) '?-*([\w.-]+)", sentence)
         if unknown:
             options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-            sentence = sentence.rstrip(".") + nearest(unknown[1], options)
+            sentence = sentence.rstrip(".") + nearest(unknown[1].replace("-", "_"), options)
+        prog = parser.prog.replace(" [options]", "")
         # A usage dump would bury the sentence; --help has it.
-        self.exit(2, f"{prog}: error: {sentence} (see {prog} --help)\n")
+        self.exit(2, f"{prog}: error: {_dashed(_plain(sentence))} (see {prog} --help)\n")
+
+
+def _plain(sentence: str) -> str:
+    """Say what was expected without the parser's words for types."""
+    sentence = sentence.replace("Parser key ", "").replace('"subcommand" to be', "a command,")
+    union = (
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*Given value: (.*?)(?= - |$)"
+    )
+    sentence = re.sub(union, lambda found: f"expected {_types(found[1])}, got {found[2]}", sentence)
+    return re.sub(
+        r"Expected an? (<class '[\w.]+'>|typing\.\S+?)\. Got value: (.*)",
+        lambda found: f"expected {_types(found[1])}, got {found[2]}",
+        sentence,
+    )
+
+
+def _types(listed: str) -> str:
+    """``<class 'int'>, typing.Literal['auto'], <class 'NoneType'>`` as ``int or 'auto' or null``."""
+    listed = re.sub(r"<class '([\w.]+)'>", r"\1", listed).replace("NoneType", "null")
+    listed = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", listed)
+    listed = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", listed)
+    return re.sub(r", (?![^\[]*\])", " or ", listed)
 
 
 class _CheckedConfigFile(ActionConfigFile):
@@ -125,7 +214,8 @@ class _CheckedConfigFile(ActionConfigFile):
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             parser.error(f"{path} is not valid YAML: {error}")
         if not isinstance(content, dict):
-            parser.error(f"{path} must hold 'key: value' lines, but holds {type(content).__name__}")
+            found = {type(None): "is empty", list: "holds a list"}.get(type(content), f"holds {content!r}")
+            parser.error(f"{path} {found}, where 'key: value' lines belong")
         try:
             # --print_config prints the options that are no fields too, and its output is a valid file.
             others = {action.dest for action in parser._actions} - set(typing.get_type_hints(kind))
@@ -152,24 +242,15 @@ def _check_keys(content: Any, kind: Any, path: Path, prefix: str) -> None:
         _check_keys(value, hints[key], path, f"{prefix}{key}.")
 
 
-def _take_dashes(words: list[str], command: Command) -> list[str]:
-    """Spell ``--output-dir`` as the field is called, ``--output_dir``, and short names as what they stand for."""
-    names = [field.name for field in dataclasses.fields(command.config_class or Command)]
-    known = {f"--{name.replace('_', '-')}": f"--{name}" for name in [*names, "print_config"]} | dict(
-        command.short_names
-    )
-    parts = [word.partition("=") for word in words]
-    return [known.get(head, head) + equals + tail for head, equals, tail in parts]
-
-
-def _run(prog: str, command: Command, parser: ArgumentParser, options: Namespace) -> int:
-    """Run ``command`` and return the exit code, turning the packages' own errors into one sentence each."""
-    _quieten(verbose=options.verbose)
-    prog = f"{prog} {command.name}"
+def _run(
+    prog: str, command: Command, parser: ArgumentParser, options: Namespace, errors: tuple[type[Exception], ...]
+) -> int:
+    """Run ``command`` and return the exit code, turning the errors that are meant for users into one sentence each."""
     try:
-        arguments = [] if command.config_class is None else [_build_config(command.config_class, parser, options)]
-        if command.config_class is None or command.add_options is not None:
-            arguments.append(options)
+        arguments: list[Any] = [options]
+        if command.config_class is not None:
+            arguments = [_build_config(command.config_class, parser, options, errors)]
+            arguments += [] if command.add_options is None else [options]
         command.run(*arguments)
     except KeyboardInterrupt:
         _say(f"{prog}: interrupted; what is finished is kept.")
@@ -177,51 +258,49 @@ def _run(prog: str, command: Command, parser: ArgumentParser, options: Namespace
     except UsageError as error:
         _say(f"{prog}: error: {error} (see {prog} --help)")
         return 2
-    except _user_errors() as error:
+    except Exception as error:
+        sentence = str(error)
+        if not isinstance(error, errors):
+            if not _is_out_of_memory(error):
+                raise
+            sentence = "The memory does not hold this; take smaller batches, fewer tokens or a machine with more."
         if options.verbose:
             logging.getLogger(prog).exception("The traceback of the error below:")
-        _say(f"{prog}: error: {error}")
+        _say(f"{prog}: error: {sentence}")
         return 1
     return 0
 
 
-def _quieten(*, verbose: bool) -> None:
-    """Let through what the packages say, and of the libraries below them only what went wrong."""
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s")
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or torch, on the CPU or on a GPU, found no memory."""
+    # torch has a class for GPUs only, and importing it for its name would take seconds.
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _quieten(loggers: Sequence[str], *, verbose: bool) -> None:
+    """Let through what these loggers say, and of all others only errors."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.ERROR)
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
     if verbose:
         return
-    # Lightning sets the level of its root logger when it is imported, but not that of this talkative child.
-    lightning = "lightning.pytorch.utilities.rank_zero"
-    talkative = ("filelock", "fsspec", "httpcore", "httpx", "matplotlib", "sentence_transformers")
-    for name in (*talkative, lightning):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Its warnings are of retries, which whoever retries reports.
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     if not sys.stderr.isatty():
         # The bars of the libraries would fill a log file with carriage returns.
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def _build_config(config_class: type, parser: ArgumentParser, options: Namespace) -> Any:
+def _build_config(
+    config_class: type, parser: ArgumentParser, options: Namespace, errors: tuple[type[Exception], ...]
+) -> Any:
     known = {field.name for field in dataclasses.fields(config_class)}
     try:
         values = vars(parser.instantiate(options))
         return config_class(**{key: value for key, value in values.items() if key in known})
-    except _user_errors() as error:
+    except errors as error:
         raise UsageError(str(error)) from error
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """The exception bases of the packages that are loaded; an error of another kind is a defect and stays raw."""
-    bases = {
-        "hyperconv": "HyperConvError",
-        "lora_tokenizer": "LoraTokenizerError",
-        "loragen_infer.errors": "LoragenInferError",
-        "loragen_train.errors": "LoragenTrainError",
-    }
-    return tuple(getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules)
 
 
 def _say(line: str) -> None:

@@ -1,9 +1,12 @@
 """The command line ``loragen-infer``: generate, verify, evaluate and info."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
+from hyperconv.errors import HyperConvError
 from jsonargparse import ArgumentParser, Namespace
+from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.cli.command_line import Command, UsageError, run_command_line
 from loragen_infer.errors import LoragenInferError
@@ -50,7 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_options=_add_evaluate_options,
     )
     description = "Write a LoRA adapter from a few prompts, and measure that it works."
-    return run_command_line("loragen-infer", description, [generate, verify, evaluate, info], argv)
+    return run_command_line(
+        "loragen-infer",
+        description,
+        [generate, verify, evaluate, info],
+        argv,
+        errors=(LoragenInferError, LoraTokenizerError, HyperConvError),
+        loggers=("loragen_infer", "lora_tokenizer", "hyperconv"),
+        version=version("loragen-infer"),
+    )
 
 
 def _add_generate_options(parser: ArgumentParser) -> None:
@@ -161,7 +172,7 @@ def _add_evaluate_options(parser: ArgumentParser) -> None:
 
 
 def _evaluate(config: EvaluateConfig, options: Namespace) -> None:
-    from loragen_infer.evaluation.report import format_report
+    from loragen_infer.evaluation.report import format_evaluation
     from loragen_infer.evaluation.run import evaluate
 
     evaluation = evaluate(config)
@@ -173,5 +184,5 @@ def _evaluate(config: EvaluateConfig, options: Namespace) -> None:
         print(json.dumps(to_json(config, evaluation), indent=2, ensure_ascii=False))
         return
     output_dir = Path(config.output_dir)
-    print(format_report(evaluation))
+    print(format_evaluation(evaluation))
     print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")

@@ -8,7 +8,7 @@ Legend: K training tasks, P prompts of a task, D width of an embedding, N tokens
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from loragen_infer.bundle import read_old_task_means
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_file
 
@@ -72,30 +73,6 @@ class TaskMeans:
         """K, N and W."""
         is_tensor = isinstance(self.token_means, Tensor)
         return tuple(self.token_means.shape if is_tensor else self.token_means.get_shape())
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The means as tensors."""
-        return {"condition_means": self.condition_means, "token_means": self.token_means}
-
-    @classmethod
-    def from_tensors(cls, names: str, tensors: Mapping[str, Tensor]) -> "TaskMeans":
-        """The inverse of :meth:`to_tensors`; ``names`` is :meth:`names_json`."""
-        listed = json.loads(names)
-        if not isinstance(listed, list):
-            raise LoragenInferError("the names of the task means are no list of texts.")
-        missing = sorted({"condition_means", "token_means"} - tensors.keys())
-        if missing:
-            raise LoragenInferError(f"the task means lack the tensor {missing[0]!r}.")
-        condition, tokens = tensors["condition_means"], tensors["token_means"]
-        if not len(listed) == len(condition) == len(tokens):
-            raise LoragenInferError(f"the task means have {len(listed)} names, embeddings {tuple(condition.shape)}.")
-        if not condition.isfinite().all():
-            raise LoragenInferError("the embeddings of the task means hold NaN or Inf.")
-        return cls(names=tuple(listed), condition_means=condition, token_means=tokens)
-
-    def names_json(self) -> str:
-        """The names as a JSON list."""
-        return json.dumps(list(self.names))
 
 
 class TaskMeansWriter:
@@ -197,26 +174,21 @@ def read_task_means(bundle: Path) -> TaskMeans | None:
     Raises:
         LoragenInferError: A file is damaged.
     """
-    beside = bundle.parent / TASK_MEANS_NAME
-    file, prefix = (beside, "") if beside.is_file() else (bundle, "tasks.")
-    if file == bundle and bundle.suffix != ".safetensors":
-        return None
+    file = bundle.parent / TASK_MEANS_NAME
+    if not file.is_file():
+        if (old := read_old_task_means(bundle)) is None:
+            return None
+        names, means = old
+        return TaskMeans(names=tuple(names), condition_means=means["condition_means"], token_means=means["token_means"])
     try:
         with safe_open(file, framework="pt") as reader:
-            metadata = reader.metadata() or {}
-            if prefix and "task_names" not in metadata:
-                return None
-            prompts = None
-            if prefix:
-                names = metadata["task_names"]
-            else:
-                names = bytes(reader.get_tensor("names").tolist())
-                prompts = reader.get_tensor("prompt_embeddings").split(reader.get_tensor("num_prompts").tolist())
             return TaskMeans(
-                names=tuple(json.loads(names)),
-                condition_means=reader.get_tensor(f"{prefix}condition_means"),
-                token_means=reader.get_slice(f"{prefix}token_means"),
-                prompt_embeddings=prompts,
+                names=tuple(json.loads(bytes(reader.get_tensor("names").tolist()))),
+                condition_means=reader.get_tensor("condition_means"),
+                token_means=reader.get_slice("token_means"),
+                prompt_embeddings=reader.get_tensor("prompt_embeddings").split(
+                    reader.get_tensor("num_prompts").tolist()
+                ),
             )
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise LoragenInferError(f"{file} has no readable task means ({error}); copy or train it again.") from error

@@ -1,21 +1,33 @@
 """The command line ``loragen-train``: collect, prepare, analyze, test-tokenizer, fit and report."""
 
-import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
+from hyperconv.errors import HyperConvError
+from lora_tokenizer.errors import LoraTokenizerError
 from loragen_infer.cli.command_line import run_command_line
+from loragen_infer.errors import LoragenInferError
 
-from loragen_train.cli.fit import FIT, fit_each
-from loragen_train.cli.zoo import ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER
+from loragen_train.cli.analyze import ANALYZE, TEST_TOKENIZER
+from loragen_train.cli.collect import COLLECT
+from loragen_train.cli.fit import FIT
+from loragen_train.cli.prepare import PREPARE
+from loragen_train.cli.report import REPORT
+from loragen_train.errors import LoragenTrainError
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with ``argv`` (default: the process's) and return the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["fit"] and "--each" in words:
-        return fit_each(words)
     description = "Train a generator of LoRA adapters on a zoo of them."
     commands = [COLLECT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT]
-    return run_command_line("loragen-train", description, commands, words)
+    return run_command_line(
+        "loragen-train",
+        description,
+        commands,
+        argv,
+        errors=(LoragenTrainError, LoragenInferError, LoraTokenizerError, HyperConvError),
+        loggers=("loragen_train", "loragen_infer", "lora_tokenizer", "hyperconv"),
+        version=version("loragen-train"),
+    )

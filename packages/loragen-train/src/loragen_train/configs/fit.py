@@ -1,7 +1,9 @@
 """The configuration of ``loragen-train fit``; imports nothing heavy, so that ``--help`` is fast."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from hyperconv import GeneratorConfig, HyperConvError
 
 from loragen_train.configs.collect import check_positive, check_task_names
 from loragen_train.configs.logging import LoggingConfig
@@ -9,6 +11,17 @@ from loragen_train.configs.training import TrainingConfig
 from loragen_train.errors import LoragenTrainError
 
 __all__ = ["DataConfig", "ExportConfig", "FitConfig", "ModelConfig", "TaskConfig"]
+
+_DECIDED_ELSEWHERE = {
+    "condition_dim": "the text encoder decides it",
+    "grid": "the checkpoints decide it",
+    "output_dim": "model.output_dim decides it",
+    "hidden_dim": "model.hidden_dim decides it",
+    "num_hyperconv_blocks": "model.num_hyperconv_blocks decides it",
+    "kernel_size": "model.kernel_size decides it",
+}
+# Larger than any: what a kernel must fit into is known once the checkpoints are.
+_ANY_GRID = (1 << 15, 1 << 15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +32,7 @@ class ModelConfig:
     """SentenceTransformer that turns prompts into the condition: a name or a folder."""
     hidden_dim: int = 384
     """Width of the generator's hidden states, in values."""
-    max_seq_len: int | Literal["auto"] = 512
+    max_seq_len: int | Literal["auto"] = "auto"
     """Most tokens the generator may write; ``auto``: as many as the adapters need."""
     num_hyperconv_blocks: int = 3
     """Number of HyperConv blocks."""
@@ -30,15 +43,31 @@ class ModelConfig:
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """All other options of the network. Those that have a key above, and those that follow from encoder and checkpoints
+    (``condition_dim``, ``grid``), are not set here."""
 
     def __post_init__(self) -> None:
-        check_positive("model.", hidden_dim=self.hidden_dim, output_dim=self.output_dim, kernel_size=self.kernel_size)
         if self.max_seq_len != "auto":
             check_positive("model.", max_seq_len=self.max_seq_len)
-        if self.num_hyperconv_blocks < 0:
-            raise LoragenTrainError(
-                f"model.num_hyperconv_blocks is {self.num_hyperconv_blocks}, but must be 0 or more."
-            )
+        for name, decided_by in _DECIDED_ELSEWHERE.items():
+            value = getattr(self.generator, name)
+            if value not in (getattr(GeneratorConfig(), name), getattr(self, name, None)):
+                raise LoragenTrainError(f"model.generator.{name} is {value}, but {decided_by}; leave it out.")
+        self.network(condition_dim=1, grid=_ANY_GRID)
+
+    def network(self, *, condition_dim: int, grid: tuple[int, int]) -> GeneratorConfig:
+        """Return the options of the whole network, for embeddings of that width and tokens in that grid.
+
+        Raises:
+            LoragenTrainError: An option is out of range, or a kernel is longer than an axis of the grid.
+        """
+        names = ("hidden_dim", "num_hyperconv_blocks", "output_dim", "kernel_size")
+        own = {name: getattr(self, name) for name in names}
+        try:
+            return replace(self.generator, condition_dim=condition_dim, grid=grid, **own)
+        except HyperConvError as error:
+            raise LoragenTrainError(f"model.{error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +107,8 @@ class DataConfig:
     """Folder of the cache, which several runs may share; by default ``~/.cache/loragen``."""
     skip_unreadable: bool = False
     """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
+    lora_alpha: float | None = None
+    """Alpha of all checkpoints, in place of what they say; needed where they do not, as Lightning's may not."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -87,8 +118,15 @@ class DataConfig:
             prompts_per_condition=self.prompts_per_condition,
             max_checkpoints=self.max_checkpoints,
         )
-        if (self.checkpoint_dir is None) == (not self.tasks):
+        if self.lora_alpha is not None:
+            check_positive("data.", lora_alpha=self.lora_alpha)
+        if self.checkpoint_dir is not None and self.tasks:
             raise LoragenTrainError("Give either data.checkpoint_dir (one task) or data.tasks (several), not both.")
+        if self.checkpoint_dir is None and not self.tasks:
+            raise LoragenTrainError(
+                "There are no checkpoints to train on: list your tasks under data.tasks, each with its checkpoint_dir, "
+                "or give data.checkpoint_dir for a single one."
+            )
         check_task_names([task.name for task in self.tasks])
 
 
@@ -96,9 +134,10 @@ class DataConfig:
 class ExportConfig:
     """What is written of the trained generator."""
 
+    weights: Literal["best", "last"] = "best"
+    """``best``: those of the validation with the lowest val_loss. ``last``: those after the last step."""
     format: Literal["safetensors", "pt"] = "safetensors"
-    """``safetensors``: the bundle. ``pt``: besides it ``generator_model.pt`` of plain tensors, which
-    ``torch.load(..., weights_only=True)`` reads."""
+    """Of no effect any more: the bundle is always written as ``generator.safetensors`` and ``generator_model.pt``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +164,10 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_task_names([self.name])
+
+    def record(self) -> dict[str, Any]:
+        """Return the keys and values of a YAML file that says the same, each option once."""
+        content = asdict(self)
+        for name in _DECIDED_ELSEWHERE:
+            del content["model"]["generator"][name]
+        return content

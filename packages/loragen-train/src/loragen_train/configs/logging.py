@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loragen_train.errors import LoragenTrainError
+
 __all__ = ["LoggingConfig", "SwanLabConfig"]
 
 
@@ -17,7 +19,7 @@ class SwanLabConfig:
     experiment_name: str | None = None
     """Name of the run; by default the name of the experiment's folder."""
     mode: Literal["auto", "online", "local", "offline", "disabled"] = "auto"
-    """``online`` needs a key and a network and else falls back to ``offline`` with a warning, ``auto`` is the mode
+    """``online`` needs a key and a network and else falls back to ``offline`` with a sentence, ``auto`` is the mode
     of SWANLAB_MODE or online, ``local`` has a dashboard on this machine, ``offline`` can be synchronised later."""
 
 
@@ -30,4 +32,8 @@ class LoggingConfig:
     tensorboard: bool = True
     """Write ``tensorboard_logs/``."""
     every_n_steps: int = 10
-    """Steps between the logged values of single steps; means of epochs are logged for every epoch."""
+    """Steps between the logged losses of single steps, ``train_loss_step``; 0: none. Means are logged every epoch."""
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 0:
+            raise LoragenTrainError(f"logging.every_n_steps is {self.every_n_steps}, but must be 0 or more.")

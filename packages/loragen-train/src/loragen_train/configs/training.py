@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from loragen_train.configs.collect import check_positive, check_seed
 from loragen_train.errors import LoragenTrainError
 
 __all__ = ["TrainingConfig"]
+
+OptimizerType = Literal["adamw", "adam", "sgd"]
+SchedulerType = Literal["cosine", "linear", "constant"]
 
 _NOT_NEGATIVE = (
     "weight_decay",
@@ -43,15 +46,15 @@ class TrainingConfig:
     """Standard deviation of Gaussian noise added to the prompt embeddings while training."""
     target_noise: float = 0.0
     """Standard deviation of Gaussian noise added to the z-scored target tokens while training."""
-    optimizer_type: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer_type: OptimizerType = "adamw"
     """Optimizer, torch's of that name; sgd has a momentum of 0.9."""
-    scheduler_type: Literal["cosine", "linear", "constant", "plateau"] = "cosine"
-    """Learning rate over the steps: ``cosine`` and ``linear`` fall to zero at the last one, ``constant`` stays,
-    ``plateau`` is divided by ten after ten validations without a better val_loss."""
+    scheduler_type: SchedulerType = "cosine"
+    """Learning rate over the steps: ``cosine`` and ``linear`` fall to zero at the last one, ``constant`` stays."""
     warmup_steps: int = 0
-    """Number of steps in which the learning rate rises linearly to its peak; not with plateau."""
+    """Number of steps in which the learning rate rises linearly to its peak."""
     precision: str = "32-true"
-    """Precision in Lightning's terms, such as ``32-true`` or ``bf16-mixed``."""
+    """Precision in Lightning's terms: ``32-true``, ``bf16-mixed``, or ``bf16-true``, where the generator's weights are
+    bfloat16 and all else (targets, losses, a trained encoder) stays float32."""
     accelerator: str = "auto"
     """Hardware in Lightning's terms: ``auto``, ``cpu``, ``gpu``."""
     devices: int | str = 1
@@ -94,8 +97,10 @@ class TrainingConfig:
             check_positive("training.", validate_every_n_epochs=self.validate_every_n_epochs)
         if self.mse_weight == self.l1_weight == 0:
             raise LoragenTrainError("training.mse_weight and training.l1_weight are both 0; there would be no loss.")
-        if self.scheduler_type == "plateau" and self.warmup_steps:
-            raise LoragenTrainError("training.warmup_steps does not go with scheduler_type plateau; set it to 0.")
+        for name, kind in (("optimizer_type", OptimizerType), ("scheduler_type", SchedulerType)):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise LoragenTrainError(f"training.{name} is {getattr(self, name)!r}, but must be one of {known}.")
 
     @property
     def epochs_between_validations(self) -> int:

@@ -86,37 +86,27 @@ def _draw_curves(experiments: Sequence[Experiment], metric: str, columns: list[s
     """All experiments in one picture: the validation solid, the training dashed."""
     from matplotlib.ticker import LogFormatter, NullFormatter
 
-    shown = [experiment.metrics[name] for experiment in experiments for name in columns if name in experiment.metrics]
+    shown = [
+        (index, experiment.name, name.removesuffix(metric).rstrip("_"), experiment.metrics[name])
+        for index, experiment in enumerate(experiments)
+        for name in columns
+        if name in experiment.metrics
+    ]
     with saved_figure(path, width=5.8, height=3.8) as figure:
         axes = figure.add_subplot()
-        for index, experiment in enumerate(experiments):
-            for name in columns:
-                series = experiment.metrics.get(name)
-                if series is None:
-                    continue
-                part = name.removesuffix(metric).rstrip("_")
-                label = label_of(experiment.name) + (f", {part}" if part else "")
-                style = "--" if part == "train" else "-"
-                marker = "." if len(series.values) < 40 else None
-                axes.plot(
-                    series.steps,
-                    series.values,
-                    style,
-                    color=colour_of(index),
-                    marker=marker,
-                    linewidth=1.2,
-                    label=label,
-                )
-        if _wants_logarithm(shown):
+        for index, experiment_name, part, series in shown:
+            style = ("--" if part == "train" else "-") + ("." if len(series.values) < 40 else "")
+            label = label_of(experiment_name) + (f", {part}" if part else "")
+            axes.plot(series.steps, series.values, style, color=colour_of(index), linewidth=1.2, label=label)
+        if _wants_logarithm(series for *_, series in shown):
             axes.set_yscale("log")
             # The usual labels of such an axis are formulas, which are not set here.
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
         axes.set_title(label_of(metric, limit=60))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if sum(map(bool, shown)) <= 12:
+        _tidy(axes)
+        if len(shown) <= 12:
             axes.legend(fontsize=6.5, frameon=False)
 
 

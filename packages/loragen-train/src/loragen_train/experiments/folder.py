@@ -5,29 +5,52 @@
                                     csv_logs/metrics.csv           metrics by step and epoch
                                     tensorboard_logs/, swanlab_logs/
                                     results/validation.json        errors by module and task
-                                    results/final_model/           the bundle
+                                    results/final_model/           the bundle, and the means of the training tasks
+                                    failed.txt                     why the training is not to be continued
 """
 
 import hashlib
+import logging
 import platform
-import shutil
 import subprocess
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from loragen_infer.files import atomic_file
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
 
-__all__ = ["FINAL_MODEL", "LAST_CHECKPOINT", "describe_versions", "find_last", "make_experiment_folder", "write_config"]
+__all__ = [
+    "FINAL_MODEL",
+    "LAST_CHECKPOINT",
+    "check_unchanged",
+    "describe_versions",
+    "find_unfinished",
+    "locked",
+    "make_experiment_folder",
+    "mark_failed",
+    "write_config",
+]
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 FINAL_MODEL = Path("results") / "final_model"
+_FAILED = "failed.txt"
+# What a training may be continued with, since it decides nothing of its result.
+_FREE_TO_CHANGE = (
+    "data.cache_dir",
+    "data.cache_tokenized",
+    "training.num_workers",
+    "training.checkpoint_every_n_steps",
+)
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = (
     "hyperconv",
@@ -61,7 +84,7 @@ def make_experiment_folder(output_dir: Path, name: str) -> Path:
 
 def write_config(folder: Path, config: FitConfig, provenance: dict[str, Any]) -> None:
     """Write ``config.yaml``, which ``fit --config`` takes to repeat the run."""
-    content = {**asdict(config), "provenance": provenance}
+    content = {**config.record(), "provenance": provenance}
     with atomic_file(folder / "config.yaml") as part:
         part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
@@ -73,21 +96,11 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def _git_commit() -> str | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        head = _output(git, "rev-parse", "HEAD")
-        return head + (" with changes" if _output(git, "status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _output(program: str, *arguments: str) -> str:
-    finished = subprocess.run(  # noqa: S603  # git, with arguments from above
-        [program, *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
-    return finished.stdout.strip()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -107,22 +120,48 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
     return found
 
 
-def digest(parts: list[str]) -> str:
+def digest(texts: list[str]) -> str:
     """SHA-256 over several texts."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def find_last(resume: str, output_dir: Path, name: str) -> Path | None:
-    """Return the experiment folder that ``--resume`` means, or None where ``auto`` finds no unfinished one.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the experiment, so that no other process trains in its folder; the system lets go of it when this one dies.
+
+    Raises:
+        LoragenTrainError: Another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LoragenTrainError(
+            f"Another process is training {folder}; wait for it, or start a training without --resume."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def mark_failed(folder: Path, reason: str) -> None:
+    """Note that the experiment is not to be continued, and why."""
+    with atomic_file(folder / _FAILED) as part:
+        part.write_text(reason + "\n", encoding="utf-8")
+
+
+def find_unfinished(resume: str, output_dir: Path, name: str) -> Path | None:
+    """Return the experiment folder that ``--resume`` means, or None where ``auto`` finds none to continue.
 
     Args:
-        resume: ``auto`` for the newest experiment of this name that has a checkpoint and no final model, or the path of
-            an experiment folder or of its last.ckpt.
+        resume: ``auto`` for the newest experiment of this name that has a checkpoint, no final model and did not fail,
+            or the path of an experiment folder or of its last.ckpt.
         output_dir: Where experiments are.
         name: Name of the experiment.
 
     Raises:
-        LoragenTrainError: The path holds no checkpoint, or its run is finished.
+        LoragenTrainError: The path holds no checkpoint, or its run is finished, or has failed.
     """
     if resume == "auto":
         folders = sorted(output_dir.glob(f"{name}_????????_??????*"), reverse=True)
@@ -133,8 +172,43 @@ def find_last(resume: str, output_dir: Path, name: str) -> Path | None:
         raise LoragenTrainError(f"--resume {resume} holds no {LAST_CHECKPOINT}; give an experiment folder or auto.")
     if (folder / FINAL_MODEL).is_dir():
         raise LoragenTrainError(f"--resume {resume}: this experiment is finished; its model is {folder / FINAL_MODEL}.")
+    if (folder / _FAILED).is_file():
+        reason = (folder / _FAILED).read_text(encoding="utf-8").strip()
+        raise LoragenTrainError(f"--resume {resume}: this experiment has failed: {reason} Start a new one.")
     return folder
 
 
 def _is_unfinished(folder: Path) -> bool:
-    return (folder / LAST_CHECKPOINT).is_file() and not (folder / FINAL_MODEL).is_dir()
+    finished = (folder / FINAL_MODEL).is_dir() or (folder / _FAILED).is_file()
+    return (folder / LAST_CHECKPOINT).is_file() and not finished
+
+
+def check_unchanged(config: FitConfig, folder: Path, *, refuse: bool) -> None:
+    """Compare the configuration with the one that the experiment was begun with.
+
+    Args:
+        config: The configuration to continue with.
+        folder: The experiment.
+        refuse: True: a difference is an error; False: it is a warning.
+
+    Raises:
+        LoragenTrainError: The experiment's config.yaml cannot be read; or something differs.
+    """
+    try:
+        before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise LoragenTrainError(f"{folder / 'config.yaml'} cannot be read ({error}); resume needs it.") from error
+    now = config.record()
+    changes = [
+        difference
+        for section in ("data", "model", "training")
+        for difference in differences(before.get(section, {}), now[section], f"{section}.")
+        if not difference.startswith(_FREE_TO_CHANGE)
+    ]
+    if changes and refuse:
+        raise LoragenTrainError(
+            f"{folder} was begun with another configuration: {'; '.join(changes)}. Continue it all the same with "
+            f"--resume {folder}, or begin anew without --resume."
+        )
+    for change in changes:
+        logger.warning("Resuming with a changed configuration: %s.", change)

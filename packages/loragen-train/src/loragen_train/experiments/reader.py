@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -20,48 +20,31 @@ from loragen_train.errors import LoragenTrainError
 __all__ = ["Experiment", "ModuleError", "Sample", "Series", "read_experiments"]
 
 _CONFIG, _METRICS, _VALIDATION = "config.yaml", "csv_logs/metrics.csv", "results/validation.json"
-# A configuration has some dozens of keys; one with more than this is not one of ours.
-_MAX_CONFIG_KEYS, _MAX_CONFIG_BYTES, _MAX_DEPTH = 2000, 1 << 20, 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """The values of one column of the metrics, where it has any."""
+class Series(NamedTuple):
+    """One column of the metrics: its finite values, by optimizer step (or epoch, or row, where there are no steps)."""
 
     steps: list[float]
-    """Optimizer steps (epochs, or rows, where the file has no steps)."""
     values: list[float]
-    """The values, all finite."""
-    num_nonfinite: int = 0
-    """How many values were NaN or Inf and are left out."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModuleError:
-    """How far the generated weight change of one module is from its target, in weight units."""
+class ModuleError(NamedTuple):
+    """How far the generated weights of one module are from its target, and the cosine of the two ΔW."""
 
     module: str
-    """Name of the module."""
     mae: float
-    """Mean absolute error."""
     rmse: float
-    """Root of the mean squared error."""
     relative_error: float
-    """Norm of the error by the norm of the target."""
     cosine: float
-    """Cosine of the generated and the target ΔW."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Some of the validation's values."""
+class Sample(NamedTuple):
+    """Some of the validation's single values: of which task, what should come out, and what did."""
 
     tasks: list[str]
-    """The task of each value."""
     targets: list[float]
-    """What should come out."""
     predicted: list[float]
-    """What came out."""
 
 
 @dataclass(kw_only=True)
@@ -77,7 +60,7 @@ class Experiment:
     config: dict[str, str] = field(default_factory=dict)
     """Its values by their full keys (``training.learning_rate``)."""
     metrics: dict[str, Series] = field(default_factory=dict)
-    """The columns of the metrics."""
+    """The columns of the metrics that have values."""
     modules: list[ModuleError] = field(default_factory=list)
     """The errors of the modules."""
     sample: Sample | None = None
@@ -103,67 +86,54 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
         name = folder.absolute().name
         same = sum(other.folder.absolute().name == name for other in experiments)
         experiment = Experiment(name=f"{name} ({same + 1})" if same else name, folder=folder)
-        for read in (_read_config, _read_metrics, _read_validation):
+        for file, read in ((_CONFIG, _read_config), (_METRICS, _read_metrics), (_VALIDATION, _read_validation)):
             try:
-                read(experiment)
-            except FileNotFoundError as error:
-                part = Path(error.filename).relative_to(folder)
-                experiment.missing.append(f"{part} is not there (yet): the training is going on or was interrupted.")
-            except (OSError, ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
-                reason = " ".join((str(error) or repr(error)).split())
-                experiment.missing.append(f"{read.__name__.removeprefix('_read_')} cannot be read: {reason}")
+                read(experiment, folder / file)
+            except FileNotFoundError:
+                experiment.missing.append(f"{file} is not there (yet): the training is going on or was interrupted.")
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error, yaml.YAMLError) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                experiment.missing.append(f"{file} cannot be read ({reason}).")
         experiments.append(experiment)
     return experiments
 
 
-def _read_config(experiment: Experiment) -> None:
-    file = experiment.folder / _CONFIG
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ValueError(f"{_CONFIG} has {file.stat().st_size} bytes, over {_MAX_CONFIG_BYTES}")
+def _read_config(experiment: Experiment, file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
-        raise ValueError(f"{_CONFIG} holds no 'key: value' lines")
-    values: dict[str, str] = {}
-    _flatten(content, "", values)
-    experiment.config_text, experiment.config = text, values
+        raise TypeError("it holds no 'key: value' lines")
+    experiment.config = dict(_flat(content, ""))
+    experiment.config_text = text
 
 
-def _flatten(value: Any, key: str, into: dict[str, str]) -> None:
-    if len(into) >= _MAX_CONFIG_KEYS or key.count(".") > _MAX_DEPTH:
-        raise ValueError(f"{_CONFIG} is nested too deeply or has over {_MAX_CONFIG_KEYS} keys")
+def _flat(value: Any, key: str) -> list[tuple[str, str]]:
     if isinstance(value, dict) and value:
-        for name, item in value.items():
-            _flatten(item, f"{key}.{name}" if key else str(name), into)
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        for index, item in enumerate(value):
-            _flatten(item, f"{key}[{index}].", into)
-    else:
-        into[key] = str(value)
+        return [pair for name, item in value.items() for pair in _flat(item, f"{key}.{name}" if key else str(name))]
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return [pair for index, item in enumerate(value) for pair in _flat(item, f"{key}[{index}]")]
+    return [(key, str(value))]
 
 
-def _read_metrics(experiment: Experiment) -> None:
-    columns: dict[str, Series] = {}
-    with (experiment.folder / _METRICS).open(encoding="utf-8", newline="") as stream:
+def _read_metrics(experiment: Experiment, file: Path) -> None:
+    num_left_out: dict[str, int] = {}
+    with file.open(encoding="utf-8", newline="") as stream:
         for number, row in enumerate(csv.DictReader(stream)):
             at = next((value for key in ("step", "epoch") if (value := _number(row.get(key))) is not None), number)
             for name, cell in row.items():
                 value = _number(cell)
                 if name in (None, "", "step", "epoch") or value is None:
                     continue
-                series = columns.get(name, Series(steps=[], values=[]))
                 if math.isfinite(value):
+                    series = experiment.metrics.setdefault(name, Series([], []))
                     series.steps.append(at)
                     series.values.append(value)
                 else:
-                    series = Series(steps=series.steps, values=series.values, num_nonfinite=series.num_nonfinite + 1)
-                columns[name] = series
-    experiment.metrics = {name: series for name, series in columns.items() if series.values}
+                    num_left_out[name] = num_left_out.get(name, 0) + 1
     if not experiment.metrics:
         experiment.missing.append(f"{_METRICS} has no numbers yet.")
-    for name, series in columns.items():
-        if series.num_nonfinite:
-            experiment.missing.append(f"{series.num_nonfinite} values of {name} are NaN or Inf and are not shown.")
+    for name, count in num_left_out.items():
+        experiment.missing.append(f"{count} of the values of {name} are NaN or Inf and not shown.")
 
 
 def _number(cell: Any) -> float | None:
@@ -174,27 +144,15 @@ def _number(cell: Any) -> float | None:
         return None
 
 
-def _read_validation(experiment: Experiment) -> None:
-    content = json.loads((experiment.folder / _VALIDATION).read_text(encoding="utf-8"))
-    try:
-        experiment.modules = [
-            ModuleError(
-                module=str(row["module"]),
-                **{key: _real(row[key]) for key in ("mae", "rmse", "relative_error", "cosine")},
-            )
-            for row in content["modules"]
-        ]
-        sample = content["sample"]
-        found = Sample(
-            tasks=[str(task) for task in sample["task"]],
-            targets=[_real(value) for value in sample["target"]],
-            predicted=[_real(value) for value in sample["predicted"]],
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{_VALIDATION} is not what a training writes ({error!r})") from error
-    if not len(found.tasks) == len(found.targets) == len(found.predicted):
-        raise ValueError(f"{_VALIDATION} has lists of different lengths in 'sample'")
-    experiment.sample = found if found.tasks else None
+def _read_validation(experiment: Experiment, file: Path) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    errors = ModuleError._fields[1:]
+    modules = [ModuleError(str(row["module"]), *(_real(row[key]) for key in errors)) for row in content["modules"]]
+    targets, predicted = ([_real(value) for value in content["sample"][key]] for key in ("target", "predicted"))
+    sample = Sample([str(task) for task in content["sample"]["task"]], targets, predicted)
+    if not len(sample.tasks) == len(targets) == len(predicted):
+        raise ValueError("the lists of its sample are of different lengths")
+    experiment.modules, experiment.sample = modules, sample if targets else None
 
 
 def _real(value: Any) -> float:

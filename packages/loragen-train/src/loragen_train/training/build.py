@@ -1,30 +1,33 @@
-"""Builds what a training needs from its configuration: zoo, prompts, condition, generator, data."""
+"""Builds what a training needs from its configuration: zoo, prompts, condition, generator, pairs."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from hyperconv import GeneratorConfig, HyperConvGenerator
-from loragen_infer.encoder.encoder import PromptEncoder
+from hyperconv import HyperConvGenerator
+from loragen_infer import PromptEncoder
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import describe_versions, digest
 from loragen_train.prompts.table import TaskPrompts, read_prompts
 from loragen_train.training.condition import FrozenCondition, PromptTable, TrainedCondition
+from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.pairs import ZooDataModule
 from loragen_train.zoo.tokens import Zoo, read_zoo
 
-__all__ = ["Parts", "build_parts", "cache_folder", "default_device", "is_first_process"]
+__all__ = ["HALF_WEIGHTS", "TrainingSetup", "build_setup"]
+
+logger = logging.getLogger(__name__)
+
+HALF_WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Precisions in which the weights of the generator are kept and updated in that dtype; all else stays float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class TrainingSetup:
     """Everything of a training but the trainer."""
 
     zoo: Zoo
@@ -37,8 +40,8 @@ class Parts:
     """The text encoder."""
     module: GeneratorModule
     """Generator, condition and loss."""
-    data: ZooDataModule
-    """The pairs."""
+    pairs: ZooDataModule
+    """The pairs of checkpoints and prompts to train and to validate with."""
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
@@ -52,35 +55,7 @@ class Parts:
         return {"versions": describe_versions(), "layout": self.zoo.layout.fingerprint, "tasks": tasks}
 
 
-@contextmanager
-def cache_folder(config: FitConfig, *, keep: bool = True) -> Iterator[Path]:
-    """Yield the folder for tokens and embeddings; a temporary one where nothing shall be kept."""
-    if keep and config.data.cache_tokenized:
-        chosen = config.data.cache_dir or os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/loragen"
-        yield Path(chosen).expanduser()
-        return
-    with tempfile.TemporaryDirectory(prefix="loragen-") as folder:
-        yield Path(folder)
-
-
-def default_device(accelerator: str) -> torch.device:
-    """The device that this process trains on, in so far as that is known before the trainer is made."""
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if kind is None or accelerator == "cpu":
-        return torch.device("cpu")
-    return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes, by the variables of torchrun, SLURM or Lightning's own launcher."""
-    if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
-    if "LOCAL_RANK" in os.environ or "NODE_RANK" in os.environ:
-        return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
-    return os.environ.get("SLURM_PROCID", "0") == "0"
-
-
-def build_parts(config: FitConfig, cache_dir: Path) -> Parts:
+def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     """Read the data and make the network that ``config`` describes.
 
     Raises:
@@ -90,38 +65,45 @@ def build_parts(config: FitConfig, cache_dir: Path) -> Parts:
     """
     prompts = read_prompts(config.data, config.training.seed)
     zoo = read_zoo(config.data, config.model, list(prompts.train), cache_dir)
+    _warn_of_little_to_learn(zoo)
     table = PromptTable(prompts)
     device = str(default_device(config.training.accelerator))
     encoder = PromptEncoder(config.model.text_encoder_name, device=device, cache_dir=cache_dir / "embeddings")
-    embeddings_nD = encoder.encode(table.texts)
-    condition: FrozenCondition | TrainedCondition
-    if config.model.freeze_text_encoder:
-        condition = FrozenCondition(embeddings_nD)
-    else:
-        condition = TrainedCondition(encoder, table.texts)
-    generator = _make_generator(config, zoo, encoder.embedding_dim)
+    frozen = config.model.freeze_text_encoder
+    # The training prompts come first. With a trained encoder the network is centred on how it begins.
+    embeddings_nD = encoder.encode(table.texts if frozen else table.texts[: table.num_train])
+    network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2])
+    generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
-    module = GeneratorModule(generator, condition, zoo.layout, zoo.stats, config.training)
-    data = ZooDataModule(
-        zoo,
-        train=table.train,
-        val=table.val,
-        config=config.data,
-        seed=config.training.seed,
-        num_workers=config.training.num_workers,
+    if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:
+        for parameter in generator.parameters():
+            parameter.data = parameter.data.to(dtype)
+    module = GeneratorModule(
+        generator,
+        FrozenCondition(embeddings_nD) if frozen else TrainedCondition(encoder, table.texts),
+        zoo.layout,
+        zoo.stats,
+        config.training,
+        log_every_n_steps=config.logging.every_n_steps,
     )
-    return Parts(zoo=zoo, prompts=prompts, table=table, encoder=encoder, module=module, data=data)
+    training = config.training
+    pairs = ZooDataModule(zoo, table, config.data, seed=training.seed, num_workers=training.num_workers)
+    return TrainingSetup(zoo=zoo, prompts=prompts, table=table, encoder=encoder, module=module, pairs=pairs)
 
 
-def _make_generator(config: FitConfig, zoo: Zoo, condition_dim: int) -> HyperConvGenerator:
-    num_layers, tokens_per_layer, token_dim = zoo.layout.grid
-    return HyperConvGenerator(
-        GeneratorConfig(
-            condition_dim=condition_dim,
-            hidden_dim=config.model.hidden_dim,
-            grid=(num_layers, tokens_per_layer),
-            output_dim=token_dim,
-            num_hyperconv_blocks=config.model.num_hyperconv_blocks,
-            kernel_size=config.model.kernel_size,
+def _warn_of_little_to_learn(zoo: Zoo) -> None:
+    num_checkpoints, num_tasks = len(zoo.tasks), len(zoo.names)
+    contents = {content for task in zoo.names for content in zoo.content_hashes(task)}
+    if num_checkpoints == 1:
+        logger.warning(
+            "The zoo has a single checkpoint, so the generator can only learn to repeat it; add checkpoints."
         )
-    )
+    elif len(contents) == 1:
+        logger.warning(
+            "All %d checkpoints of the zoo are the same, so there is nothing to tell apart.", num_checkpoints
+        )
+    elif num_checkpoints == num_tasks:
+        logger.warning(
+            "Each task has a single checkpoint, so what is a task's own cannot be told from chance; keep several "
+            "checkpoints of each training."
+        )

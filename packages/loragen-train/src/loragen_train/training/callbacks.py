@@ -1,4 +1,4 @@
-"""What happens around the training steps: progress, use of the machine, the last validation, the plateau schedule."""
+"""What happens around the training steps: progress, use of the machine, the last validation."""
 
 import time
 from typing import Any
@@ -8,9 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from loragen_infer.progress import ProgressBar
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-__all__ = ["EpochProgress", "MachineUse", "Plateau", "ValidateLastEpoch"]
+__all__ = ["EpochProgress", "MachineUse", "ValidateLastEpoch"]
 
 _MEBIBYTE = 2**20
 
@@ -49,36 +48,6 @@ class ValidateLastEpoch(Callback):
         """Make the last epoch one that is validated, also where a resumed run begins in the middle of it."""
         if trainer.current_epoch == (trainer.max_epochs or 0) - 1:
             trainer.check_val_every_n_epoch = 1
-
-
-class Plateau(Callback):
-    """Divides the learning rate by ten after ten validations without a better val_loss.
-
-    Lightning would step the schedule after it saves the checkpoint of an epoch, so that a resumed run missed a step.
-    """
-
-    def __init__(self) -> None:
-        self._schedule: ReduceLROnPlateau | None = None
-        self._state: dict[str, Any] | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the schedule of the trainer's optimizer."""
-        self._schedule = ReduceLROnPlateau(trainer.optimizers[0], factor=0.1, patience=10)
-        if self._state is not None:
-            self._schedule.load_state_dict(self._state)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the step."""
-        if self._schedule is not None:
-            self._schedule.step(float(trainer.callback_metrics["val_loss"]))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the schedule has seen."""
-        return self._schedule.state_dict() if self._schedule is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._state = state_dict or None
 
 
 class MachineUse(Callback):

@@ -27,9 +27,9 @@ class PromptTable:
         self.texts: list[str] = []
         """The prompts by number."""
         self.train = self._append(prompts.train)
-        """The numbers of each task's training prompts."""
+        """The numbers of each task's training prompts, which come before all others."""
         self.num_train = len(self.texts)
-        """How many of them, the first ones, are training prompts."""
+        """How many training prompts there are."""
         self.val = self._append(prompts.val)
         """The numbers of each task's validation prompts."""
 

@@ -1,94 +1,69 @@
-"""Tries a configuration: everything is built, one batch goes forward and backward, and nothing is written."""
+"""Tries a configuration: everything is built, the trainer takes two steps, and nothing is written."""
 
 import time
-from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
 
 from loragen_train.configs.fit import FitConfig
-from loragen_train.training.build import build_parts, cache_folder, default_device
-from loragen_train.training.module import GeneratorModule, token_losses
-from loragen_train.training.optimization import make_optimizer
-from loragen_train.training.pairs import Batch
+from loragen_train.training.build import build_setup
+from loragen_train.training.environment import cache_folder
+from loragen_train.training.trainer import check_hardware, make_trainer, run_trainer
 
-__all__ = ["DryRun", "dry_run"]
+__all__ = ["dry_run"]
 
 _MEBIBYTE = 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class DryRun:
-    """What a training would take."""
+class _Watch(Callback):
+    """Notes how long the last step took, and the memory while the trainer has it."""
 
-    num_checkpoints: int
-    """Number of checkpoints in the zoo."""
-    num_parameters: int
-    """Parameters of the generator."""
-    num_trained: int
-    """Parameters that are trained, those of a trained text encoder among them."""
-    num_steps: int
-    """Optimizer steps of the whole training."""
-    memory_mib: float
-    """Most memory that the batch took: the GPU's, or that of the process on the CPU."""
-    loss: float
-    """Loss of the batch."""
-    seconds: float
-    """Estimated time of the training, without validation."""
+    def __init__(self) -> None:
+        self.seconds = self.memory_mib = 0.0
+        self._started = 0.0
 
-    def __str__(self) -> str:
-        hours, rest = divmod(round(self.seconds), 3600)
-        return (
-            f"{self.num_checkpoints} checkpoints, {self.num_parameters:,} parameters in the generator "
-            f"({self.num_trained:,} are trained)\n"
-            f"loss {self.loss:.4f}, {self.memory_mib:,.0f} MiB of memory\n"
-            f"{self.num_steps:,} steps, about {hours} h {rest // 60} min {rest % 60} s without validation"
-        )
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seconds = time.perf_counter() - self._started
+        if pl_module.device.type == "cuda":
+            self.memory_mib = torch.cuda.max_memory_allocated(pl_module.device) / _MEBIBYTE
+        else:
+            self.memory_mib = psutil.Process().memory_info().rss / _MEBIBYTE
 
 
-def dry_run(config: FitConfig) -> DryRun:
-    """Build everything that ``config`` describes and run one batch forward and backward.
+def dry_run(config: FitConfig) -> str:
+    """Build everything that ``config`` describes, take two steps of its training on one device, and say what it takes.
 
     Raises:
         LoragenTrainError, LoragenInferError, LoraTokenizerError: As :func:`loragen_train.training.fit.fit`.
     """
     seed_everything(config.training.seed, workers=True, verbose=False)
-    device = default_device(config.training.accelerator)
+    num_processes = check_hardware(config)
+    watch = _Watch()
     with cache_folder(config, keep=False) as cache_dir:
-        parts = build_parts(config, cache_dir)
-        module = parts.module.to(device).train()
-        loader = parts.data.train_dataloader()
-        batch = Batch(*(part.to(device) for part in next(iter(loader))))
-        optimizer = make_optimizer([value for value in module.parameters() if value.requires_grad], config.training)
-        _step(module, batch, optimizer)
-        started = time.perf_counter()
-        loss = _step(module, batch, optimizer)
-        seconds = time.perf_counter() - started
-        num_batches = len(loader) * config.training.max_epochs
-        return DryRun(
-            num_checkpoints=len(parts.zoo.tasks),
-            num_parameters=module.generator.num_parameters(),
-            num_trained=sum(value.numel() for value in module.parameters() if value.requires_grad),
-            num_steps=-(-num_batches // config.training.accumulate_grad_batches),
-            memory_mib=_memory(device),
-            loss=loss,
-            seconds=seconds * num_batches,
+        setup = build_setup(config, cache_dir)
+        trainer = make_trainer(
+            config,
+            **{"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False},
+            **{"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [watch]},
         )
-
-
-def _step(module: GeneratorModule, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-    predicted_BNW = module.generator(module.condition(batch.prompts)).float()
-    target_BNW = torch.addcmul(module.shift, batch.tokens.float(), module.scale)
-    mse, l1 = token_losses(predicted_BNW - target_BNW, module.loss_weights)
-    loss = module.config.mse_weight * mse + module.config.l1_weight * l1
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    optimizer.step()
-    return float(loss.item())
-
-
-def _memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _MEBIBYTE
-    return psutil.Process().memory_info().rss / _MEBIBYTE
+        run_trainer(trainer, setup, config)
+        num_batches = -(-len(setup.pairs.train_dataloader()) // num_processes)
+    num_epochs = config.training.max_epochs
+    num_steps = -(-num_batches // config.training.accumulate_grad_batches) * num_epochs
+    num_trained = sum(value.numel() for value in setup.module.parameters() if value.requires_grad)
+    num_parameters = setup.module.generator.num_parameters()
+    hours, rest = divmod(round(watch.seconds * num_batches * num_epochs), 3600)
+    return (
+        f"{len(setup.zoo.tasks)} checkpoints, {num_parameters:,} parameters in the generator "
+        f"({num_trained:,} are trained)\n"
+        f"loss {trainer.callback_metrics['train_loss']:.4f}, {watch.memory_mib:,.0f} MiB of memory\n"
+        f"{num_steps:,} steps, about {hours} h {rest // 60} min {rest % 60} s without validation"
+    )

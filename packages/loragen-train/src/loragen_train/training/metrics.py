@@ -1,52 +1,13 @@
-"""How far generated tokens are from their targets: in z-scores, in weights, and in the weight changes they make.
+"""How alike the weight changes are that tokens stand for.
 
 Legend: B batch, N tokens, W values per token, r rank, i inputs, o outputs of a module.
 """
-
-from collections.abc import Iterator, Mapping
 
 import torch
 from lora_tokenizer import TokenLayout, delta_inner
 from lora_tokenizer.names import split_name
 
-__all__ = ["DeltaComparison", "EpochMeans", "errors"]
-
-
-def errors(difference: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return MSE, MAE, RMSE and relative error (norm of the difference over norm of the target) as float32 scalars.
-
-    Args:
-        difference: Predicted minus target values, of any shape, without padding.
-        target: The target values, of the same shape.
-
-    Example:
-        >>> {name: round(value.item(), 3) for name, value in errors(torch.ones(4), torch.full((4,), 2.0)).items()}
-        {'mse': 1.0, 'mae': 1.0, 'rmse': 1.0, 'relative_error': 0.5}
-    """
-    mse = difference.square().mean()
-    rmse = mse.sqrt()
-    scale = target.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    return {"mse": mse, "mae": difference.abs().mean(), "rmse": rmse, "relative_error": rmse / scale}
-
-
-class EpochMeans:
-    """Adds up the metrics of an epoch on their device, to be logged once: a step's log costs more than its numbers."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Count one batch; not every batch needs every metric."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def pop(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Return the means, ``prefix`` before their names, and begin anew."""
-        means = {prefix + name: total / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
+__all__ = ["DeltaComparison"]
 
 
 class DeltaComparison:
@@ -74,32 +35,18 @@ class DeltaComparison:
 
     def cosines(self, first_BNW: torch.Tensor, second_BNW: torch.Tensor) -> torch.Tensor:
         """Return the cosine of every module's two changes, float32 ``[B, modules]``; 0 where one of them is zero."""
-        inner, first, second = self._products(first_BNW, second_BNW)
-        return inner / (first * second).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        cosines = []
+        for module in self.modules:
+            one, two = self.factors(first_BNW, module), self.factors(second_BNW, module)
+            norms = delta_inner(*one, *one) * delta_inner(*two, *two)
+            cosines.append(delta_inner(*one, *two) / norms.sqrt().clamp(min=torch.finfo(torch.float32).tiny))
+        return torch.stack(cosines, dim=1)
 
     def factors(self, tokens_NW: torch.Tensor, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return A ``[r, i]`` and B ``[o, r]``, float32, of one module."""
-        flat = tokens_NW.flatten()
+        """Return A ``[..., r, i]`` and B ``[..., o, r]``, float32, of one module in tokens ``[..., N, W]``."""
+        flat = tokens_NW.flatten(-2)
         a_ri, b_or = (
-            flat[start : start + num_values].view(shape).float()
+            flat[..., start : start + num_values].view(*flat.shape[:-1], *shape).float()
             for start, num_values, shape in (self.places[module]["A"], self.places[module]["B"])
         )
         return a_ri, b_or
-
-    def _products(
-        self, first_BNW: torch.Tensor, second_BNW: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = []
-        for (a1, b1), (a2, b2) in zip(self._factors(first_BNW), self._factors(second_BNW), strict=True):
-            rows.append((delta_inner(a1, b1, a2, b2), delta_inner(a1, b1, a1, b1), delta_inner(a2, b2, a2, b2)))
-        inner, first, second = (torch.stack(column, dim=1) for column in zip(*rows, strict=True))
-        return inner, first, second
-
-    def _factors(self, tokens_BNW: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        flat = tokens_BNW.float().flatten(1)
-        for places in self.places.values():
-            a_Bri, b_Bor = (
-                flat[:, start : start + num_values].view(len(flat), *shape)
-                for start, num_values, shape in (places["A"], places["B"])
-            )
-            yield a_Bri, b_Bor

@@ -8,15 +8,16 @@ Legend: B batch, P prompts per condition, N tokens, W values per token.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lora_tokenizer import TokenSet
 from torch.utils.data import DataLoader, Dataset
 
 from loragen_train.configs.fit import DataConfig
+from loragen_train.training.condition import PromptTable
 from loragen_train.zoo.tokens import Zoo
 
 __all__ = ["Batch", "PairLoader", "ZooDataModule"]
@@ -29,6 +30,8 @@ class Batch(NamedTuple):
     """``[B, P]``, numbers of prompts in the table of all prompts, int64."""
     tokens: torch.Tensor
     """``[B, N, W]``, tokens of the checkpoints, not yet z-scored."""
+    counts: torch.Tensor
+    """``[B]``, float32: 1, and 0 where a batch is filled up with a pair that the epoch has seen already."""
 
 
 class _Visit(NamedTuple):
@@ -39,104 +42,80 @@ class _Visit(NamedTuple):
     checkpoint: int
 
 
-class _Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Prompts and tokens of a visit; holds the tokens' file, not their values."""
+@dataclass(frozen=True)
+class _Pairs(Dataset[tuple[torch.Tensor, ...]]):
+    """Prompts and tokens of a visit, and whether it counts; holds the tokens' file, not their values."""
 
-    def __init__(
-        self, tokens: TokenSet, tasks: list[str], prompts: dict[str, range], num_prompts: int, seed: str
-    ) -> None:
-        self._tokens, self._tasks, self._prompts = tokens, tasks, prompts
-        self._num_prompts, self._seed = num_prompts, seed
+    zoo: Zoo
+    prompts: Mapping[str, range]
+    num_prompts: int
+    seed: str
 
-    def __getitem__(self, visit: _Visit) -> tuple[torch.Tensor, torch.Tensor]:
-        known = self._prompts[self._tasks[visit.checkpoint]]
-        draw = random.Random(f"{self._seed}/{visit.epoch}/{visit.number}")
+    def __getitem__(self, visit: _Visit) -> tuple[torch.Tensor, ...]:
+        known = self.prompts[self.zoo.tasks[visit.checkpoint]]
+        draw = random.Random(f"{self.seed}/{visit.epoch}/{visit.number}")
         # A task with fewer prompts than asked for repeats some.
-        enough = len(known) >= self._num_prompts
-        chosen = draw.sample(known, self._num_prompts) if enough else draw.choices(known, k=self._num_prompts)
-        return torch.tensor(chosen), self._tokens.read(visit.checkpoint)
+        choose = draw.sample if len(known) >= self.num_prompts else draw.choices
+        counts = torch.tensor(float(visit.number < len(self.zoo.tasks)))
+        return torch.tensor(choose(known, k=self.num_prompts)), self.zoo.tokens[visit.checkpoint].clone(), counts
 
 
-def _collate(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
-    prompts, tokens = zip(*pairs, strict=True)
-    return Batch(torch.stack(prompts), torch.stack(tokens))
+def _collate(pairs: list[tuple[torch.Tensor, ...]]) -> Batch:
+    return Batch(*map(torch.stack, zip(*pairs, strict=True)))
 
 
+@dataclass
 class PairLoader:
     """Batches of pairs, epoch after epoch, with a position that can be saved in the middle of one.
 
-    An epoch visits every checkpoint once; the last global batch is filled up with visits of some again, so that all
-    batches, on all devices, are of one size.
-
-    Args:
-        zoo: The checkpoints.
-        prompts: The numbers of each task's prompts.
-        config: Batch size and prompts per condition.
-        seed: Seed of order and prompts; another one for validation than for training.
-        shuffle: True: another order every epoch, and other prompts. False: every epoch is the same.
-        rank: Number of this process among ``world_size``.
-        world_size: Number of processes that share a global batch.
-        num_workers: Processes that read ahead.
+    An epoch visits every checkpoint once; the last global batch is filled up with visits of some again, which do not
+    count, so that all batches, on all devices, are of one size.
     """
 
-    def __init__(
-        self,
-        zoo: Zoo,
-        prompts: dict[str, range],
-        config: DataConfig,
-        *,
-        seed: str,
-        shuffle: bool,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-    ) -> None:
-        self._dataset = _Pairs(zoo.tokens, zoo.tasks, prompts, config.prompts_per_condition, seed)
-        self._num_checkpoints = len(zoo.tasks)
-        self._batch_size = config.batch_size
-        self._seed, self._shuffle = seed, shuffle
-        self._rank, self._world_size, self._num_workers = rank, world_size, num_workers
-        self._epoch = 0
-        self._num_done = 0
+    zoo: Zoo
+    """The checkpoints."""
+    prompts: Mapping[str, range]
+    """The numbers of each task's prompts."""
+    config: DataConfig
+    """Batch size and prompts per condition."""
+    seed: str
+    """Seed of order and prompts; another one for validation than for training."""
+    shuffle: bool
+    """True: another order every epoch, and other prompts. False: every epoch is the same."""
+    rank: int = 0
+    """Number of this process among ``world_size``."""
+    world_size: int = 1
+    """Number of processes that share a global batch."""
+    num_workers: int = 0
+    """Processes that read ahead."""
+    position: tuple[int, int] = (0, 0)
+    """The epoch, and the number of its batches that are done; setting it goes on from there."""
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        return -(-self._num_checkpoints // (self._batch_size * self._world_size))
+        return -(-len(self.zoo.tasks) // (self.config.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
         """What is left of the epoch that the position is in; of the next one where nothing is left."""
-        if self._num_done == len(self):
-            self._epoch, self._num_done = self._epoch + 1, 0
-        batches = self._visits(self._epoch)[self._num_done :]
-        for batch in DataLoader(
-            self._dataset,
-            batch_sampler=batches,
-            collate_fn=_collate,
-            num_workers=self._num_workers,
-        ):
+        epoch, num_done = self.position
+        if num_done == len(self):
+            epoch, num_done = epoch + 1, 0
+        pairs = _Pairs(self.zoo, self.prompts, self.config.prompts_per_condition, self.seed)
+        batches, workers = self._visits(epoch if self.shuffle else 0)[num_done:], self.num_workers
+        for batch in DataLoader(pairs, batch_sampler=batches, collate_fn=_collate, num_workers=workers):
             # Counted before it is handed out: whoever saves the position has seen this batch.
-            self._num_done += 1
+            num_done += 1
+            self.position = epoch, num_done
             yield batch
 
     def _visits(self, epoch: int) -> list[list[_Visit]]:
-        if not self._shuffle:
-            epoch = 0
-        order = list(range(self._num_checkpoints))
-        if self._shuffle:
-            random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        size = self._batch_size * self._world_size
-        visits = [_Visit(epoch, number, order[number % self._num_checkpoints]) for number in range(len(self) * size)]
-        start = self._rank * self._batch_size
-        return [visits[first + start : first + start + self._batch_size] for first in range(0, len(visits), size)]
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """The epoch, and the number of its batches that are done; setting it goes on from there."""
-        return self._epoch, self._num_done
-
-    @position.setter
-    def position(self, value: tuple[int, int]) -> None:
-        self._epoch, self._num_done = value
+        order = list(range(len(self.zoo.tasks)))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        own = self.config.batch_size
+        size = own * self.world_size
+        visits = [_Visit(epoch, number, order[number % len(order)]) for number in range(len(self) * size)]
+        return [visits[first : first + own] for first in range(self.rank * own, len(visits), size)]
 
 
 class ZooDataModule(LightningDataModule):
@@ -144,50 +123,32 @@ class ZooDataModule(LightningDataModule):
 
     Args:
         zoo: The tokenized checkpoints.
-        train: The numbers of each task's training prompts in the table of all prompts.
-        val: The same for the validation prompts.
+        table: The prompts by number.
         config: Batch size and prompts per condition.
         seed: Seed of the order of checkpoints and of the prompts drawn.
         num_workers: Processes that read ahead, per device.
     """
 
-    def __init__(
-        self,
-        zoo: Zoo,
-        *,
-        train: dict[str, range],
-        val: dict[str, range],
-        config: DataConfig,
-        seed: int,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, zoo: Zoo, table: PromptTable, config: DataConfig, *, seed: int, num_workers: int = 0) -> None:
         super().__init__()
-        self._zoo, self._train, self._val, self._config = zoo, train, val, config
+        self._zoo, self._table, self._config = zoo, table, config
         self._seed, self._num_workers = seed, num_workers
         self._train_loader: PairLoader | None = None
         self._resume_from = (0, 0)
 
     def train_dataloader(self) -> PairLoader:
         """Another order and other prompts every epoch."""
-        self._train_loader = self._loader(self._train, f"{self._seed}/train", shuffle=True)
+        self._train_loader = self._loader(self._table.train, f"{self._seed}/train", shuffle=True)
         self._train_loader.position = self._resume_from
         return self._train_loader
 
     def val_dataloader(self) -> PairLoader:
         """Every checkpoint, always with the same validation prompts."""
-        return self._loader(self._val, f"{self._seed}/val", shuffle=False)
+        return self._loader(self._table.val, f"{self._seed}/val", shuffle=False)
 
     def _loader(self, prompts: dict[str, range], seed: str, *, shuffle: bool) -> PairLoader:
-        return PairLoader(
-            self._zoo,
-            prompts,
-            self._config,
-            seed=seed,
-            shuffle=shuffle,
-            rank=self.trainer.global_rank if self.trainer is not None else 0,
-            world_size=self.trainer.world_size if self.trainer is not None else 1,
-            num_workers=self._num_workers,
-        )
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return PairLoader(self._zoo, prompts, self._config, seed, shuffle, rank, world_size, self._num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training data.

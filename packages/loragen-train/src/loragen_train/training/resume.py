@@ -1,10 +1,12 @@
 """Saves what ``--resume`` goes on from: every so many steps, after validations, and when a signal stops a training."""
 
 import logging
+import math
 import os
 import signal
 import threading
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
@@ -12,7 +14,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["Interrupted", "ResumeCheckpoint"]
+from loragen_train.configs.training import TrainingConfig
+from loragen_train.errors import LoragenTrainError
+
+__all__ = ["Interrupted", "ResumeCheckpoint", "TrainingDivergedError", "step_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,26 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+class TrainingDivergedError(LoragenTrainError):
+    """The loss is not finite any more; going on from a checkpoint of this training leads nowhere."""
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimizer steps that a checkpoint is after.
+
+    Raises:
+        LoragenTrainError: It cannot be read.
+    """
+    try:
+        return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"])
+    except (OSError, EOFError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise LoragenTrainError(
+            f"{checkpoint} cannot be read ({reason}); resume from another experiment, or copy one of the other files "
+            "beside it over it."
+        ) from error
+
+
 class ResumeCheckpoint(Callback):
     """Saves after steps, never within one, and turns Ctrl+C, SIGTERM and SLURM's notice into a stop after a step.
 
@@ -37,11 +62,12 @@ class ResumeCheckpoint(Callback):
 
     Args:
         file: The checkpoint, replaced as a whole each time.
-        every_n_steps: Steps between checkpoints; 0 saves after validations only.
+        config: Says how many steps lie between checkpoints.
     """
 
-    def __init__(self, file: Path, every_n_steps: int) -> None:
-        self._file, self._every_n_steps = file, every_n_steps
+    def __init__(self, file: Path, config: TrainingConfig) -> None:
+        self._file, self._every_n_steps = file, config.checkpoint_every_n_steps
+        self._learning_rate = config.learning_rate
         self._received = 0
         self._before: dict[int, Any] = {}
         self._is_due = False
@@ -74,8 +100,17 @@ class ResumeCheckpoint(Callback):
             self._save_or_stop(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the loss; what was validated is saved at the end of the epoch."""
+        """Note the loss; what was validated is saved at the end of the epoch.
+
+        Raises:
+            TrainingDivergedError: The loss is not finite.
+        """
         self.val_loss = float(trainer.callback_metrics["val_loss"])
+        if not math.isfinite(self.val_loss):
+            raise TrainingDivergedError(
+                f"The training diverged (in epoch {trainer.current_epoch} the val_loss is {self.val_loss}); lower "
+                f"training.learning_rate, which is {self._learning_rate}."
+            )
         self._is_due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,7 +123,7 @@ class ResumeCheckpoint(Callback):
             everywhere = trainer.strategy.reduce(torch.tensor(received, device=pl_module.device), reduce_op="max")
             received = int(everywhere)
         if received or self._is_due:
-            trainer.save_checkpoint(self._file)
+            trainer.save_checkpoint(self._file, weights_only=False)
             self._is_due = False
         if received:
             raise Interrupted(received)

@@ -1,18 +1,21 @@
 """The loggers of a training: a CSV file always, TensorBoard and SwanLab as configured; none of them can end it.
 
-SwanLab's own rules are kept (its settings, its variables, its key file) with three differences: it never asks at a
-prompt, what it cannot send it keeps in ``swanlab_logs/`` to be synchronised later, and the variable SWANLAB_PROJECT,
-which its release 0.10 cannot read, is taken as the project's name.
+SwanLab's own rules are kept (its settings, its variables, its key file) with four differences: it never asks at a
+prompt, a server that does not answer within three seconds is not waited for, what cannot be sent is kept in
+``swanlab_logs/`` to be synchronised later, and the variable SWANLAB_PROJECT, which its release 0.10 cannot read, is
+taken as the project's name.
 """
 
 import csv
 import logging
 import os
 import sys
+import threading
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,13 +25,18 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from loragen_train.configs.fit import FitConfig
 from loragen_train.configs.logging import SwanLabConfig
 from loragen_train.errors import LoragenTrainError
+from loragen_train.training.environment import is_first_process
+from loragen_train.training.resume import Interrupted, step_of
 
 if TYPE_CHECKING:
+    from swanlab import Settings
     from swanlab.integration.pytorch_lightning import SwanLabLogger
 
-__all__ = ["Outcome", "Tracker", "make_trackers"]
+__all__ = ["Outcome", "Tracker", "make_trackers", "tracked", "with_team_of_environment"]
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 3
 
 Outcome = Literal["success", "aborted", "crashed"]
 
@@ -62,11 +70,6 @@ class Tracker(Logger):
     def version(self) -> str:
         """Nothing: an experiment's folder is version enough."""
         return ""
-
-    @property
-    def experiment(self) -> Any:
-        """The tracker's own run object, or None; asking for it starts the tracker."""
-        return self._try(lambda made: getattr(made, "experiment", None))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record values."""
@@ -108,6 +111,57 @@ class Tracker(Logger):
             return None
 
 
+def with_team_of_environment(config: FitConfig) -> FitConfig:
+    """Return ``config`` with the project and workspace that SwanLab's variables name, where it names none itself."""
+    swanlab = config.logging.swanlab
+    if _swanlab_mode(swanlab) == "disabled":
+        return config
+    project = swanlab.project or os.environ.get("SWANLAB_PROJECT") or os.environ.get("SWANLAB_PROJ_NAME")
+    workspace = swanlab.workspace or os.environ.get("SWANLAB_WORKSPACE")
+    known = replace(swanlab, project=project or None, workspace=workspace or None)
+    return replace(config, logging=replace(config.logging, swanlab=known))
+
+
+@contextmanager
+def tracked(config: FitConfig, folder: Path, checkpoint: Path | None) -> Iterator[list[Tracker]]:
+    """Yield the trackers of a training, none in processes that do not write, and close them with the right state.
+
+    Raises:
+        LoragenTrainError: The checkpoint that the training goes on from cannot be read, or as :func:`make_trackers`.
+    """
+    if not is_first_process():
+        yield []
+        return
+    trackers = make_trackers(config, folder, step_of(checkpoint) if checkpoint is not None else 0)
+    outcome: tuple[Outcome, str | None] = ("success", None)
+    with _hidden("SWANLAB_PROJECT"):
+        for tracker in trackers:
+            tracker.log_hyperparams(replace(config, provenance=None).record())
+        try:
+            yield trackers
+        except (Interrupted, KeyboardInterrupt) as stop:
+            outcome = ("aborted", str(stop) or "stopped by SIGINT")
+            logger.info("Go on with: --resume %s.", folder)
+            raise
+        except BaseException as error:
+            outcome = ("crashed", str(error) or type(error).__name__)
+            raise
+        finally:
+            for tracker in trackers:
+                tracker.close(*outcome)
+
+
+@contextmanager
+def _hidden(variable: str) -> Iterator[None]:
+    """Take a variable out of the environment: SwanLab 0.10 reads this one as a section of its settings, and fails."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
+
+
 def make_trackers(config: FitConfig, folder: Path, resumed_step: int = 0) -> list[Tracker]:
     """Return the trackers that ``config`` asks for, which write below ``folder``.
 
@@ -121,17 +175,16 @@ def make_trackers(config: FitConfig, folder: Path, resumed_step: int = 0) -> lis
     """
     trackers = [Tracker("The CSV log", lambda: _csv(folder, resumed_step))]
     if config.logging.tensorboard:
-        trackers.append(Tracker("TensorBoard", lambda: _tensorboard(folder, resumed_step)))
-    swanlab = config.logging.swanlab
-    mode = _swanlab_mode(swanlab)
+        options: dict[str, Any] = {"name": "", "version": "tensorboard_logs", "purge_step": resumed_step or None}
+        trackers.append(Tracker("TensorBoard", lambda: TensorBoardLogger(folder, **options)))
+    mode = _swanlab_mode(config.logging.swanlab)
     if mode == "local" and find_spec("swanboard") is None:
         raise LoragenTrainError(
             "logging.swanlab.mode local needs SwanLab's dashboard; install it with: "
             "pip install 'loragen-train[dashboard]'."
         )
     if mode != "disabled":
-        make = _SwanLab(swanlab, mode, folder, config.name)
-        trackers.append(Tracker("SwanLab", make, _SwanLab.close))
+        trackers.append(Tracker("SwanLab", lambda: _swanlab(config, mode, folder), _finish_swanlab))
     return trackers
 
 
@@ -150,12 +203,6 @@ def _csv(folder: Path, resumed_step: int) -> Logger:
     return made
 
 
-def _tensorboard(folder: Path, resumed_step: int) -> Logger:
-    return TensorBoardLogger(
-        folder, name="", version="tensorboard_logs", purge_step=resumed_step if resumed_step else None
-    )
-
-
 def _swanlab_mode(config: SwanLabConfig) -> str:
     if config.mode != "auto":
         return config.mode
@@ -163,50 +210,63 @@ def _swanlab_mode(config: SwanLabConfig) -> str:
     return "online" if mode == "cloud" else mode
 
 
-class _SwanLab:
-    """Makes SwanLab's Lightning logger: online if it can, else offline."""
+def _swanlab(config: FitConfig, mode: str, folder: Path) -> "SwanLabLogger":
+    """SwanLab's Lightning logger: online if it can, else offline."""
+    import swanlab
+    from swanlab.integration.pytorch_lightning import SwanLabLogger
 
-    def __init__(self, config: SwanLabConfig, mode: str, folder: Path, name: str) -> None:
-        self._config, self._mode, self._folder, self._name = config, mode, folder, name
-
-    def __call__(self) -> "SwanLabLogger":
-        # SwanLab 0.10 would parse it as a section of its settings, as JSON, and fail.
-        project = os.environ.pop("SWANLAB_PROJECT", None)
-        made = self._logger(self._mode, project)
-        if self._mode != "online":
-            return made
-        try:
-            _ = made.experiment
-        # No key, no network, a server that answers nonsense: SwanLab has no common base for them.
-        except Exception as error:  # noqa: BLE001
-            reason = " ".join(str(error).split()) or type(error).__name__
-            logger.warning(
-                "SwanLab cannot be reached (%s); the run is recorded offline in %s and can be sent with: swanlab sync.",
-                *(reason.rstrip("."), self._folder / "swanlab_logs"),
-            )
-            made = self._logger("offline", project)
+    # Nothing is asked, and what is printed stays where the user sees it.
+    settings = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
+    given, logs = config.logging.swanlab, folder / "swanlab_logs"
+    options: dict[str, Any] = {
+        "project": given.project or settings.project.name or f"loragen-{config.name}",
+        "workspace": given.workspace or settings.project.workspace,
+        "experiment_name": given.experiment_name or settings.experiment.name or folder.name,
+        "log_dir": str(logs),
+        "save_dir": str(folder),
+        "settings": settings,
+    }
+    made = SwanLabLogger(mode=mode, **options)
+    if mode != "online":
         return made
-
-    def _logger(self, mode: str, project: str | None) -> "SwanLabLogger":
-        import swanlab
-        from swanlab.integration.pytorch_lightning import SwanLabLogger
-
-        # Nothing is asked, and what is printed stays where the user sees it.
-        settings = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
-        known = settings.project.name
-        return SwanLabLogger(
-            project=self._config.project or project or known or f"loragen-{self._name}",
-            workspace=self._config.workspace or settings.project.workspace,
-            experiment_name=self._config.experiment_name or settings.experiment.name or self._folder.name,
-            log_dir=str(self._folder / "swanlab_logs"),
-            mode=mode,
-            save_dir=str(self._folder),
-            settings=settings,
+    try:
+        _check_reachable(settings)
+        _ = made.experiment
+    # No key, no network, a server that answers nonsense: SwanLab has no common base for them.
+    except Exception as error:  # noqa: BLE001
+        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        sentence = (
+            "SwanLab cannot be reached (%s); the run is recorded offline in %s and can be sent with: swanlab sync."
         )
+        logger.warning(sentence, reason, logs)
+        made = SwanLabLogger(mode="offline", **options)
+    return made
 
-    @staticmethod
-    def close(_made: Logger, outcome: Outcome, error: str | None) -> None:
-        """End SwanLab's run with the right state."""
-        import swanlab
 
-        swanlab.finish(state=outcome, error=None if outcome == "success" else error)
+def _finish_swanlab(_made: Logger, outcome: Outcome, error: str | None) -> None:
+    """End SwanLab's run with the right state."""
+    import swanlab
+
+    swanlab.finish(state=outcome, error=None if outcome == "success" else error)
+
+
+def _check_reachable(settings: "Settings") -> None:
+    """Raise ConnectionError unless there is a key, and the server answers anything within three seconds.
+
+    SwanLab itself asks five times, with a line each, before it gives up.
+    """
+    if settings.api_key is None:
+        raise ConnectionError("there is no key; swanlab login stores one")
+    answered = threading.Event()
+
+    def ask() -> None:
+        # A proxy counts, as for SwanLab. Not even looking up the name may take longer, so nobody waits for this thread.
+        with suppress(requests.RequestException):
+            requests.get(settings.api_host, timeout=_PATIENCE_SECONDS, stream=True).close()
+            answered.set()
+
+    import requests
+
+    threading.Thread(target=ask, daemon=True).start()
+    if not answered.wait(_PATIENCE_SECONDS):
+        raise ConnectionError(f"{settings.api_host} does not answer")

@@ -1,0 +1,105 @@
+"""Lightning's trainer for a configuration, and its errors in the words of one."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+from loragen_train.configs.fit import FitConfig
+from loragen_train.errors import LoragenTrainError
+from loragen_train.training.build import HALF_WEIGHTS, TrainingSetup
+
+__all__ = ["check_hardware", "make_trainer", "run_trainer"]
+
+
+def check_hardware(config: FitConfig) -> int:
+    """Return how many processes train on the hardware that ``config`` asks for.
+
+    Raises:
+        LoragenTrainError: Hardware or precision are nothing that Lightning can use here.
+    """
+    training = config.training
+    precision: Any = training.precision
+    try:
+        return Trainer(**_hardware(config), precision=precision, logger=False, enable_checkpointing=False).world_size
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise LoragenTrainError(
+            f"training.accelerator={training.accelerator!r}, devices={training.devices!r}, strategy="
+            f"{training.strategy!r} or precision={training.precision!r} is nothing that Lightning can use here: "
+            f"{reason}"
+        ) from error
+
+
+def make_trainer(config: FitConfig, **options: Any) -> Trainer:
+    """Return the trainer of a configuration whose hardware was checked.
+
+    Args:
+        config: The training.
+        options: What ``lightning.pytorch.Trainer`` takes besides, or instead.
+    """
+    training = config.training
+    given = {
+        **_hardware(config),
+        # Of weights that are half as wide Lightning would make all of it so, statistics and targets too.
+        "precision": "32-true" if training.precision in HALF_WEIGHTS else training.precision,
+        "max_epochs": training.max_epochs,
+        "accumulate_grad_batches": training.accumulate_grad_batches,
+        "gradient_clip_val": training.gradient_clip_val or None,
+        "check_val_every_n_epoch": training.epochs_between_validations,
+        "log_every_n_steps": config.logging.every_n_steps,
+        "deterministic": True,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**{**given, **options})
+
+
+def _hardware(config: FitConfig) -> dict[str, Any]:
+    training = config.training
+    strategy = training.strategy
+    if not config.model.freeze_text_encoder and strategy in ("ddp", "auto") and str(training.devices) != "1":
+        # Encoders have parameters, such as those of an unused pooler, that get no gradient.
+        strategy = "ddp_find_unused_parameters_true"
+    return {
+        "accelerator": training.accelerator,
+        "devices": training.devices,
+        "num_nodes": training.num_nodes,
+        "strategy": strategy,
+        "plugins": [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+    }
+
+
+def run_trainer(trainer: Trainer, setup: TrainingSetup, config: FitConfig, checkpoint: Path | None = None) -> None:
+    """Train, from ``checkpoint`` on if there is one.
+
+    Raises:
+        LoragenTrainError: The memory does not hold a step.
+        KeyboardInterrupt: The user stops it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # What they advise (more workers, a logging interval) is not the user's to change or does not matter.
+            warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+            trainer.fit(setup.module, datamodule=setup.pairs, ckpt_path=checkpoint, weights_only=True)
+    except (MemoryError, RuntimeError) as error:
+        is_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (is_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        half = config.data.batch_size // 2
+        hint = f"try data.batch_size {half}" if half else "lower model.hidden_dim or use more memory"
+        raise LoragenTrainError(
+            f"The {'GPU' if is_gpu else 'machine'}'s memory does not hold a step with data.batch_size "
+            f"{config.data.batch_size}; {hint}, and training.accumulate_grad_batches "
+            f"{2 * config.training.accumulate_grad_batches} for the same result."
+        ) from error
+    except SystemExit as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
