@@ -120,7 +120,7 @@ def write_old_bundle(
     content = {
         "format": "loragen-bundle",
         "format_version": "1" if bundle.text_encoder_state is None else "2",
-        "generator_config": json.dumps(bundle.generator.config.to_dict()),
+        "generator_config": json.dumps({**bundle.generator.config.to_dict(), "centering": "running"}),
         "layout": bundle.layout.to_json(),
         "text_encoder_name": bundle.text_encoder_name,
         "versions": json.dumps({"loragen-infer": "0.1.0"}),

@@ -93,8 +93,8 @@ def test_another_base_model_is_refused_with_what_does_not_fit(zoo, adapter, make
     from transformers import LlamaConfig, LlamaForCausalLM
 
     for name, options, message in (
-        ("wide", {"hidden_size": 64}, r"q_proj takes an update of \(64, 64\), not \(32, 32\)"),
-        ("shallow", {"num_hidden_layers": 1}, "layers.1.self_attn.q_proj is no module of the base model"),
+        ("wide", {"hidden_size": 64}, r"q_proj.lora_A.weight is \(2, 32\), but the model takes \(2, 64\)"),
+        ("shallow", {"num_hidden_layers": 1}, "layers.1.self_attn.q_proj.lora_A.weight .* no such tensor"),
         ("deep", {"num_hidden_layers": 3}, "layers.2.self_attn.q_proj.*missing"),
     ):
         config = LlamaConfig.from_dict({**make.llama().config.to_dict(), "head_dim": None, **options})

@@ -83,13 +83,8 @@ class LoraGenerator:
     ) -> Self:
         """Load a bundle and the encoder that it names.
 
-        Args:
-            path: A bundle, a ``final_model`` or an experiment folder, or the name of a hub repository with a bundle.
-            revision: Branch, tag or commit on the hub.
-            device: A torch device for generator and encoder.
-            dtype: As for the class.
-            compile: As for the class.
-            cache_dir: Where the encoder keeps its embeddings, if anywhere.
+        ``path`` is a bundle, a ``final_model`` or an experiment folder, or (at ``revision``) a hub repository with a
+        bundle; ``cache_dir`` is where the encoder keeps its embeddings. The other options are those of the class.
 
         Raises:
             LoragenInferError: The bundle or its encoder is missing, unreadable or another one than in training, or the
@@ -107,19 +102,11 @@ class LoraGenerator:
         return cls(bundle, encoder, device=device, dtype=dtype, compile=compile)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the bundle into ``folder``, which is made where it is missing, and return the folder.
-
-        Raises:
-            LoragenInferError: The disk refuses.
-        """
+        """Write the bundle into ``folder``, which is made where it is missing, and return the folder."""
         return self.bundle.save(Path(folder) / BUNDLE_NAME).parent
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """Move the generator to ``device`` and the encoder with it, let it compute in ``dtype``, and return it.
-
-        Raises:
-            LoragenInferError: The device cannot be used, or the dtype is unknown.
-        """
+        """Move the generator to ``device`` and the encoder with it, let it compute in ``dtype``, and return it."""
         place = self._device if device is None else torch.device(device)
         check_device(place)
         self.encoder.module.to(place)
@@ -178,14 +165,7 @@ class LoraGenerator:
         adapter_name: str = "default",
         scale: float = 1.0,
     ) -> "PeftModel":
-        """Generate an adapter and add it to ``model`` in memory; see :func:`loragen_infer.add_adapter`.
-
-        Returns:
-            ``model`` itself if it is a PeftModel, and otherwise one around it.
-
-        Raises:
-            LoragenInferError: As :meth:`generate`, or the adapter does not fit the model, or has a name that is taken.
-        """
+        """Generate an adapter and put it on ``model`` in memory: :meth:`generate` and then ``add_adapter``."""
         from loragen_infer.adapters.attach import add_adapter
 
         return add_adapter(model, self.generate(prompts, scale=scale), adapter_name=adapter_name)
@@ -215,24 +195,13 @@ class LoraGenerator:
         counts = [len(prompts) for prompts in tasks]
         condition_BPD = pad_sequence(list(torch.split(embedding_nD, counts)), batch_first=True)
         mask_BP = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        tokens_BNW = self._run_network(condition_BPD.to(self._device), mask_BP.to(self._device))
+        tokens_BNW: torch.Tensor = self._network(condition_BPD.to(self._device), mask_BP.to(self._device))
         if not torch.isfinite(tokens_BNW).all():
             raise LoragenInferError(
                 f"The generator made NaN or Inf in {str(self._dtype).removeprefix('torch.')}; use float32, or train "
                 "the model again."
             )
         return tokens_BNW.float().cpu()
-
-    def _run_network(self, condition: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if not self._is_compiled:
-            return self._network(condition, mask)  # type: ignore[no-any-return]
-        from torch._dynamo.exc import TorchDynamoException
-
-        try:
-            return self._network(condition, mask)  # type: ignore[no-any-return]
-        except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise LoragenInferError(f"torch.compile failed ({reason}); leave --compile away.") from error
 
 
 def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:

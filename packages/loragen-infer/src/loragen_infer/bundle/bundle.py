@@ -69,9 +69,6 @@ class GeneratorBundle:
         """Write the bundle to ``path``, whole or not at all, and return it; equal bundles give equal bytes.
 
         A path that ends in ``.pt`` becomes a file of ``torch.save``, any other a safetensors file.
-
-        Raises:
-            LoragenInferError: The disk refuses.
         """
         tasks = self.training_tasks
         content = {

@@ -23,6 +23,10 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     config, layout = bundle.generator.config, bundle.layout
     num_layers, row_tokens, width = layout.grid
     adapter = layout.config
+    try:
+        encoder = locate_model(bundle.text_encoder_name, kind="text encoder")
+    except LoragenInferError:  # it is not on this machine and may not be fetched
+        encoder = None
     return {
         "file": str(file),
         "size_bytes": file.stat().st_size,
@@ -32,7 +36,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "text_encoder": {
             "name": bundle.text_encoder_name,
             "fine_tuned": bundle.text_encoder_state is not None,
-            "found_at": _place_of_encoder(bundle.text_encoder_name),
+            "found_at": encoder,
             "revision": bundle.text_encoder_revision,
             "fingerprint": bundle.text_encoder_fingerprint,
         },
@@ -55,7 +59,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
             "num_parameters": layout.num_values,
             "r": adapter.r,
             "lora_alpha": adapter.lora_alpha,
-            "target_modules": _plain(adapter.target_modules),
+            "target_modules": list(adapter.target_modules),
         },
         "training": {
             "num_checkpoints": bundle.stats.count,
@@ -67,42 +71,15 @@ def describe_bundle(path: Path) -> dict[str, Any]:
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """Return the description as indented ``key: value`` lines.
+    """Return the description as indented ``key: value`` lines, which are YAML.
 
     Example:
         >>> print(format_description({"layout": {"num_tokens": 1200, "canonical": None}}))
         layout:
-          num_tokens: 1,200
-          canonical: none
+          num_tokens: 1200
+          canonical: null
     """
-    return "\n".join(_lines(description, ""))
+    import yaml
 
-
-def _lines(values: dict[str, Any], indent: str) -> list[str]:
-    lines = []
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {_text(value)}")
-    return lines
-
-
-def _text(value: Any) -> str:
-    if value is None or value == {}:
-        return "none"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if type(value) is int else str(value)
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str) else list(value)
-
-
-def _place_of_encoder(name: str) -> str | None:
-    """Where the encoder would be loaded from here; None: it is not on this machine and may not be fetched."""
-    try:
-        return locate_model(name, kind="text encoder")
-    except LoragenInferError:
-        return None
+    dumped: str = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=120)
+    return dumped.rstrip()

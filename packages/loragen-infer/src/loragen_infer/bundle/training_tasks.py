@@ -20,12 +20,6 @@ class TrainingTasks:
 
     Raises:
         ValueError: A name is no text or there twice, or hashes are of no task or not as ``prompt_hash`` makes them.
-
-    Example:
-        >>> from loragen_infer.samples import prompt_hash
-        >>> tasks = TrainingTasks(names=("sums",), prompt_hashes={"sums": frozenset([prompt_hash("1 + 1")])})
-        >>> prompt_hash("1  + 1") in tasks.prompt_hashes["sums"]
-        True
     """
 
     names: tuple[str, ...]
@@ -54,11 +48,7 @@ class TrainingTasks:
 
     @classmethod
     def from_tensors(cls, names: list[str], tensors: Mapping[str, Tensor]) -> "TrainingTasks":
-        """The inverse of :meth:`to_tensors`.
-
-        Raises:
-            ValueError: As the class.
-        """
+        """The inverse of :meth:`to_tensors`; raises a ValueError as the class."""
         if not isinstance(names, list):
             raise ValueError("the names of the training tasks are no list")
         hashes = {

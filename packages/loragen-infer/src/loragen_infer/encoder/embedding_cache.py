@@ -71,37 +71,30 @@ class EmbeddingCache:
             return
         values = {_key(prompt): tensor.contiguous().numpy().tobytes() for prompt, tensor in entries.items()}
         rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self._turn_off(error)
-            return
         insert = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)"
         self._with_database(lambda database: database.executemany(insert, rows) and None, default=None)
 
     def _with_database(self, action: Callable[[sqlite3.Connection], _Result], *, default: _Result) -> _Result:
         # A connection per call: none is shared by threads or carried over a fork, which SQLite forbids.
-        for attempt in ("as it is", "made anew"):
+        for is_second_attempt in (False, True):
             try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
                 with closing(sqlite3.connect(self._file, timeout=_WAIT_S)) as database, database:
                     database.execute(_SCHEMA)
                     return action(database)
-            except sqlite3.OperationalError as error:  # locked, read-only, a full disk
-                self._turn_off(error)
-                return default
-            except sqlite3.DatabaseError as error:
-                if attempt == "made anew":
-                    self._turn_off(error)
+            except (sqlite3.DatabaseError, OSError) as error:
+                # Locked, read-only, a full disk; or, for the second time, no database.
+                if is_second_attempt or isinstance(error, sqlite3.OperationalError | OSError):
+                    self._is_off = True
+                    logger.warning(
+                        "The embedding cache %s cannot be used (%s); going on without it.", self._file, error
+                    )
                     return default
                 logger.warning("The embedding cache %s is damaged (%s) and made anew.", self._file, error)
                 # The journal first: one that is left over would be played back into the new file.
                 for path in (self._file.with_name(self._file.name + "-journal"), self._file):
                     path.unlink(missing_ok=True)
         return default
-
-    def _turn_off(self, error: Exception) -> None:
-        self._is_off = True
-        logger.warning("The embedding cache %s cannot be used (%s); going on without it.", self._file, error)
 
 
 def _select(database: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[Any, ...]]:

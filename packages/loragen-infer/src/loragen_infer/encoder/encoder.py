@@ -4,12 +4,13 @@ Legend: n prompts, T tokens of a prompt (padded), D width of an embedding.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loragen_infer.encoder.prompt_checks import Truncation, check_prompts, measure_truncation
+from loragen_infer.encoder.prompt_checks import check_prompts, count_truncated
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.models.device import check_device
 from loragen_infer.models.locate import hub_name, hub_revision, locate_model
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
 
     from loragen_infer.encoder.embedding_cache import EmbeddingCache
 
-__all__ = ["DEFAULT_TEXT_ENCODER", "PromptEncoder"]
+__all__ = ["PromptEncoder"]
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_TEXT_ENCODER = "all-MiniLM-L6-v2"
 
 
 class PromptEncoder:
@@ -52,7 +51,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        name: str = DEFAULT_TEXT_ENCODER,
+        name: str = "all-MiniLM-L6-v2",
         *,
         revision: str | None = None,
         device: "str | torch.device" = "cpu",
@@ -91,7 +90,7 @@ class PromptEncoder:
         self._prefix: str = self._model.prompts.get(self._model.default_prompt_name or "") or ""
         marks = self._model.preprocess(["x"], prompt=self._prefix or None)
         self._marks = {key: value for key, value in marks.items() if not hasattr(value, "shape")}
-        self._gathered: Truncation | None = None
+        self._gathered: Counter[str] | None = None
 
     @property
     def module(self) -> "SentenceTransformer":
@@ -126,8 +125,7 @@ class PromptEncoder:
         """
         import torch
 
-        check_prompts(prompts)
-        self._note_truncation(prompts)
+        self._check(prompts)
         different = list(dict.fromkeys(prompts))
         cache = self._current_cache()
         found = cache.read(different) if cache is not None else {}
@@ -154,8 +152,7 @@ class PromptEncoder:
         Raises:
             LoragenInferError: As :meth:`encode`.
         """
-        check_prompts(prompts)
-        self._note_truncation(prompts)
+        self._check(prompts)
         return self._features(prompts)
 
     def embed(self, features: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
@@ -171,7 +168,7 @@ class PromptEncoder:
     @contextmanager
     def one_truncation_warning(self) -> Iterator[None]:
         """Within the block the truncations of all calls are gathered, and one warning at its end says their sum."""
-        self._gathered = Truncation()
+        self._gathered = Counter()
         try:
             yield
         finally:
@@ -182,31 +179,32 @@ class PromptEncoder:
         features = self._model.preprocess(list(prompts), prompt=self._prefix or None)
         return {key: value.to(self.device) for key, value in features.items() if hasattr(value, "shape")}
 
-    def _note_truncation(self, prompts: Sequence[str]) -> None:
-        found = measure_truncation(self._model, prompts, self._prefix)
+    def _check(self, prompts: Sequence[str]) -> None:
+        check_prompts(prompts)
+        found = count_truncated(self._model, prompts, self._prefix)
         if self._gathered is None:
             self._warn(found)
         else:
             self._gathered += found
 
-    def _warn(self, truncation: Truncation) -> None:
-        if self._model.max_seq_length is not None:
-            truncation.warn(self.name, self._model.max_seq_length)
+    def _warn(self, found: Counter[str]) -> None:
+        if found["cut"]:
+            logger.warning(
+                "%d of %d prompts are longer than the %d tokens that %s reads: %d tokens are ignored.",
+                *(found["cut"], found["read"], self._model.max_seq_length, self.name, found["tokens"]),
+            )
 
     def _replace_weights(self, state: "Mapping[str, torch.Tensor]") -> None:
-        own = self._model.state_dict()
-        for name, value in state.items():
-            if name not in own:
-                raise LoragenInferError(
-                    f"The fine-tuned weights have {name!r}, which the text encoder {self.name!r} lacks; use the "
-                    "encoder that they were made from."
-                )
-            if own[name].shape != value.shape:
-                raise LoragenInferError(
-                    f"The fine-tuned weight {name!r} is {tuple(value.shape)}, but the text encoder {self.name!r} has "
-                    f"{tuple(own[name].shape)}; use the encoder that it was made from."
-                )
-        self._model.load_state_dict(state, strict=False)
+        try:
+            unexpected = self._model.load_state_dict(state, strict=False).unexpected_keys
+            reason = f"it has no weight {unexpected[0]!r}" if unexpected else ""
+        except RuntimeError as error:  # another shape
+            reason = str(error).splitlines()[-1].strip().rstrip(".")
+        if reason:
+            raise LoragenInferError(
+                f"The fine-tuned weights are not of the text encoder {self.name!r}: {reason}; use the encoder that "
+                "they were made from."
+            )
 
     def _current_cache(self) -> "EmbeddingCache | None":
         """The cache of the weights as they are now: after a training step it is another one."""

@@ -96,10 +96,7 @@ def _load(config: GenerateConfig) -> "LoraGenerator":
 
 
 def _check_writable(folder: Path) -> None:
-    """Find out whether ``folder`` can be made and written to, before minutes of work prove that it cannot.
-
-    Nothing is made yet, so that a model that is missing leaves no empty folder behind.
-    """
+    """Find out before the work whether ``folder`` can be made; nothing is, so that nothing is left where it fails."""
     import tempfile
 
     place = folder.absolute()
@@ -109,9 +106,11 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise LoragenInferError(
-            f"{folder} cannot be written to: {error.strerror or error}; choose another --output."
-        ) from error
+        raise _refused(folder, error) from error
+
+
+def _refused(folder: Path, error: OSError) -> LoragenInferError:
+    return LoragenInferError(f"{folder} cannot be written to: {error.strerror or error}; choose another --output.")
 
 
 def _refuse_unknown(output: Path) -> None:
@@ -170,7 +169,7 @@ class _Run:
 
     def batch_in_one_file(self, file: PromptFile, output: Path) -> Outcome:
         """Make the adapters of all requests and write them at the end, stacked tensor by tensor."""
-        from loragen_infer.generation.writer import AdapterStack, write_torch_file
+        from loragen_infer.generation.writer import reserve, values_of, write_torch_file
 
         digest, ids = hashlib.sha256(), []
         for request in file:
@@ -179,12 +178,16 @@ class _Run:
         fingerprint = digest.hexdigest()[:16]
         if self._is_done(output, fingerprint):
             return self._outcome(0, len(ids))
-        stack = AdapterStack(self._config.kind, self._generator, len(ids))
+        kind, layout = self._config.kind, self._generator.bundle.layout
+        stacked = reserve(values_of(self._generator.mean_adapter(), kind, layout), len(ids))
         with ProgressBar("Generating", total=len(ids), unit="adapter") as progress:
             for index, (_, adapter) in enumerate(self._generated(file)):
-                stack.put(index, adapter)
+                for name, tensor in values_of(adapter, kind, layout).items():
+                    stacked[name][index] = tensor
                 progress.advance()
-        write_torch_file({"ids": ids, **stack.content()}, output, fingerprint)
+        is_tokens = kind == "tokens"
+        meaning = {"layout": layout.to_json()} if is_tokens else {"adapter_config": layout.config.to_peft()}
+        write_torch_file({"ids": ids, **meaning, "tensors": stacked}, output, fingerprint)
         rows = (self._row(request, {"index": index}) for index, request in enumerate(file))
         write_jsonl(output.with_name(f"{output.stem}.{_MANIFEST}"), rows)
         return self._outcome(len(ids), 0)
@@ -195,11 +198,7 @@ class _Run:
         return request.fingerprint(self._fingerprint, settings)
 
     def _is_done(self, path: Path, fingerprint: str) -> bool:
-        """Whether what the fingerprint stands for is there.
-
-        Raises:
-            LoragenInferError: Something else is there.
-        """
+        """Whether what the fingerprint stands for is there; raises LoragenInferError if something else is."""
         from loragen_infer.generation.writer import read_mark
 
         if not path.exists() and not path.is_symlink():
@@ -284,9 +283,7 @@ def _held(folder: Path) -> Iterator[None]:
             f"Another process is writing to {folder}; wait for it to end, or choose another --output."
         ) from error
     except OSError as error:
-        raise LoragenInferError(
-            f"{folder} cannot be written to: {error.strerror or error}; choose another --output."
-        ) from error
+        raise _refused(folder, error) from error
     try:
         clear_leftovers(folder)
         yield

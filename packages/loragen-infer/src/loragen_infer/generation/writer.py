@@ -11,7 +11,6 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, write_adapter
@@ -22,48 +21,29 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_file, atomic_folder
 from loragen_infer.generation.card import CARD_NAME, read_request_fingerprint
 
-if TYPE_CHECKING:
-    from loragen_infer.generator import LoraGenerator
-
-__all__ = ["AdapterStack", "file_suffix", "read_mark", "write_in_format", "write_torch_file"]
+__all__ = ["file_suffix", "read_mark", "reserve", "values_of", "write_in_format", "write_torch_file"]
 
 _MARK = "loragen_request"
 
 
-class AdapterStack:
-    """Room in memory for the values of many adapters, tensor by tensor, or for their tokens.
+def values_of(adapter: LoraAdapter, kind: str, layout: TokenLayout) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of ``adapter`` that a file of form ``kind`` holds."""
+    return {"tokens": layout.encode(adapter)} if kind == "tokens" else adapter.tensors
+
+
+def reserve(example: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    """Return room in memory for ``count`` adapters such as ``example``, stacked tensor by tensor.
 
     Raises:
         LoragenInferError: There is less memory than they take.
     """
-
-    def __init__(self, kind: str, generator: "LoraGenerator", count: int) -> None:
-        self._layout = generator.bundle.layout
-        self._is_tokens = kind == "tokens"
-        example = self._tensors(generator.mean_adapter())
-        needed, free = count * sum(tensor.nbytes for tensor in example.values()), _free_memory()
-        if needed > free:
-            raise LoragenInferError(
-                f"{count:,} adapters in one file take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
-                "free; give a folder for --output, which takes one adapter at a time."
-            )
-        self._stacked = {name: torch.empty(count, *t.shape, dtype=t.dtype) for name, t in example.items()}
-
-    def put(self, index: int, adapter: LoraAdapter) -> None:
-        """Keep ``adapter`` as number ``index``."""
-        for name, tensor in self._tensors(adapter).items():
-            self._stacked[name][index] = tensor
-
-    def content(self) -> dict[str, Any]:
-        """What goes into the file: the tensors ``[count, ...]`` by name, and what gives them meaning."""
-        meaning = {"layout": self._layout.to_json()} if self._is_tokens else {"adapter_config": self._config()}
-        return {**meaning, "tensors": self._stacked}
-
-    def _tensors(self, adapter: LoraAdapter) -> Mapping[str, torch.Tensor]:
-        return {"tokens": self._layout.encode(adapter)} if self._is_tokens else adapter.tensors
-
-    def _config(self) -> dict[str, Any]:
-        return self._layout.config.to_peft()
+    needed, free = count * sum(tensor.nbytes for tensor in example.values()), _free_memory()
+    if needed > free:
+        raise LoragenInferError(
+            f"{count:,} adapters in one file take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+            "free; give a folder for --output, which takes one adapter at a time."
+        )
+    return {name: torch.empty(count, *tensor.shape, dtype=tensor.dtype) for name, tensor in example.items()}
 
 
 def file_suffix(kind: str) -> str:
@@ -93,17 +73,15 @@ def write_in_format(
                 raise LoragenInferError(str(error).replace(str(part), str(path))) from error
             (part / CARD_NAME).write_text(card, encoding="utf-8")
         return
+    tensors = values_of(adapter, kind, layout)
     if kind == "pt":
-        write_torch_file({name: tensor.clone() for name, tensor in adapter.tensors.items()}, path, request_fingerprint)
+        write_torch_file({name: tensor.clone() for name, tensor in tensors.items()}, path, request_fingerprint)
         return
-    metadata = {"format": "pt", _MARK: request_fingerprint}
-    if kind == "tokens":
-        tensors, metadata["layout"] = {"tokens": layout.encode(adapter)}, layout.to_json()
-    else:
-        tensors, metadata["adapter_config"] = dict(adapter.tensors), json.dumps(adapter.config.to_peft())
+    is_tokens = kind == "tokens"
+    meaning = {"layout": layout.to_json()} if is_tokens else {"adapter_config": json.dumps(adapter.config.to_peft())}
     with atomic_file(path) as part:
         try:
-            write_sealed(part, tensors, metadata)
+            write_sealed(part, tensors, {"format": "pt", _MARK: request_fingerprint, **meaning})
         except SafetensorError as error:
             raise LoragenInferError(f"{path} cannot be written: {error}; choose another place or free it.") from error
 

@@ -133,9 +133,10 @@ def _in_hub_cache(name: str, revision: str | None, mark: str) -> Path | None:
 def _in_installed_package(name: str) -> Path | None:
     if name not in _PACKAGED_MODELS:
         return None
-    for parts in _packaged_paths(name):
-        return Path(str(importlib.metadata.distribution(_PACKAGED_MODELS[name][0]).locate_file(Path(*parts))))
-    return None
+    parts = next(_packaged_paths(name), None)
+    if parts is None:
+        return None
+    return Path(str(importlib.metadata.distribution(_PACKAGED_MODELS[name][0]).locate_file(Path(*parts))))
 
 
 def _packaged_paths(name: str) -> Iterator[tuple[str, ...]]:
