@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loragen_infer.bundle import read_old_task_means
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_file
 
@@ -174,21 +173,26 @@ def read_task_means(bundle: Path) -> TaskMeans | None:
     Raises:
         LoragenInferError: A file is damaged.
     """
-    file = bundle.parent / TASK_MEANS_NAME
+    file, prefix = bundle.parent / TASK_MEANS_NAME, ""
     if not file.is_file():
-        if (old := read_old_task_means(bundle)) is None:
+        if bundle.suffix != ".safetensors":
             return None
-        names, means = old
-        return TaskMeans(names=tuple(names), condition_means=means["condition_means"], token_means=means["token_means"])
+        file, prefix = bundle, "tasks."
     try:
         with safe_open(file, framework="pt") as reader:
+            prompts = None
+            if prefix:
+                names = (reader.metadata() or {}).get("task_names")
+            else:
+                names = bytes(reader.get_tensor("names").tolist())
+                prompts = reader.get_tensor("prompt_embeddings").split(reader.get_tensor("num_prompts").tolist())
+            if names is None:
+                return None
             return TaskMeans(
-                names=tuple(json.loads(bytes(reader.get_tensor("names").tolist()))),
-                condition_means=reader.get_tensor("condition_means"),
-                token_means=reader.get_slice("token_means"),
-                prompt_embeddings=reader.get_tensor("prompt_embeddings").split(
-                    reader.get_tensor("num_prompts").tolist()
-                ),
+                names=tuple(json.loads(names)),
+                condition_means=reader.get_tensor(f"{prefix}condition_means"),
+                token_means=reader.get_slice(f"{prefix}token_means"),
+                prompt_embeddings=prompts,
             )
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise LoragenInferError(f"{file} has no readable task means ({error}); copy or train it again.") from error
