@@ -80,7 +80,7 @@ def main() -> None:
     zoo, data, adapter, picture = (output / name for name in ("zoo", "data", "adapter", "results/evaluation.png"))
     steps.run(f"loragen-train collect --config {collect}", makes=zoo / "adapters", config=collect)
     sources = " ".join(f"{zoo}/train/{task.name}.jsonl" for task in sorted((zoo / "adapters").iterdir()))
-    steps.run(f"loragen-train prepare --source {sources} --output-dir {data}", makes=data / "manifest.json")
+    steps.run(f"loragen-train prepare --source {sources} --output-dir {data} --overwrite", makes=data / "manifest.json")
     printed = steps.run(f"loragen-train fit --config {fit}", makes=output / "experiments", config=fit)
     experiment = printed.splitlines()[-1]
     given = " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in PROMPTS)
@@ -88,7 +88,7 @@ def main() -> None:
     steps.run(f"loragen-infer evaluate --config {evaluate} --model {experiment}", makes=picture, config=evaluate)
 
     print(f"\nThe table is above; the picture is {picture}.")
-    print(f"{adapter} is an ordinary PEFT adapter of {zoo}/base_model.")
+    print(f"{adapter} is an ordinary PEFT adapter of the base model, which {zoo}/base_model holds unpacked.")
     print(f"Done in {time.perf_counter() - started:.0f} s.")
 
 

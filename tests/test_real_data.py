@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from loragen_infer.samples import read_examples
+from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.prompts.combine import prepare
 
 DATA = os.environ.get("LORAGEN_TEST_DATA")
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 def test_no_question_of_a_real_set_is_in_two_prompts(tmp_path: Path) -> None:
     sources = sorted(Path(DATA or "").glob("*_train_formatted.jsonl"))
     assert len(sources) == 4
-    manifest = prepare(sources, tmp_path, samples_per_prompt=4, test_ratio=0.1, seed=1)
+    manifest = prepare(sources, PrepareConfig(output_dir=str(tmp_path), seed=1))
     for source in sources:
         questions = [example.prompt for example in read_examples(source)]
         rows = [

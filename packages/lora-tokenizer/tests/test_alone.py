@@ -1,4 +1,4 @@
-"""The package works with nothing but what it declares: torch, safetensors and numpy."""
+"""The package works with nothing but what it declares: torch, safetensors, numpy and filelock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ adapter = lt.read_adapter(folder)
 for name in lt.__all__:
     getattr(lt, name)
 layout = lt.TokenLayout.from_adapter(adapter, token_dim=8, max_tokens="auto", canonical="svd")
-stats = lt.TokenStats.from_tokens(lt.TokenStore(out / "store").get([folder], layout, num_workers=1))
+stats = lt.TokenStats.from_tokens(lt.TokenCache(out / "cache").get([folder], layout))
 assert stats.count == 1
 assert lt.check_round_trip(folder, max_tokens="auto").ok
 assert lt.same_bits(lt.read_adapter(adapter.save_pretrained(out / "copy")), adapter)
@@ -37,6 +37,7 @@ def test_everything_runs_without_peft_and_transformers(peft_folder: Path, tmp_pa
 def test_what_is_declared() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert [name.partition(">")[0] for name in project["dependencies"]] == [
+        "filelock",
         "lazy-loader",
         "numpy",
         "safetensors",

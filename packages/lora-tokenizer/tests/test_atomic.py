@@ -236,3 +236,41 @@ def test_what_a_killed_process_leaves_is_cleared_and_nothing_else(tmp_path: Path
         raise StoppedError
     assert other_host.exists()
     assert len(names(tmp_path)) == 3
+
+
+KILLED_BETWEEN_RENAMES = """
+import ctypes, os, signal, sys
+from pathlib import Path
+from lora_tokenizer.io.atomic import atomic_folder
+ctypes.CDLL = lambda *_, **__: object()  # as where the system cannot exchange two names
+target = Path(sys.argv[1])
+def killed(self, to):
+    if to == target:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.rename(self, to)
+Path.rename = killed
+with atomic_folder(target, replace=True) as part:
+    (part / "x.txt").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("name", ["folder", "a.tmp-b", "x" * 150])
+def test_a_kill_between_two_renames_loses_neither_folder(name: str, tmp_path: Path) -> None:
+    target = tmp_path / name
+    write_folder(target, "old")
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(target)], check=False)
+    assert not target.exists()
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == [name]
+    assert (target / "sub" / "x.txt").read_text() == "old"
+
+
+def test_a_folder_put_aside_goes_when_the_new_one_is_in_its_place(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    write_folder(target, "old")
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(target)], check=False)
+    assert all(is_temporary(path) for path in tmp_path.iterdir())
+    write_folder(target, "newer")
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["folder"]
+    assert (target / "sub" / "x.txt").read_text() == "newer"

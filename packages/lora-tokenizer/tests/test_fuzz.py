@@ -149,7 +149,7 @@ def hostile_headers() -> Iterator[bytes]:
     yield with_header({})
     yield with_header("[" * 200_000)
     yield with_header('{"a":' * 100_000)
-    yield with_header(json.dumps(good)[:-1] + f', "{A}": {json.dumps(entry([2, 4], 0, 32))}}}')
+    yield with_header(json.dumps(good)[:-1] + f', "{A}": {json.dumps(entry([2, 4], 32, 64))}}}')
     yield with_header('{"__metadata__": [1]}')
     yield with_header(good, data=b"\0" * 63)
     yield with_header(good, data=b"\0" * 65)

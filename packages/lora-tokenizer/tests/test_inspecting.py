@@ -14,10 +14,9 @@ import torch
 from lora_tokenizer import (
     LoraTokenizerError,
     TokenLayout,
-    analyze_checkpoints,
     check_round_trip,
-    encode_many,
     inspect_adapter,
+    inspecting,
     read_adapter,
     write_adapter,
 )
@@ -71,26 +70,16 @@ def test_help_does_not_wait_for_torch() -> None:
     assert output.endswith("False\n")
 
 
-def test_a_folder(tmp_path: Path, make_adapter: Any) -> None:
-    adapters = [make_adapter() for _ in range(3)]
-    for index, adapter in enumerate(adapters):
-        write_adapter(adapter, tmp_path / f"checkpoint-{index + 9}")
-    (tmp_path / "broken.safetensors").write_bytes(b"x")
-    report = analyze_checkpoints(tmp_path)
-    assert [Path(each.path).name for each in report.adapters] == ["checkpoint-9", "checkpoint-10", "checkpoint-11"]
-    assert list(report.errors) == [str(tmp_path / "broken.safetensors")]
-    assert list(report.layouts.values()) == [3]
-    (tmp_path / "broken.safetensors").unlink()
-    layout = TokenLayout.from_adapter(adapters[0], token_dim=8)
-    for (_, tokens), adapter in zip(encode_many(tmp_path, layout), adapters, strict=True):
-        assert torch.equal(tokens, layout.encode(adapter))
-    write_adapter(make_adapter(r=2), tmp_path / "other")
-    with pytest.raises(LoraTokenizerError, match="other: tensor"):
-        list(encode_many(tmp_path, layout))
-
-
-def test_the_round_trip(peft_folder: Path) -> None:
+def test_the_round_trip(peft_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     assert check_round_trip(peft_folder, token_dim=8).ok
+    assert main(["round-trip", str(peft_folder)]) == 0
+    assert capsys.readouterr().out.endswith("the same to the bit\n")
+    assert main(["round-trip", str(peft_folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens_equal"] is True
+    with monkeypatch.context() as patch:
+        patch.setattr(inspecting, "same_bits", lambda *_: False)
+        assert main(["round-trip", str(peft_folder)]) == 1
+    assert capsys.readouterr().out.endswith("NOT the same after the round trip: tokens, files\n")
     with pytest.raises(LoraTokenizerError, match="max_tokens"):
         check_round_trip(peft_folder, token_dim=8, max_tokens=2)
 

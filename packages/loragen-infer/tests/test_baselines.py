@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from loragen_infer import LoragenInferError
 from loragen_infer.evaluation import baselines
-from loragen_infer.evaluation.baselines import RidgeSettings, nearest_task, ridge_tokens, without_task
-from loragen_infer.evaluation.task_means import TaskMeans
+from loragen_infer.evaluation.baselines import Ridge, RidgeSettings, nearest_task
+from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeans, TaskMeansWriter, read_task_means
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import rbf_kernel
 
@@ -22,22 +21,28 @@ def make_tasks(num_tasks=12, *, seed=0, noise=0.0):
     )
 
 
+def ridge_tokens(tasks, query, *, without=None):
+    among = [index for index in range(len(tasks.names)) if index != without]
+    return Ridge(tasks).tokens(query, among=among, num_prompts=8)
+
+
 def test_the_nearest_task_is_the_one_of_least_angle():
     tasks = make_tasks()
     for index in range(12):
         # Length does not matter, direction does.
-        assert nearest_task(tasks, 0.1 * tasks.condition_means[index] + 0.001) == index
+        assert nearest_task(tasks, 0.1 * tasks.condition_means[index] + 0.001, range(12)) == index
+    assert nearest_task(tasks, tasks.condition_means[3], [2, 4, 9]) in (2, 4, 9)
 
 
 def test_ridge_learns_a_smooth_map_that_the_mean_and_the_nearest_task_do_not():
     tasks = make_tasks(40)
     errors = {"ridge": [], "nearest": [], "mean": []}
-    for index, name in enumerate(tasks.names):
-        others, query, truth = without_task(tasks, name), tasks.condition_means[index], tasks.token_means[index]
-        found, _ = ridge_tokens(others, query)
-        errors["ridge"].append((found - truth).norm().item())
-        errors["nearest"].append((others.token_means[nearest_task(others, query)] - truth).norm().item())
-        errors["mean"].append((others.token_means.mean(dim=0) - truth).norm().item())
+    for index in range(40):
+        others = [other for other in range(40) if other != index]
+        query, truth = tasks.condition_means[index], tasks.token_means[index]
+        errors["ridge"].append((ridge_tokens(tasks, query, without=index) - truth).norm().item())
+        errors["nearest"].append((tasks.token_means[nearest_task(tasks, query, others)] - truth).norm().item())
+        errors["mean"].append((tasks.token_means[others].mean(dim=0) - truth).norm().item())
     ridge, nearest, mean = (np.mean(errors[row]) for row in ("ridge", "nearest", "mean"))
     assert ridge < 0.5 * nearest
     assert ridge < 0.5 * mean
@@ -48,7 +53,7 @@ def test_ridge_is_scikit_learn_s_on_centred_targets():
     settings = RidgeSettings(gamma=0.7, penalty=0.05)
     conditions, targets = tasks.condition_means.double().numpy(), tasks.token_means.flatten(1).double().numpy()
     query = np.array([[0.2, -0.5, 0.9]])
-    weights = baselines._weights(conditions, query, settings)
+    weights = baselines._weights(conditions, query, settings, 9)
     assert weights.sum() == pytest.approx(1)
     # The kernel that is centred by hand, and all targets at once.
     centre = np.eye(9) - 1 / 9
@@ -56,26 +61,53 @@ def test_ridge_is_scikit_learn_s_on_centred_targets():
     model = KernelRidge(kernel="precomputed", alpha=0.05).fit(centre @ kernel @ centre, targets - targets.mean(axis=0))
     expected = targets.mean(axis=0) + model.predict((asked - kernel.mean(axis=0)) @ centre)
     assert np.allclose(weights @ targets, expected)
+    # The same rows several times are the same regression.
+    assert np.allclose(baselines._weights(np.repeat(conditions, 3, axis=0), query, settings, 9), weights)
 
 
-def test_the_left_out_error_is_that_of_really_leaving_each_task_out():
+@pytest.mark.parametrize("num_subsets", [1, 3])
+def test_the_left_out_error_is_that_of_really_leaving_each_task_out(num_subsets):
     tasks = make_tasks(8, noise=0.2)
-    conditions, targets = tasks.condition_means.double().numpy(), tasks.token_means.flatten(1).double().numpy()
-    gram = baselines._centred_gram(tasks.token_means.flatten(1))
-    for settings in (RidgeSettings(gamma=0.3, penalty=0.01), RidgeSettings(gamma=2.0, penalty=1.0)):
-        smoother = baselines._weights(conditions, conditions, settings)
+    random = np.random.default_rng(0)
+    rows = np.repeat(tasks.condition_means.double().numpy(), num_subsets, axis=0)
+    rows += 0.1 * random.normal(size=rows.shape) * (num_subsets > 1)
+    targets = tasks.token_means.flatten(1).double().numpy()
+    for gamma, place in ((0.3, 6), (2.0, 2)):
+        settings = RidgeSettings(gamma=gamma, penalty=baselines._PENALTIES[place])
         total = 0.0
         for index in range(8):
-            keep = [other for other in range(8) if other != index]
-            weights = baselines._weights(conditions[keep], conditions[[index]], settings)
-            total += float(np.square(weights @ targets[keep] - targets[index]).sum())
-        assert baselines._left_out_error(smoother, gram) == pytest.approx(total, rel=1e-4)
+            own = np.repeat(np.arange(8), num_subsets) == index
+            # The penalty is per task, so it does not change with how many tasks there are.
+            weights = baselines._weights(rows[~own], rows[own], settings, 7)
+            predicted = weights @ np.delete(targets, index, axis=0)
+            total += float(np.square(predicted - targets[index]).sum()) / num_subsets
+        assert baselines._left_out_errors(rows, Ridge(tasks)._gram, gamma)[place] == pytest.approx(total, rel=1e-4)
+
+
+def test_ridge_is_fitted_on_means_of_as_many_prompts_as_it_is_asked_about():
+    """Where single prompts scatter far more than tasks do, the mean of few of them tells little, and less than of many.
+
+    A fit on each task's mean over all prompts takes the query's scatter for a difference between tasks.
+    """
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randn(60, 4, generator=random)
+    tokens = (centres @ torch.randn(4, 20, generator=random)).view(60, 4, 5)
+    prompts = [centre + 4 * torch.randn(200, 4, generator=random) for centre in centres]
+    means = torch.stack([prompts_PD.mean(dim=0) for prompts_PD in prompts])
+    fields = {"names": tuple(map(str, range(60))), "condition_means": means, "token_means": tokens}
+    whole, subsets = Ridge(TaskMeans(**fields)), Ridge(TaskMeans(**fields, prompt_embeddings=prompts))
+    among, errors = list(range(50)), {"whole": 0.0, "subsets": 0.0}
+    for index in range(50, 60):
+        query = prompts[index][:2].mean(dim=0)
+        for name, ridge in (("whole", whole), ("subsets", subsets)):
+            errors[name] += (ridge.tokens(query, among=among, num_prompts=2) - tokens[index]).square().sum().item()
+    assert errors["subsets"] < 0.8 * errors["whole"]
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2])
 def test_few_tasks_are_enough(num_tasks):
     tasks = make_tasks(num_tasks)
-    found, _ = ridge_tokens(tasks, tasks.condition_means[0])
+    found = ridge_tokens(tasks, tasks.condition_means[0])
     assert torch.isfinite(found).all()
     if num_tasks == 1:
         assert torch.equal(found, tasks.token_means[0])
@@ -84,15 +116,19 @@ def test_few_tasks_are_enough(num_tasks):
 def test_tasks_of_equal_prompts_get_the_mean():
     tasks = make_tasks(4)
     same = TaskMeans(names=tasks.names, condition_means=torch.ones(4, 3), token_means=tasks.token_means)
-    found, _ = ridge_tokens(same, torch.ones(3))
-    assert torch.allclose(found, tasks.token_means.mean(dim=0), atol=1e-5)
+    assert torch.allclose(ridge_tokens(same, torch.ones(3)), tasks.token_means.mean(dim=0), atol=1e-5)
 
 
-def test_a_task_that_is_left_out_leaves_no_trace():
-    tasks = make_tasks(5)
-    without = without_task(tasks, "task2")
-    assert without.names == ("task0", "task1", "task3", "task4")
-    assert torch.equal(without.token_means[2], tasks.token_means[3])
-    assert without_task(tasks, "unknown") is tasks
-    with pytest.raises(LoragenInferError, match="no training task but 'task0'"):
-        without_task(make_tasks(1), "task0")
+def test_ridge_from_a_file_is_ridge_from_memory_and_a_task_left_out_leaves_no_trace(tmp_path, monkeypatch):
+    tasks = make_tasks(5, noise=0.1)
+    with TaskMeansWriter(tmp_path / TASK_MEANS_NAME, num_tokens=4, token_dim=5) as writer:
+        for name, condition, tokens in zip(tasks.names, tasks.condition_means, tasks.token_means, strict=True):
+            writer.add(name, condition[None], tokens)
+    monkeypatch.setattr(baselines, "_CHUNK_VALUES", 60)  # more than one slice
+    query = torch.tensor([0.1, 0.2, 0.3])
+    expected = ridge_tokens(tasks, query, without=2)
+    assert torch.allclose(ridge_tokens(read_task_means(tmp_path / "x"), query, without=2), expected, atol=1e-5)
+    wild = tasks.token_means.clone()
+    wild[2] = 50.0
+    changed = TaskMeans(names=tasks.names, condition_means=tasks.condition_means, token_means=wild)
+    assert torch.allclose(ridge_tokens(changed, query, without=2), expected, atol=1e-3)

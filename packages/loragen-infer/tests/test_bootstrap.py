@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from loragen_infer.evaluation import bootstrap
 from loragen_infer.evaluation.bootstrap import Sampled, mean_of, resample_sums
+from scipy.stats import t
 
 
 def sampled(values, *, seed=0, num_resamples=2000):
@@ -50,9 +51,29 @@ def test_every_resample_has_as_many_examples_as_there_are():
     assert sums.tolist() == [[13.0]] * 50
 
 
-def test_the_mean_over_tasks_is_narrower_than_its_parts():
+def test_the_interval_of_a_mean_over_tasks_is_the_t_interval_of_their_scores():
     draw = np.random.default_rng(6)
-    parts = [sampled(draw.normal(size=60), seed=i) for i in range(9)]
-    mean = mean_of(parts)
-    assert mean.value == pytest.approx(np.mean([part.value for part in parts]))
-    assert np.ptp(mean.interval) == pytest.approx(np.mean([np.ptp(part.interval) for part in parts]) / 3, rel=0.15)
+    for num_tasks in (5, 12, 60):
+        parts = [
+            sampled(draw.normal(draw.normal(), 0.5, size=60), seed=i, num_resamples=10_000) for i in range(num_tasks)
+        ]
+        mean = mean_of(parts, seed=[0])
+        scores = np.array([part.value for part in parts])
+        assert mean.value == pytest.approx(scores.mean())
+        half = t.ppf(0.975, num_tasks - 1) * scores.std(ddof=1) / np.sqrt(num_tasks)
+        # Of five tasks the means drawn are few, and the farthest is all of the farthest task.
+        assert np.ptp(mean.interval) == pytest.approx(2 * half, rel=0.25 if num_tasks < 10 else 0.1)
+
+
+def test_of_two_to_four_tasks_there_is_no_interval():
+    parts = [sampled([1.0, 2.0, 4.0], seed=i) for i in range(4)]
+    assert mean_of(parts[:1], seed=[0]).interval == parts[0].interval
+    assert [mean_of(parts[:count], seed=[0]).interval for count in (2, 3, 4)] == [None] * 3
+    assert (mean_of(parts, seed=[0]) - mean_of(parts, seed=[0])).interval is None
+
+
+def test_a_task_that_is_drawn_twice_is_drawn_with_different_examples():
+    # All tasks have the same score, so what is left is the scatter of their examples, over 100 tasks with 100 draws.
+    parts = [sampled(np.random.default_rng(i).permutation(np.arange(-20.0, 21.0)), seed=i) for i in range(100)]
+    scatter = mean_of(parts, seed=[0]).resamples.std()
+    assert scatter == pytest.approx(np.arange(-20, 21).std() / np.sqrt(41 * 100), rel=0.1)

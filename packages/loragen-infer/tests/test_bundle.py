@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import TokenStats
 from loragen_infer import GeneratorBundle, LoragenInferError, TrainingTasks
-from loragen_infer.bundle import find_bundle, read_old_task_means
+from loragen_infer.bundle import find_bundle
+from loragen_infer.evaluation.task_means import read_task_means
 from loragen_infer.samples import prompt_hash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -136,10 +137,11 @@ def test_a_bundle_of_the_first_layout_is_read_with_its_task_means(zoo, make, tmp
     assert loaded.fingerprint == bundle.fingerprint
     assert loaded.text_encoder_fingerprint is None
     assert loaded.training_tasks == TrainingTasks(names=("a", "b"))
-    names, tensors = read_old_task_means(file)
-    assert names == ["a", "b"]
-    assert all(torch.equal(tensors[name], value) for name, value in means.items())
-    assert read_old_task_means(zoo.file) is None
+    read = read_task_means(file)
+    assert read.names == ("a", "b")
+    assert torch.equal(read.condition_means, means["condition_means"])
+    assert torch.equal(read.token_means[:], means["token_means"])
+    assert read_task_means(zoo.file) is None
 
 
 def test_the_first_pt_file_is_read_and_a_bundle_for_token_states_is_refused(zoo, make, tmp_path):

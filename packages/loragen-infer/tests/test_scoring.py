@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from loragen_infer.evaluation.scoring import Scorer
+from loragen_infer.evaluation.scoring import ExampleScores, Scorer, mean_scores
 from loragen_infer.samples import Example, tokenize_example
 
 WORDS = ["cat", "a", "elephant", "dog", "zebra", "ox"]
@@ -61,7 +61,7 @@ def test_nll_equals_the_plain_computation(make, llama, template, batch_size):
     examples = EXAMPLES + SUMS
     score = Scorer(tokenizer, examples, batch_size=batch_size).score(llama)
     assert score.nll == pytest.approx(plain_nll(llama, tokenizer, examples), rel=1e-5)
-    assert score.num_examples == len(examples)
+    assert len(score.exact) == len(examples)
 
 
 @pytest.mark.parametrize("variant", [{"eos": False}, {"pad": False}])
@@ -87,9 +87,8 @@ def test_exact_match_is_what_greedy_decoding_does(make, half_trained, batch_size
     decoded = [decodes_exactly(half_trained, tokenizer, example) for example in EXAMPLES]
     assert 0 < sum(decoded) < len(decoded), "the test needs a model that knows some answers and not others"
     for example, is_exact in zip(EXAMPLES, decoded, strict=True):
-        assert Scorer(tokenizer, [example], batch_size=1).score(half_trained).exact_match == float(is_exact)
-    score = Scorer(tokenizer, EXAMPLES, batch_size=batch_size).score(half_trained)
-    assert score.exact_match == pytest.approx(sum(decoded) / len(decoded))
+        assert Scorer(tokenizer, [example], batch_size=1).score(half_trained).exact == (is_exact,)
+    assert list(Scorer(tokenizer, EXAMPLES, batch_size=batch_size).score(half_trained).exact) == decoded
 
 
 def test_one_wrong_character_or_a_missing_end_is_no_match(make, half_trained):
@@ -97,7 +96,7 @@ def test_one_wrong_character_or_a_missing_end_is_no_match(make, half_trained):
     known = next(example for example in EXAMPLES if decodes_exactly(half_trained, tokenizer, example))
     for response in (known.response[:-1] + "!", known.response + "x", known.response[:-1] or "?"):
         changed = Example(prompt=known.prompt, response=response)
-        assert Scorer(tokenizer, [changed], batch_size=1).score(half_trained).exact_match == 0.0
+        assert Scorer(tokenizer, [changed], batch_size=1).score(half_trained).exact == (False,)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -161,3 +160,11 @@ def test_a_model_with_sliding_windows_is_read_from_the_start(make):
 def test_a_scorer_scores_again_the_same(make, llama):
     scorer = Scorer(make.tokenizer(), EXAMPLES, batch_size=2)
     assert scorer.score(llama) == scorer.score(llama)
+
+
+def test_the_mean_of_scores_is_taken_example_by_example():
+    first = ExampleScores(answer_nll=(1.0, 4.0), num_tokens=(1, 2), exact=(True, False), correct=(True, True))
+    second = ExampleScores(answer_nll=(3.0, 4.0), num_tokens=(1, 2), exact=(False, False), correct=(False, True))
+    expected = ExampleScores(answer_nll=(2.0, 4.0), num_tokens=(1, 2), exact=(0.5, 0.0), correct=(0.5, 1.0))
+    assert mean_scores([first, second]) == expected
+    assert mean_scores([first]) == first

@@ -32,6 +32,7 @@ def write_zoo(root: Path, num_checkpoints: int) -> None:
     """Adapters of 196,608 values, which fill 512 tokens of 384, and 64 prompts of one task."""
     import torch
     from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
+    from loragen_train.configs.prepare import PrepareConfig
     from loragen_train.prompts.combine import prepare
 
     torch.manual_seed(0)
@@ -46,7 +47,7 @@ def write_zoo(root: Path, num_checkpoints: int) -> None:
         write_adapter(LoraAdapter(config=config, tensors=tensors), root / "adapters" / f"checkpoint-{number}")
     samples = root / "task.jsonl"
     samples.write_text("".join(json.dumps({"prompt": f"What is {n} + {n}?"}) + "\n" for n in range(256)))
-    prepare([samples], root / "data")
+    prepare([samples], PrepareConfig(output_dir=str(root / "data")))
 
 
 def fit_config(root: Path, **training: Any) -> Any:

@@ -18,6 +18,7 @@ from hypothesis import settings
 from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
 from loragen_train.cli.main import main
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
+from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.prompts.combine import prepare
 from loragen_train.zoo.collect import collect
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -77,7 +78,7 @@ def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_chec
             noisy = LoraAdapter(config=adapter.config, tensors=tensors)
             write_adapter(noisy, root / "adapters" / task / f"checkpoint-{checkpoint}")
     sources = [write_samples(root / "samples" / f"{task}.jsonl", QUESTIONS[task]) for task in tasks]
-    prepare(sources, root / "data", samples_per_prompt=2, test_ratio=0.25)
+    prepare(sources, PrepareConfig(output_dir=str(root / "data"), samples_per_prompt=2, test_ratio=0.25))
     return {
         "prompts_dir": str(root / "data"),
         "tasks": [{"name": task, "checkpoint_dir": str(root / "adapters" / task)} for task in tasks],

@@ -66,21 +66,20 @@ def test_the_spread_is_the_standard_deviation_of_the_positions(zoo):
 
 def test_cosines_of_checkpoints_and_of_tasks(zoo):
     analysis = analyze_zoo(zoo)
-    adapters = [read_adapter(report.path) for report in analysis.reports]
+    adapters = [read_adapter(found.path) for found in analysis.checkpoints]
     deltas = np.stack([np.concatenate([a.delta_weight(m).double().ravel() for m in a.modules]) for a in adapters])
     units = deltas / np.linalg.norm(deltas, axis=1, keepdims=True)
     np.testing.assert_allclose(analysis.cosine, units @ units.T, atol=1e-6)
     means = deltas.reshape(3, 3, -1).mean(axis=1)
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     np.testing.assert_allclose(analysis.task_cosine, means @ means.T, atol=1e-6)
-    within = [task["cosine_within"] for task in analysis.to_json()["tasks"]]
-    assert min(within) > 0.9
+    assert min(task.cosine_within for task in analysis.tasks) > 0.9
 
 
 def test_what_does_not_fit_says_what_would(zoo):
-    (layout,) = analyze_zoo(zoo, token_dim=16, max_tokens=41).to_json()["layouts"]
-    assert not layout["fits"]
-    assert "pass max_tokens=42" in layout["error"]
+    analysis = analyze_zoo(zoo, token_dim=16, max_tokens=41)
+    assert not analysis.layouts[0]["fits"]
+    assert "does not fit 41; give --max-tokens 42 or auto" in as_text(analysis)
     assert analyze_zoo(zoo, token_dim=16, max_tokens="auto").layouts[0]["fits"]
 
 
@@ -94,10 +93,10 @@ def test_broken_files_are_named_and_stop_nothing(copy):
     (copy / "capitals" / "checkpoint-3" / "adapter_config.json").write_text("{")
     (copy / "spelling" / "notes.pt").write_text("not a checkpoint")
     analysis = analyze_zoo(copy)
-    assert len(analysis.reports) == 6
+    assert len(analysis.checkpoints) == 6
     broken = {str(Path(path).relative_to(copy)): why for path, why in analysis.broken.items()}
     assert sorted(broken) == ["capitals/checkpoint-3", "spelling/notes.pt", "sums/checkpoint-1", "sums/checkpoint-2"]
-    assert "1 values that are NaN or Inf" in broken["sums/checkpoint-2"]
+    assert "holds 1 value of NaN or Inf" in broken["sums/checkpoint-2"]
     text = as_text(analysis)
     assert "Broken: 4" in text
     for path in analysis.broken:
@@ -121,10 +120,10 @@ def test_outliers_and_other_layouts_are_told(copy, make):
     write_adapter(type(adapter)(config=adapter.config, tensors=scaled), strange)
     write_adapter(make.adapter(seed=1, r=3), copy / "other rank")
     analysis = analyze_zoo(copy)
-    (index,) = (number for number, why in analysis.outliers.items() if any("its norm is" in reason for reason in why))
-    assert analysis.reports[index].path == str(strange)
+    (odd,) = (found for found in analysis.checkpoints if any("its norm is" in reason for reason in found.outlier))
+    assert odd.path == str(strange)
     assert [layout["num_checkpoints"] for layout in analysis.layouts] == [10, 1]
-    assert analysis.tasks[[report.path for report in analysis.reports].index(str(copy / "other rank"))] == "adapters"
+    assert next(found.task for found in analysis.checkpoints if found.path.endswith("other rank")) == "adapters"
     assert "cannot be trained on together" in as_text(analysis)
 
 
@@ -133,7 +132,7 @@ def test_outliers_and_other_layouts_are_told(copy, make):
 )
 def test_a_task_is_the_folder_of_its_checkpoints(zoo, where, tasks):
     analysis = analyze_zoo(zoo / where)
-    assert set(analysis.task_names) == tasks
+    assert {task.name for task in analysis.tasks} == tasks
     assert as_text(analysis)
 
 
@@ -182,12 +181,33 @@ def test_a_checkpoint_that_does_not_fit_exits_1_with_what_would(zoo, make, capsy
     assert make.cli(*words, "--max-tokens", "41", "--json") == 1
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert (found["ok"], found["fits"], found["needed_max_tokens"]) == (False, False, 42)
+    assert (found["ok"], found["fits"], found["num_tokens"]) == (False, False, 42)
     assert "pass max_tokens=42 or 'auto', or leave out the modules v_proj" in err
     assert len(err.strip().splitlines()) == 1
     # What it names does fit.
-    assert make.cli(*words, "--max-tokens", str(found["needed_max_tokens"])) == 0
-    width = str(found["fitting_token_dim"])
-    assert make.cli(*words[:-1], width, "--max-tokens", "41") == 0
-    assert make.cli(*words, "--max-tokens", "none") == 2
-    assert "neither a number from 1 nor 'auto'" in capsys.readouterr().err
+    assert make.cli(*words, "--max-tokens", str(found["num_tokens"])) == 0
+
+
+@pytest.mark.parametrize("command", ["analyze --checkpoint-dir", "test-tokenizer --checkpoint"])
+@pytest.mark.parametrize("option", ["--max-tokens 0", "--max-tokens none", "--token-dim 0", "--lora-alpha -1"])
+def test_an_option_out_of_range_is_a_usage_error(make, capsys, command, option):
+    assert make.cli(*command.split(), "x", *option.split()) == 2
+    err = capsys.readouterr().err
+    assert option.split()[0][2:].replace("-", "_") in err.replace("-", "_")
+    assert "restriction" not in err
+
+
+def test_numbers_of_one_are_in_the_singular_and_zeros_have_no_sign(zoo):
+    text = as_text(analyze_zoo(zoo / "sums" / "checkpoint-1"))
+    assert ": 1 checkpoint, 1 task, 0 broken" in text
+    assert "-0.0" not in text
+
+
+def test_an_alpha_that_no_file_says_can_be_given(tmp_path, make, capsys):
+    file = tmp_path / "task" / "one.safetensors"
+    file.parent.mkdir()
+    save_file(dict(make.adapter(0).tensors), file)
+    for words in (["analyze", "--checkpoint-dir", tmp_path], ["test-tokenizer", "--checkpoint", file]):
+        assert make.cli(*map(str, words)) == 1
+        assert "alpha" in capsys.readouterr().err
+        assert make.cli(*map(str, words), "--lora-alpha", "4") == 0

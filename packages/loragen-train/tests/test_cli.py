@@ -65,7 +65,7 @@ def test_help_has_an_example_and_imports_nothing_heavy(words):
 def test_prepare_says_what_it_wrote(make, questions, tmp_path, capsys):
     source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
     assert make.cli("prepare", "--source", str(source), "--output-dir", str(tmp_path / "data")) == 0
-    assert capsys.readouterr().out == "sums: 48 samples, 11 train and 1 validation prompts\n"
+    assert capsys.readouterr().out == "sums: 48 samples, 11 train prompts and 1 validation prompt\n"
 
 
 def test_the_config_in_the_folder_repeats_the_run_to_the_bit(make, fit_config, tmp_path, capsys):
@@ -175,6 +175,8 @@ def test_an_adapter_that_does_not_fit_the_grid_is_named(fails, fit_config, tmp_p
     config = write_yaml(tmp_path / "fit.yaml", fit_config)
     line = fails(1, "fit", "--config", config, "--model.max_seq_len", "10")
     assert "checkpoint-1 does not fit model.max_seq_len=10" in line
+    assert "pass model.max_seq_len=" in line
+    assert "max_tokens" not in line
 
 
 @pytest.mark.parametrize(

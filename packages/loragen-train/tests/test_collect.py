@@ -260,7 +260,7 @@ def test_the_loss_curves_are_drawn(zoo, config):
     assert picture.is_file()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": 3}', "[" * 100_000, "\x00", '{"settings": {}} x'])
+@pytest.mark.parametrize("content", ["[]", '{"settings": 3}', "[" * 100_000, "\x00"])
 @pytest.mark.parametrize("record", ["adapters/sums/training.json", "initial_adapter/settings.json"])
 def test_a_damaged_record_is_one_sentence(zoo, config, tmp_path, record, content):
     copy = Path(shutil.copytree(zoo.root, tmp_path / "zoo"))
@@ -271,7 +271,10 @@ def test_a_damaged_record_is_one_sentence(zoo, config, tmp_path, record, content
     with pytest.raises(LoragenTrainError) as caught:
         collect(with_output(config, copy))
     message = str(caught.value)
-    assert message.startswith(f"{copy / record} is damaged (")
+    if content == '{"settings": 3}':
+        assert message.startswith(f"{(copy / record).parent} was made with other settings (base_model: None, and now ")
+    else:
+        assert message.startswith(f"{copy / record} is missing or damaged (")
     assert "\n" not in message
     assert len(message) < 400
     assert contents(copy / "adapters") == before
@@ -291,7 +294,9 @@ def test_a_base_model_that_changed_is_refused(zoo, config, tiny_lm, tmp_path):
     tensors[name] = tensors[name].clone()
     tensors[name].view(-1)[0] += 1e-3
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoragenTrainError, match=r"^The base model '.*base' is not what .*zoo was begun with: its"):
+    with pytest.raises(
+        LoragenTrainError, match=r"^The base model '.*base' is not what .*zoo was begun with: .*base_model"
+    ):
         collect(replace(first, tasks=config.tasks[:2]))
     assert not (tmp_path / "zoo" / "adapters" / "spelling").exists()
 
@@ -338,7 +343,7 @@ def test_samples_come_from_named_columns(config, make, tmp_path):
         collect(replace(config, tasks=[replace(task, prompt_column=None)]))
 
 
-def test_a_gguf_file_is_unpacked_once_and_from_no_other_file(config, tiny_lm, tmp_path, monkeypatch):
+def test_a_gguf_file_is_unpacked_once(config, tiny_lm, tmp_path, monkeypatch):
     """The unpacking itself is that of loragen-infer; here a folder stands for what comes out of the file."""
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"one")
@@ -352,16 +357,39 @@ def test_a_gguf_file_is_unpacked_once_and_from_no_other_file(config, tiny_lm, tm
 
     monkeypatch.setattr("loragen_train.zoo.collect.save_base_model", unpack)
     config = with_output(config, tmp_path / "zoo", base_model=str(gguf), tasks=config.tasks[:1])
-    collect(config)
+    (folder,) = collect(config)
+    settings = json.loads((folder / "checkpoint-11" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "zoo" / "base_model")
     collect(replace(config, tasks=[replace(config.tasks[0], name="again")]))
     assert unpacked == [str(gguf)]
-    gguf.write_bytes(b"another")
-    with pytest.raises(LoragenTrainError, match=r"zoo/base_model was unpacked from another file than .*model\.gguf"):
-        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
-    # Before there is an initialisation, too: an interrupted first run on another file.
+    # Another file, after a first run that ended before there was an initialisation.
     shutil.rmtree(tmp_path / "zoo" / "initial_adapter")
-    with pytest.raises(LoragenTrainError, match="was unpacked from another file"):
-        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
-    (tmp_path / "zoo" / "base_model_source.json").unlink()
-    with pytest.raises(LoragenTrainError, match="nothing says what it was unpacked from"):
-        collect(replace(config, tasks=[replace(config.tasks[0], name="third")]))
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"two")
+    with pytest.raises(LoragenTrainError, match=r"'.*other\.gguf' is not what .*zoo was begun with"):
+        collect(replace(config, base_model=str(other), tasks=[replace(config.tasks[0], name="third")]))
+
+
+def test_adapters_of_a_model_of_the_hub_name_it_and_no_place_on_this_machine(zoo, config, tiny_lm, tmp_path, recwarn):
+    snapshot = tmp_path / "hub" / "models--acme--tiny" / "snapshots" / "c1899de289a0"
+    shutil.copytree(tiny_lm, snapshot)
+    collect(with_output(config, tmp_path / "zoo", base_model=str(snapshot), tasks=config.tasks[:1]))
+    settings = list((tmp_path / "zoo").rglob("adapter_config.json"))
+    assert len(settings) == 4
+    for file in settings:
+        assert json.loads(file.read_text())["base_model_name_or_path"] == "acme/tiny"
+        assert str(tmp_path) not in file.read_text()
+    assert weights(tmp_path / "zoo" / "adapters" / "sums") == weights(zoo.root / "adapters" / "sums")
+    # PEFT warns when it has asked the hub in vain.
+    assert not [warning for warning in recwarn if "acme/tiny" in str(warning.message)]
+
+
+def test_too_few_samples_say_which_keys_to_lower_and_duplicates_are_counted(config, make, tmp_path, caplog):
+    source = str(make.samples(tmp_path / "task.jsonl", ["a", "b", "a ", "c"]))
+    task = CollectTask(name="task", source=source, num_train=3, num_test=1)
+    config = with_output(config, tmp_path / "zoo", tasks=[task])
+    with pytest.raises(LoragenTrainError, match=r"task\.jsonl has 3 different prompts, fewer than the 4 .*num_train"):
+        collect(config)
+    with caplog.at_level("INFO"):
+        collect(replace(config, tasks=[replace(task, num_train=2, held_out=True)]))
+    assert "task: not used: 1 duplicate." in caplog.text

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_tokenizer import TokenLayout, TokenStats, TokenStore, write_adapter
+from lora_tokenizer import TokenCache, TokenLayout, TokenStats, write_adapter
 from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.training.pairs import Batch, PairLoader, ZooDataModule
 from loragen_train.zoo.tokens import Zoo
@@ -20,7 +20,7 @@ def zoo(make, tmp_path_factory) -> Zoo:
     adapters = [make.adapter(seed) for seed in range(6)]
     layout = TokenLayout.from_adapter(adapters[0], token_dim=16)
     files = [write_adapter(adapter, root / f"checkpoint-{index}") for index, adapter in enumerate(adapters)]
-    tokens = TokenStore(root / "store").get(files, layout)
+    tokens = TokenCache(root / "cache").get(files, layout)
     return Zoo(layout=layout, stats=TokenStats.from_tokens(tokens), tokens=tokens, tasks=["sums", "spelling"] * 3)
 
 

@@ -11,12 +11,19 @@ import reasoning_gym
 from hypothesis import given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
+from loragen_infer.samples import prompt_hash
 from loragen_train import LoragenTrainError
-from loragen_train.prompts.combine import combine, prepare
+from loragen_train.configs.prepare import PrepareConfig
+from loragen_train.prompts import combine as combining
+from loragen_train.prompts.combine import combine
 
 # Few different prompts, so that copies are common.
 PROMPTS = st.lists(st.sampled_from([f"sample {number}?" for number in range(30)]), min_size=0, max_size=60)
 NAMES = ("sums", "spelling", "capitals")
+
+
+def prepare(sources, folder: Path, *, overwrite: bool = False, **settings: object) -> dict:
+    return combining.prepare(sources, PrepareConfig(output_dir=str(folder), **settings), overwrite=overwrite)
 
 
 @given(prompts=PROMPTS, size=st.integers(1, 7), seed=st.integers())
@@ -123,7 +130,7 @@ def test_a_source_without_responses_will_do(tmp_path, make):
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_ratio_that_leaves_a_side_empty_is_refused(tmp_path, make, questions, ratio):
     source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
-    with pytest.raises(LoragenTrainError, match=r"^--test-ratio is .*, but must be above 0 and below 1\.$"):
+    with pytest.raises(LoragenTrainError, match=r"^test_ratio is .*, but must be above 0 and below 1\.$"):
         prepare([source], tmp_path / "data", test_ratio=ratio)
     assert not (tmp_path / "data").exists()
 
@@ -131,7 +138,7 @@ def test_a_ratio_that_leaves_a_side_empty_is_refused(tmp_path, make, questions, 
 @pytest.mark.parametrize("size", [0, -3])
 def test_a_prompt_of_no_samples_is_refused(tmp_path, make, questions, size):
     source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
-    with pytest.raises(LoragenTrainError, match=f"^--samples-per-prompt is {size}, but must be at least 1"):
+    with pytest.raises(LoragenTrainError, match=f"^samples_per_prompt is {size}, but must be positive"):
         prepare([source], tmp_path / "data", samples_per_prompt=size)
 
 
@@ -156,7 +163,7 @@ def test_a_task_can_be_given_its_name(tmp_path, make, questions):
 def test_a_file_whose_name_has_an_equals_sign_is_found(tmp_path, make, questions):
     path = make.samples(tmp_path / "a=b" / "sums.jsonl", questions["sums"])
     assert list(prepare([path], tmp_path / "data")["tasks"]) == ["sums"]
-    assert list(prepare([f"mine={path}"], tmp_path / "data")["tasks"]) == ["mine"]
+    assert list(prepare([f"mine={path}"], tmp_path / "named")["tasks"]) == ["mine"]
 
 
 def test_two_files_of_one_name_are_refused(tmp_path, make, questions):
@@ -199,8 +206,8 @@ def test_a_generator_is_a_source_and_is_noted_with_its_version(tmp_path, make):
     assert (task["num_samples"], task["num_responses"], task["num_train_prompts"]) == (24, 24, 5)
     other = prepare(["reasoning-gym:gcd"], tmp_path / "three", num_samples=24, seed=4)
     assert other["tasks"]["gcd"]["sha256"] != task["sha256"]
-    # The places are those among what the generator makes.
-    drawn = reasoning_gym.create_dataset("gcd", size=96, seed=3)
+    # The places are those among what the generator makes, of a stream of its own.
+    drawn = reasoning_gym.create_dataset("gcd", size=96, seed=2**31 + 3)
     for row in make.read(tmp_path / "one" / "train_prompts.jsonl"):
         if row["task"] == "gcd":
             assert row["prompt"] == "\n\n".join(drawn[place]["question"] for place in row["sample_ids"])
@@ -212,8 +219,8 @@ def test_a_generator_needs_a_number_and_a_file_may_have_fewer(tmp_path, make, qu
     source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
     manifest = prepare([source, "reasoning-gym:gcd"], tmp_path / "data", num_samples=100)
     assert [task["num_samples"] for task in manifest["tasks"].values()] == [48, 100]
-    assert prepare([source], tmp_path / "data", num_samples=20)["tasks"]["sums"]["num_samples"] == 20
-    with pytest.raises(LoragenTrainError, match=r"^--num-samples is 0, but must be at least 1"):
+    assert prepare([source], tmp_path / "less", num_samples=20)["tasks"]["sums"]["num_samples"] == 20
+    with pytest.raises(LoragenTrainError, match=r"^num_samples is 0, but must be positive"):
         prepare([source], tmp_path / "data", num_samples=0)
 
 
@@ -233,13 +240,75 @@ def test_columns_can_be_named_and_responses_are_counted_but_not_written(tmp_path
     words = ["prepare", "--source", source, "--output-dir", str(tmp_path / "data"), "--prompt-column", "ask", "--json"]
     assert make.cli(*words) == 0
     assert json.loads(capsys.readouterr().out)["tasks"]["task"]["num_responses"] == 0
-    assert make.cli(*words, "--response-column", "reply") == 0
+    assert make.cli(*words, "--response-column", "reply", "--overwrite") == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest == json.loads((tmp_path / "data" / "manifest.json").read_text())
     assert manifest["tasks"]["task"]["num_responses"] == 16
     assert "secret" not in "".join(file.read_text() for file in (tmp_path / "data").iterdir())
     assert make.cli(*words, "--response-column", "replies") == 1
-    assert "none of replies; did you mean 'reply'?" in capsys.readouterr().err
+    assert "has the columns ask, reply, but none of replies;" in capsys.readouterr().err
+
+
+def test_other_prompts_are_only_replaced_when_told_to(tmp_path, make, questions):
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    prepare([source], tmp_path / "data")
+    before = {file: file.read_bytes() for file in (tmp_path / "data").iterdir()}
+    prepare([source], tmp_path / "data")
+    with pytest.raises(LoragenTrainError, match=r"data has other prompts \(train_prompts.* replace them with --over"):
+        prepare([source], tmp_path / "data", seed=1)
+    assert {file: file.read_bytes() for file in (tmp_path / "data").iterdir()} == before
+    prepare([source], tmp_path / "data", seed=1, overwrite=True)
+    assert {file: file.read_bytes() for file in (tmp_path / "data").iterdir()} != before
+    # What a kill left half done is finished.
+    (tmp_path / "data" / "manifest.json").unlink()
+    assert prepare([source], tmp_path / "data", seed=1)["seed"] == 1
+
+
+def test_a_row_has_the_hashes_of_its_samples(tmp_path, make, questions):
+    prepare([make.samples(tmp_path / "sums.jsonl", questions["sums"])], tmp_path / "data")
+    for row in make.read(tmp_path / "data" / "train_prompts.jsonl"):
+        assert row["sample_hashes"] == [prompt_hash(questions["sums"][place]) for place in row["sample_ids"]]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_test_examples_of_the_zoo_are_left_out(tmp_path, make, questions, monkeypatch, named):
+    sums = questions["sums"]
+    make.samples(tmp_path / "zoo" / "test" / "sums.jsonl", [f" {prompt}\n" for prompt in sums[:7]])
+    make.samples(tmp_path / "zoo" / "test" / "other.jsonl", sums[7:9])
+    # Known from the source's place, from ./zoo, and by name.
+    inside = make.samples(tmp_path / "zoo" / "train" / "sums.jsonl", sums)
+    outside = make.samples(tmp_path / "elsewhere" / "sums.jsonl", sums)
+    sources = [(outside, {"zoo": str(tmp_path / "zoo")})] if named else [(inside, {}), (outside, {})]
+    if not named:
+        monkeypatch.chdir(tmp_path)
+    for number, (source, settings) in enumerate(sources):
+        task = prepare([source], tmp_path / f"data-{number}", samples_per_prompt=1, **settings)["tasks"]["sums"]
+        assert (task["num_samples"], task["num_test_examples"]) == (39, 9)
+        rows = [row for part in ("train", "val") for row in make.read(tmp_path / f"data-{number}/{part}_prompts.jsonl")]
+        assert {row["prompt"] for row in rows} == set(sums[9:])
+    with pytest.raises(LoragenTrainError, match=r"elsewhere has no folder test, so collect has not written it"):
+        prepare([outside], tmp_path / "none", zoo=str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_prompts_of_a_generator_are_never_test_examples_of_a_zoo_of_the_same_seed(tmp_path, make, seed):
+    # As collect draws them.
+    drawn = reasoning_gym.create_dataset("gcd", size=60, seed=seed)
+    tests = {prompt_hash(row["question"]) for row in drawn}
+    prepare(["reasoning-gym:gcd"], tmp_path / "data", num_samples=40, seed=seed)
+    rows = [row for part in ("train", "val") for row in make.read(tmp_path / "data" / f"{part}_prompts.jsonl")]
+    assert not tests & {digest for row in rows for digest in row["sample_hashes"]}
+
+
+def test_what_is_not_used_is_counted_in_words(tmp_path, make, capsys):
+    make.samples(tmp_path / "zoo" / "test" / "task.jsonl", ["0?"])
+    source = make.samples(tmp_path / "zoo" / "train" / "task.jsonl", [f"{n}?" for n in range(10)] + ["5?", "5?"])
+    words = ["prepare", "--source", str(source), "--output-dir", str(tmp_path / "data"), "--samples-per-prompt", "4"]
+    assert make.cli(*words) == 0
+    assert capsys.readouterr().out == (
+        "task: 9 samples, 1 train prompt and 1 validation prompt; not used: 2 duplicates, 1 test example of the zoo, "
+        "1 left over\n"
+    )
 
 
 def test_a_json_list_is_a_source(tmp_path, questions):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from loragen_infer import LoragenInferError
+from loragen_infer.samples import prompt_hash
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.prompts.table import read_prompts
@@ -30,6 +31,27 @@ def test_prompts_come_back_by_task(prepared):
     prompts = read_prompts(config(prepared(ROWS), "a", "b"), seed=0)
     assert prompts.train == prompts.val == {"a": ["a0", "a1"], "b": ["b0", "b1"]}
     assert prompts.sha256("a") != prompts.sha256("b")
+
+
+def test_the_samples_of_the_training_prompts_are_known_by_their_hashes(prepared, tmp_path, make, questions):
+    train = [{"task": "a", "prompt": "x\n\ny", "sample_hashes": [prompt_hash("x"), prompt_hash("y")]}]
+    older = [{"task": "a", "prompt": "z"}]
+    own = TaskConfig(
+        name="sums", checkpoint_dir="x", prompts=str(make.samples(tmp_path / "sums.jsonl", questions["sums"]))
+    )
+    data = DataConfig(prompts_dir=prepared(train + older, older), tasks=[TaskConfig(name="a", checkpoint_dir="x"), own])
+    prompts = read_prompts(data, seed=0)
+    assert prompts.train_hashes["a"] == {prompt_hash(text) for text in "xyz"}
+    shown = {sample for prompt in prompts.train["sums"] for sample in prompt.split("\n\n")}
+    assert prompts.train_hashes["sums"] == {prompt_hash(sample) for sample in shown}
+
+
+def test_what_is_not_used_of_a_tasks_own_samples_is_counted(tmp_path, make, caplog):
+    file = make.samples(tmp_path / "sums.jsonl", [*"abcdefghi", "a"])
+    data = DataConfig(tasks=[TaskConfig(name="sums", checkpoint_dir="x", prompts=str(file))])
+    with caplog.at_level("INFO"):
+        read_prompts(data, seed=0)
+    assert "sums: 9 samples; not used: 1 duplicate, 1 left over." in caplog.text
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -20,6 +20,7 @@ from PIL import Image
 
 HOSTILE = "<script>alert('$x_{')</script>&\"'"
 
+
 class Page(HTMLParser):
     """The tags, the attributes that can load something, and the text of a page."""
 

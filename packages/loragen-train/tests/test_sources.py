@@ -4,12 +4,21 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
+from loragen_infer.samples import Example, prompt_hash
 from loragen_train import LoragenTrainError
-from loragen_train.prompts.sources import Source, load_samples, read_samples
+from loragen_train.prompts.sources import Source, read_samples
+
+
+def load_samples(source: Source, *, num_samples: int | None, seed: int) -> list[Example]:
+    return list(read_samples(source, num_samples=num_samples, seed=seed, purpose="collect").by_place.values())
 
 
 def test_a_file_is_read_from_its_start_without_copies(tmp_path, make):
@@ -28,15 +37,9 @@ def test_a_file_is_read_from_its_start_without_copies(tmp_path, make):
     assert load_samples(Source(location=str(path)), num_samples=2, seed=0)[1].response == "answer 1"
 
 
-def test_a_file_with_too_few_samples_says_which_keys_to_lower(tmp_path, make):
-    path = make.samples(tmp_path / "task.jsonl", ["a", "b", "a"])
-    with pytest.raises(LoragenTrainError, match=r"task\.jsonl has 2 different prompts, fewer than the 3 .*num_train"):
-        load_samples(Source(location=str(path)), num_samples=3, seed=0)
-
-
 def test_a_file_without_responses_cannot_be_trained_on(tmp_path, make):
     path = make.rows(tmp_path / "task.jsonl", [{"prompt": "a"}])
-    with pytest.raises(LoragenTrainError, match=r"task\.jsonl, row 1 has the columns prompt, but none of response"):
+    with pytest.raises(LoragenInferError, match=r"task\.jsonl, row 1 has the columns prompt, but none of response"):
         load_samples(Source(location=str(path)), num_samples=1, seed=0)
 
 
@@ -91,29 +94,55 @@ def test_columns_of_ones_own_naming(tmp_path, make):
     (sample,) = load_samples(own, num_samples=1, seed=0)
     assert (sample.prompt, sample.response) == ("a", "c")
     wrong = Source(location=str(path), prompt_column="aks")
-    with pytest.raises(LoragenTrainError, match=r"row 1 has the columns .*, but none of aks; did you mean 'ask'\?"):
+    with pytest.raises(LoragenInferError, match=r"row 1 has the columns ask, .*, but none of aks; rename"):
         load_samples(wrong, num_samples=1, seed=0)
 
 
 def test_places_are_those_in_the_source_and_responses_may_be_missing(tmp_path, make):
     rows = [{"text": "a"}, {"text": "a", "answer": "x"}, {"text": "b", "answer": 3}, {"text": "c", "answer": "y"}]
     source = Source(location=str(make.rows(tmp_path / "task.jsonl", rows)))
-    samples = read_samples(source, num_samples=None, seed=0, need_response=False)
-    assert {place: (sample.prompt, sample.response) for place, sample in samples.items()} == {
+    read = partial(read_samples, seed=0, purpose="prepare")
+    samples = read(source, num_samples=None)
+    assert {place: (sample.prompt, sample.response) for place, sample in samples.by_place.items()} == {
         0: ("a", ""),
         2: ("b", ""),
         3: ("c", "y"),
     }
-    assert list(read_samples(source, num_samples=2, seed=0, need_response=False)) == [0, 2]
-    with pytest.raises(LoragenTrainError, match="row 1 has the columns text, but none of answer"):
-        read_samples(replace(source, response_column="answer"), num_samples=4, seed=0, need_response=False)
+    assert (samples.num_duplicates, samples.num_left_out) == (1, 0)
+    assert list(read(source, num_samples=2).by_place) == [0, 2]
+    without = read(source, num_samples=2, leave_out={prompt_hash(" a ")})
+    assert (list(without.by_place), without.num_duplicates, without.num_left_out) == ([2, 3], 0, 2)
+    with pytest.raises(LoragenInferError, match="row 1 has the columns text, but none of answer"):
+        read(replace(source, response_column="answer"), num_samples=4)
+
+
+def test_prompts_that_differ_in_white_space_only_are_one_sample(tmp_path, make):
+    source = Source(location=str(make.samples(tmp_path / "task.jsonl", ["a b", "a  b\n", "c"])))
+    assert [sample.prompt for sample in load_samples(source, num_samples=None, seed=0)] == ["a b", "c"]
+
+
+@given(seed=st.integers(0, 2**32 - 1), near=st.integers(-40, 40), name=st.sampled_from(["gcd", "pool_matrix"]))
+@settings(max_examples=20)
+def test_prepare_and_collect_never_draw_one_sample_of_a_generator(seed, near, name):
+    other = min(max(seed + near, 0), 2**32 - 1)
+    drawn = []
+
+    def create(name, size, seed):
+        drawn.append(range(seed, seed + size))
+        return [{"question": f"{index}?", "answer": "x"} for index in range(size)]
+
+    with patch("reasoning_gym.create_dataset", create):
+        for purpose, chosen in (("collect", seed), ("prepare", other)):
+            read_samples(Source(location=f"reasoning-gym:{name}"), num_samples=10, seed=chosen, purpose=purpose)
+    assert max(drawn[0].start, drawn[1].start) >= min(drawn[0].stop, drawn[1].stop)
+    assert all(0 <= part.start < 2**32 for part in drawn)
 
 
 @pytest.mark.parametrize("value", [None, 7, "", " \n", ["a"], "half \ud800"])
 def test_a_prompt_that_is_no_text_is_named(tmp_path, value):
     path = tmp_path / "task.json"
     path.write_text(json.dumps([{"prompt": "fine", "response": "x"}, {"prompt": value, "response": "x"}]))
-    with pytest.raises(LoragenTrainError, match=r"task\.json, row 2: 'prompt' (is .*, but must be text|holds half a)"):
+    with pytest.raises(LoragenInferError, match=r"task\.json, row 2: 'prompt' (is .*, but must be text|holds half a)"):
         load_samples(Source(location=str(path)), num_samples=2, seed=0)
 
 

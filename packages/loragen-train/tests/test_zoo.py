@@ -8,6 +8,7 @@ from lora_tokenizer import LoraTokenizerError, TokenStats, read_adapter, write_a
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, ModelConfig, TaskConfig
 from loragen_train.zoo.tokens import read_zoo
+from safetensors.torch import save_file
 
 MODEL = ModelConfig(output_dim=16)
 TASKS = ["sums", "spelling"]
@@ -51,11 +52,11 @@ def test_statistics_and_task_means_are_those_of_the_checkpoints(tmp_path, make, 
 def test_a_second_start_finds_tokens_and_statistics(tmp_path, make, read, monkeypatch):
     data = data_config(make.zoo(tmp_path))
     first = read(data)
-    written = first.tokens.path.stat().st_mtime_ns
+    written = first.tokens.file.stat().st_mtime_ns
     monkeypatch.setattr(TokenStats, "from_tokens", None)
     again = read(data)
     assert again.content_hashes("sums") == first.content_hashes("sums")
-    assert again.tokens.path.stat().st_mtime_ns == written
+    assert again.tokens.file.stat().st_mtime_ns == written
     assert torch.equal(first.stats.mean, again.stats.mean)
 
 
@@ -102,7 +103,7 @@ def test_a_checkpoint_unlike_the_first_is_named(tmp_path, make, read, changes, m
     write_adapter(make.adapter(0, **changes), tmp_path / "adapters" / "spelling" / "checkpoint-9")
     with pytest.raises(
         LoragenTrainError,
-        match=rf"spelling/checkpoint-9 cannot be used: it differs from .*sums/checkpoint-1, .*{message}",
+        match=rf"spelling/checkpoint-9 cannot be used: .*{message}.*all must fit .*sums/checkpoint-1, the first",
     ):
         read(data_config(values))
 
@@ -146,3 +147,16 @@ def test_a_checkpoint_of_two_tasks_is_refused(tmp_path, make, read):
     tasks = [TaskConfig(name=name, checkpoint_dir=str(tmp_path / "adapters" / "sums")) for name in TASKS]
     with pytest.raises(LoragenTrainError, match="sums/checkpoint-1 is a checkpoint of two tasks"):
         read(DataConfig(tasks=tasks))
+
+
+def test_an_alpha_that_no_checkpoint_says_can_be_given(tmp_path, make, read):
+    tasks = []
+    for number, task in enumerate(TASKS):
+        (tmp_path / task).mkdir()
+        save_file(dict(make.adapter(number).tensors), tmp_path / task / "one.safetensors")
+        tasks.append(TaskConfig(name=task, checkpoint_dir=str(tmp_path / task)))
+    with pytest.raises(LoragenTrainError, match="alpha"):
+        read(DataConfig(tasks=tasks))
+    assert read(DataConfig(tasks=tasks, lora_alpha=6)).layout.config.lora_alpha == 6
+    with pytest.raises(LoragenTrainError, match=r"data\.lora_alpha is 0, but must be positive"):
+        DataConfig(tasks=tasks, lora_alpha=0)

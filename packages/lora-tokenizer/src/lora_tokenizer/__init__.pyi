@@ -1,16 +1,15 @@
 from .adapter import LoraAdapter as LoraAdapter
+from .cache import TokenCache as TokenCache
+from .cache import TokenSet as TokenSet
 from .canonical import canonical_form as canonical_form
 from .config import AdapterConfig as AdapterConfig
 from .delta import delta_inner as delta_inner
 from .delta import delta_products as delta_products
 from .errors import LoraTokenizerError as LoraTokenizerError
 from .inspecting import AdapterReport as AdapterReport
-from .inspecting import FolderReport as FolderReport
 from .inspecting import ModuleReport as ModuleReport
 from .inspecting import RoundTripReport as RoundTripReport
-from .inspecting import analyze_checkpoints as analyze_checkpoints
 from .inspecting import check_round_trip as check_round_trip
-from .inspecting import encode_many as encode_many
 from .inspecting import inspect_adapter as inspect_adapter
 from .inspecting import same_bits as same_bits
 from .io import find_adapters as find_adapters
@@ -18,5 +17,3 @@ from .io import read_adapter as read_adapter
 from .io import write_adapter as write_adapter
 from .layout import TokenLayout as TokenLayout
 from .stats import TokenStats as TokenStats
-from .store import TokenStore as TokenStore
-from .token_set import TokenSet as TokenSet

@@ -1,6 +1,6 @@
-"""`python -m lora_tokenizer inspect PATH`: what is in a checkpoint, as a table or as JSON.
+"""`python -m lora_tokenizer`: `inspect` shows what is in a checkpoint, `round-trip` proves that tokens keep all of it.
 
-Exit codes: 0 done, 1 failed (or NaN or Inf found), 2 wrong usage.
+Exit codes: 0 done, 1 failed (or NaN or Inf found, or something lost), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_tokenizer.inspecting import AdapterReport
+    from lora_tokenizer.inspecting import AdapterReport, RoundTripReport
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,38 +26,51 @@ def _parser() -> argparse.ArgumentParser:
         description="Print modules, shapes, r, dtype, norms of A, B and B·A, NaN/Inf and token counts of a checkpoint.",
         epilog="example: python -m lora_tokenizer inspect runs/checkpoint-9 --token-dim 384 --json",
     )
-    inspect.add_argument("path", help="PEFT folder, .safetensors, .pt, .pth, .ckpt or .bin file")
-    inspect.add_argument("--token-dim", type=int, default=384, help="values per token (default: 384)")
-    inspect.add_argument("--lora-alpha", type=float, help="alpha, where the checkpoint does not say it")
-    inspect.add_argument("--adapter-name", help="which adapter, where the checkpoint holds several")
-    inspect.add_argument("--prefix", help="what to cut off the front of every tensor name")
-    inspect.add_argument("--allow-bin", action="store_true", help="read .bin files (no code in them is run)")
-    inspect.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    round_trip = commands.add_parser(
+        "round-trip",
+        help="encode and decode a checkpoint, through files too, and compare to the bit",
+        description="Encode a checkpoint, decode it, write it for PEFT, read it again, and compare to the bit.",
+        epilog="example: python -m lora_tokenizer round-trip last.ckpt --lora-alpha 16",
+    )
+    for command in (inspect, round_trip):
+        command.add_argument("path", help="PEFT folder, .safetensors, .pt, .pth, .ckpt or .bin file")
+        command.add_argument("--token-dim", type=int, default=384, help="values per token (default: 384)")
+        command.add_argument("--lora-alpha", type=float, help="alpha, whatever the checkpoint says")
+        command.add_argument("--adapter-name", help="which adapter, where the checkpoint holds several")
+        command.add_argument("--prefix", help="what to cut off the front of every tensor name")
+        command.add_argument("--allow-bin", action="store_true", help="read .bin files (no code in them is run)")
+        command.add_argument("--json", action="store_true", help="print JSON instead of text")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code."""
-    options = _parser().parse_args(arguments)
-    from lora_tokenizer import LoraTokenizerError, inspect_adapter  # after --help, which must not wait for torch
+    options = vars(_parser().parse_args(arguments))
+    command, as_json = options.pop("command"), options.pop("json")
+    # after --help, which must not wait for torch
+    from lora_tokenizer import LoraTokenizerError, check_round_trip, inspect_adapter
 
     try:
-        report = inspect_adapter(
-            options.path,
-            token_dim=options.token_dim,
-            lora_alpha=options.lora_alpha,
-            adapter_name=options.adapter_name,
-            prefix=options.prefix,
-            allow_bin=options.allow_bin,
-        )
+        if command == "inspect":
+            report = inspect_adapter(**options)
+            sys.stdout.write(_as_json(report) if as_json else _as_table(report))
+            return 1 if report.num_nonfinite else 0
+        proof = check_round_trip(**options, max_tokens="auto")
     except LoraTokenizerError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(_as_json(report) if options.json else _as_table(report))
-    return 1 if report.num_nonfinite else 0
+    sys.stdout.write(_as_json(proof) if as_json else _as_sentence(proof))
+    return 0 if proof.ok else 1
 
 
-def _as_json(report: AdapterReport) -> str:
+def _as_sentence(proof: RoundTripReport) -> str:
+    parts = {"tokens": proof.tokens_equal, "files": proof.files_equal, "layout": proof.layout_equal}
+    lost = [name for name, is_equal in parts.items() if not is_equal]
+    verdict = f"NOT the same after the round trip: {', '.join(lost)}" if lost else "the same to the bit"
+    return f"{proof.report.path}: {proof.report.num_tokens:,} tokens of {proof.report.token_dim}, {verdict}\n"
+
+
+def _as_json(report: AdapterReport | RoundTripReport) -> str:
     return json.dumps(_without_nan(dataclasses.asdict(report)), indent=2) + "\n"
 
 
@@ -90,8 +103,7 @@ def _as_table(report: AdapterReport) -> str:
         f"alpha {report.config['lora_alpha']:g}, {len(report.modules)} modules, {report.num_parameters:,} values "
         f"({', '.join(report.dtypes)}), NaN/Inf {report.num_nonfinite}",
         f"{report.num_tokens:,} tokens of {report.token_dim} ({rows_l} rows of {tokens_h}), padding "
-        f"{report.padding:.2%}, "
-        f"layout {report.fingerprint}",
+        f"{report.padding:.2%}, layout {report.fingerprint}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -23,8 +23,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 """The dtypes of LoRA tensors, by the name that layouts and reports use."""
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.float32` as `float32`."""
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """`torch.float32`, or its name, as `float32`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -111,13 +111,14 @@ class LoraAdapter:
 
         return write_adapter(self, folder)
 
-    def to(self, dtype: torch.dtype) -> LoraAdapter:
-        """The adapter with every tensor in `dtype`; tensors already in it are shared."""
-        if dtype not in DTYPES.values():
+    def to(self, dtype: torch.dtype | str) -> LoraAdapter:
+        """The adapter with every tensor in `dtype` (or of that name); tensors already in it are shared."""
+        wanted = DTYPES.get(dtype_name(dtype))
+        if wanted is None:
             raise LoraTokenizerError(
                 f"{dtype_name(dtype)} is not a dtype for LoRA tensors: use one of {', '.join(DTYPES)}"
             )
-        return replace(self, tensors={name: tensor.to(dtype) for name, tensor in self.tensors.items()})
+        return replace(self, tensors={name: tensor.to(wanted) for name, tensor in self.tensors.items()})
 
 
 def _check_module(module: str, parts: Mapping[str, Tensor], config: AdapterConfig) -> None:
@@ -126,8 +127,7 @@ def _check_module(module: str, parts: Mapping[str, Tensor], config: AdapterConfi
         if tensor.dim() != wanted_dim or tensor.numel() == 0:
             raise LoraTokenizerError(
                 f"tensor {join_name(module, part)!r} has the shape {tuple(tensor.shape)}, where {wanted_dim} axes, "
-                f"none "
-                f"of them empty, belong (LoRA of convolutions is not supported)"
+                f"none of them empty, belong (LoRA of convolutions is not supported)"
             )
         if tensor.dtype not in _DTYPE_SET:
             raise LoraTokenizerError(
@@ -147,8 +147,7 @@ def _check_module(module: str, parts: Mapping[str, Tensor], config: AdapterConfi
     if not rank_a == rank_b == rank:
         raise LoraTokenizerError(
             f"module {module!r} has A {tuple(parts[name_a].shape)} and B {tuple(parts[name_b].shape)}, which do "
-            f"not fit "
-            f"the rank r={rank} of its config"
+            f"not fit the rank r={rank} of its config"
         )
     for part in ("lora_magnitude_vector", "lora_B.bias"):
         if part in parts and parts[part].shape[0] != num_out:

@@ -9,15 +9,20 @@ or makes the tensors mean something else (KaSA, BD-LoRA, activated LoRA, …).
 from __future__ import annotations
 
 import math
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.patterns import check_patterns, first_match
 
 MAX_RANK = 1 << 20
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 80
 
 _TRAINING_ONLY = frozenset(
     {
@@ -56,33 +61,46 @@ REFUSED = {
 
 
 def _one_line(value: object) -> str:
-    text = repr(value)
+    """A short text of any value, however it is nested or refers to itself."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _wrong(name: str, value: object, wanted: str) -> LoraTokenizerError:
+    return LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where {wanted} belongs")
 
 
 def _strings(value: object, name: str) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
-    if not isinstance(items, Iterable) or isinstance(items, Mapping):
-        raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where a list of names belongs")
-    out = tuple(items)
-    if not all(isinstance(item, str) and item for item in out):
-        raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where a list of names belongs")
-    return out
+    if isinstance(items, Iterable) and not isinstance(items, Mapping):
+        out = tuple(items)
+        if all(isinstance(item, str) and item for item in out):
+            return out
+    raise _wrong(name, value, "a list of names")
 
 
-def _pattern_numbers(value: object, name: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where a mapping belongs")
-    return dict(value)
+def _pairs(value: object, name: str) -> tuple[tuple[str, Any], ...]:
+    """A mapping, or pairs as JSON has them, as ordered pairs; of two with one key the first counts."""
+    items = value.items() if isinstance(value, Mapping) else () if value is None else value
+    pairs: dict[str, Any] = {}
+    try:
+        for key, number in items:  # type: ignore[attr-defined]  # anything may be given
+            if not isinstance(key, str):
+                raise TypeError
+            pairs.setdefault(key, number)
+    except (TypeError, ValueError):
+        raise _wrong(name, value, "a mapping") from None
+    return tuple(pairs.items())
 
 
 def _layers(value: object) -> tuple[int, ...]:
     items = (value,) if isinstance(value, int) else value
     if isinstance(items, list | tuple) and all(isinstance(item, int) and item >= 0 for item in items):
         return tuple(items)
-    raise LoraTokenizerError(f"layers_to_transform is {_one_line(value)}, where layer numbers belong")
+    raise _wrong("layers_to_transform", value, "a list of layer numbers")
 
 
 def _is_rank(value: object) -> bool:
@@ -123,55 +141,42 @@ class AdapterConfig:
     """lora_B carries a bias."""
     fan_in_fan_out: bool = False
     """The base layers store their weight as [in, out] (GPT-2's Conv1D); A and B keep their shapes."""
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    """Module pattern to rank; the first match counts, so the order is kept."""
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    """Module pattern to alpha; the first match counts, so the order is kept."""
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """Pairs of module pattern and rank, of which the first match counts; a mapping is taken too."""
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    """Pairs of module pattern and alpha, likewise."""
     layers_to_transform: tuple[int, ...] | None = None
     """Layer numbers that carry LoRA; None for all."""
     layers_pattern: tuple[str, ...] | None = None
     """Name of the list of layers that layers_to_transform counts in."""
 
     def __post_init__(self) -> None:
+        targets = tuple(sorted(set(_strings(self.target_modules, "target_modules"))))
+        if not targets:
+            raise LoraTokenizerError("target_modules is empty: name the modules that carry LoRA")
+        object.__setattr__(self, "target_modules", targets)
         for name in ("rank_pattern", "alpha_pattern"):
-            object.__setattr__(self, name, _pattern_numbers(getattr(self, name), name))
-        object.__setattr__(self, "target_modules", tuple(sorted(set(_strings(self.target_modules, "target_modules")))))
+            object.__setattr__(self, name, _pairs(getattr(self, name), name))
+            check_patterns(getattr(self, name))
         if self.layers_pattern is not None:
             object.__setattr__(self, "layers_pattern", _strings(self.layers_pattern, "layers_pattern") or None)
-        self._check_numbers()
-        self._check_types()
-        check_patterns(self.rank_pattern)
-        check_patterns(self.alpha_pattern)
-
-    def _check_numbers(self) -> None:
-        ranks = {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}
-        for name, rank in ranks.items():
-            if not _is_rank(rank):
-                raise LoraTokenizerError(
-                    f"{name} is {_one_line(rank)}, where a whole number from 1 to {MAX_RANK} belongs"
-                )
-        alphas = {"lora_alpha": self.lora_alpha, **{f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}}
-        for name, alpha in alphas.items():
-            if not _is_alpha(alpha):
-                raise LoraTokenizerError(f"{name} is {_one_line(alpha)}, where a finite number belongs")
         if self.layers_to_transform is not None:
             object.__setattr__(self, "layers_to_transform", _layers(self.layers_to_transform))
-
-    def _check_types(self) -> None:
-        if not self.target_modules:
-            raise LoraTokenizerError("target_modules is empty: name the modules that carry LoRA")
+        elif self.layers_pattern is not None:
+            raise LoraTokenizerError("layers_pattern is given without layers_to_transform, which PEFT refuses to load")
+        for name, rank in (("r", self.r), *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern)):
+            if not _is_rank(rank):
+                raise _wrong(name, rank, f"a whole number from 1 to {MAX_RANK}")
+        alphas = ((f"alpha_pattern[{key!r}]", alpha) for key, alpha in self.alpha_pattern)
+        for name, alpha in (("lora_alpha", self.lora_alpha), *alphas):
+            if not _is_alpha(alpha):
+                raise _wrong(name, alpha, "a finite number")
         for name in ("base_model_name_or_path", "revision", "task_type"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise LoraTokenizerError(f"{name} in the adapter config is {_one_line(value)}, where text belongs")
+            if not isinstance(getattr(self, name), str | None):
+                raise _wrong(name, getattr(self, name), "text")
         for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
             if not isinstance(getattr(self, name), bool):
-                value = getattr(self, name)
-                raise LoraTokenizerError(
-                    f"{name} in the adapter config is {_one_line(value)}, where true or false belongs"
-                )
-        if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise LoraTokenizerError("layers_pattern is given without layers_to_transform, which PEFT refuses to load")
+                raise _wrong(name, getattr(self, name), "true or false")
 
     def rank(self, module: str) -> int:
         """The rank PEFT gives to `module`."""
@@ -185,6 +190,10 @@ class AdapterConfig:
         """The factor on B @ A: alpha / r, or alpha / sqrt(r) with rsLoRA."""
         rank = self.rank(module)
         return self.alpha(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def effect(self, module: str) -> tuple[int, float, float]:
+        """Rank, alpha and scaling of one module: what settings do to it, however they are spelt."""
+        return self.rank(module), self.alpha(module), self.scaling(module)
 
     @classmethod
     def from_peft(cls, data: Mapping[str, Any], *, modules: Iterable[str] | None = None) -> AdapterConfig:
@@ -227,6 +236,8 @@ class AdapterConfig:
         return {
             **asdict(self),
             "target_modules": list(self.target_modules),
+            "rank_pattern": dict(self.rank_pattern),
+            "alpha_pattern": dict(self.alpha_pattern),
             "layers_to_transform": None if self.layers_to_transform is None else list(self.layers_to_transform),
             "layers_pattern": None if self.layers_pattern is None else list(self.layers_pattern),
             "peft_type": "LORA",

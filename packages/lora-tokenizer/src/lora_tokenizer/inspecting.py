@@ -1,7 +1,7 @@
 """What is in a checkpoint, as numbers: modules, shapes, norms, NaN and Inf, token counts; for people and for scripts.
 
-`inspect_adapter` looks at one checkpoint, `analyze_checkpoints` at all below a folder, `check_round_trip` proves on one
-checkpoint that nothing is lost between tensors, tokens and the files that PEFT loads.
+`inspect_adapter` looks at a checkpoint, `check_round_trip` proves on it that nothing is lost between tensors, tokens
+and the files that PEFT loads.
 
 Norms are Frobenius norms; that of `B @ A` comes from `delta_inner`.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from torch import Tensor
 
 from lora_tokenizer.adapter import LoraAdapter, dtype_name
 from lora_tokenizer.delta import delta_inner
-from lora_tokenizer.errors import LoraTokenizerError
-from lora_tokenizer.io.finding import find_adapters
 from lora_tokenizer.io.reading import read_adapter
 from lora_tokenizer.io.writing import write_adapter
 from lora_tokenizer.layout.layout import TokenLayout
@@ -79,24 +76,6 @@ class AdapterReport:
     """Number of NaN and Inf values."""
     modules: tuple[ModuleReport, ...]
     """Its modules, in natural order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderReport:
-    """All adapters below a folder."""
-
-    adapters: tuple[AdapterReport, ...]
-    """Those that could be read, in natural order."""
-    errors: dict[str, str]
-    """Path to the reason for those that could not."""
-
-    @property
-    def layouts(self) -> dict[str, int]:
-        """Layout fingerprint to number of adapters; more than one means they cannot be trained on together."""
-        counts: dict[str, int] = {}
-        for report in self.adapters:
-            counts[report.fingerprint] = counts.get(report.fingerprint, 0) + 1
-        return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,22 +149,6 @@ def _module_report(adapter: LoraAdapter, module: str) -> ModuleReport:
     )
 
 
-def analyze_checkpoints(folder: str | Path, *, token_dim: int = 384, **read_options: Any) -> FolderReport:
-    """Report on every adapter below a folder; one that cannot be read is an entry in `errors`.
-
-    Raises:
-        LoraTokenizerError: there is none.
-    """
-    reports: list[AdapterReport] = []
-    errors: dict[str, str] = {}
-    for path in find_adapters(folder):
-        try:
-            reports.append(inspect_adapter(path, token_dim=token_dim, **read_options))
-        except LoraTokenizerError as error:
-            errors[str(path)] = str(error)
-    return FolderReport(adapters=tuple(reports), errors=errors)
-
-
 def check_round_trip(
     path: str | Path, *, token_dim: int = 384, max_tokens: int | str = 512, **read_options: Any
 ) -> RoundTripReport:
@@ -218,21 +181,3 @@ def same_bits(left: LoraAdapter, right: LoraAdapter) -> bool:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().view(torch.uint8)
-
-
-def encode_many(
-    source: str | Path | Iterable[str | Path], layout: TokenLayout, **read_options: Any
-) -> Iterator[tuple[Path, Tensor]]:
-    """Path and tokens `[N, W]` of every adapter below a folder (or of the given paths), one in memory at a time.
-
-    Raises:
-        LoraTokenizerError: there is none, or one cannot be read or does not fit the layout.
-    """
-    paths = find_adapters(source) if isinstance(source, str | Path) else [Path(path) for path in source]
-    for path in paths:
-        adapter = read_adapter(path, **read_options)
-        try:
-            tokens_NW = layout.encode(adapter)
-        except LoraTokenizerError as error:
-            raise LoraTokenizerError(f"{path}: {error}") from error
-        yield path, tokens_NW

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,6 +22,7 @@ __all__ = [
     "Example",
     "TokenizedExample",
     "batches_by_length",
+    "example_of",
     "iter_jsonl",
     "iter_lines",
     "prompt_hash",
@@ -133,25 +134,47 @@ def read_examples(path: Path, *, need_response: bool = True) -> list[Example]:
     Raises:
         LoragenInferError: As :func:`read_jsonl`; or a row lacks a column, or holds no text in it.
     """
-    examples = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        prompt = _text(row, PROMPT_COLUMNS, path, number)
-        response = _text(row, RESPONSE_COLUMNS, path, number) if need_response else ""
-        examples.append(Example(prompt=prompt, response=response))
-    return examples
+    return [
+        example_of(row, f"{path}, row {number}", need_response=need_response)
+        for number, row in enumerate(read_jsonl(path), start=1)
+    ]
 
 
-def _text(row: dict[str, Any], columns: Sequence[str], path: Path, number: int) -> str:
+def example_of(
+    row: Mapping[str, Any],
+    where: str,
+    *,
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    need_response: bool = True,
+) -> Example:
+    """Return the sample in ``row``, from the named columns or the first of the usual ones that it has.
+
+    Without ``need_response`` the response may be missing or no text, and is then empty, unless its column is named.
+
+    Raises:
+        LoragenInferError: ``row``, which the sentence calls ``where``, lacks a column, or holds no text in it.
+    """
+    prompt = _text(row, PROMPT_COLUMNS if prompt_column is None else (prompt_column,), where)
+    columns = RESPONSE_COLUMNS if response_column is None else (response_column,)
+    if need_response or response_column is not None:
+        return Example(prompt=prompt, response=_text(row, columns, where))
+    response = next((row[name] for name in columns if name in row), "")
+    return Example(prompt=prompt, response=response if isinstance(response, str) else "")
+
+
+def _text(row: Mapping[str, Any], columns: Sequence[str], where: str) -> str:
     column = next((name for name in columns if name in row), None)
     if column is None:
         raise LoragenInferError(
-            f"{path}, row {number} has the columns {', '.join(row) or '(none)'}, but none of {', '.join(columns)}."
+            f"{where} has the columns {', '.join(map(str, row)) or '(none)'}, but none of {', '.join(columns)}; rename "
+            "one, or name it where that can be chosen (prompt_column, response_column)."
         )
     value = row[column]
     if not isinstance(value, str) or not value.strip():
-        raise LoragenInferError(f"{path}, row {number}: {column!r} is {value!r}, but must be text.")
+        raise LoragenInferError(f"{where}: {column!r} is {value!r}, but must be text.")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise LoragenInferError(f"{path}, row {number}: {column!r} holds half a character (a lone surrogate); mend it.")
+        raise LoragenInferError(f"{where}: {column!r} holds half a character (a lone surrogate); mend it.")
     return value
 
 

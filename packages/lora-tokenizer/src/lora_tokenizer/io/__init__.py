@@ -1,11 +1,8 @@
-"""Adapters on disk: every format that is read, and the one that is written."""
+"""Adapters on disk: every format that is read, and the one that is written.
 
-from lora_tokenizer.io.finding import find_adapters
-from lora_tokenizer.io.reading import read_adapter
-from lora_tokenizer.io.writing import write_adapter
+Names are imported when they are first used, so that whole files can be written without waiting for torch.
+"""
 
-__all__ = [
-    "find_adapters",
-    "read_adapter",
-    "write_adapter",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

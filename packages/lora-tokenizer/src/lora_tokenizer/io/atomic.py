@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 
 __all__ = ["atomic_file", "atomic_folder", "clear_leftovers", "is_temporary"]
 
-_MARK = ".tmp-"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<host>[^-]*)-(?P<pid>[^-]*)-[0-9a-f]+", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -66,8 +67,7 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     removed. On Linux the exchange is one step of the file system, so that every reader sees either the old folder or
     the new one. Where the system or file system cannot exchange, the old folder is renamed aside, the new one renamed
     into its place, and the old one renamed back if that fails; a reader, or a process that is killed, between the two
-    renames finds no `target`, and the old folder lies beside it under a name that begins with a dot, the target's
-    name and `.tmp-`.
+    renames finds no `target`, and `clear_leftovers` puts the old folder back.
 
     Raises:
         OSError: as `atomic_file`, or `target` holds something and `replace` is off.
@@ -94,23 +94,28 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def is_temporary(path: Path) -> bool:
     """Whether the name is one of an unfinished write."""
-    return path.name.startswith(".") and _MARK in path.name
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that are gone have left unfinished in `folder`."""
+    """Remove what processes of this machine that are gone have left unfinished in `folder`.
+
+    A folder that was put aside for a new one, which did not come to its place, is put back.
+    """
     for path in folder.iterdir():
-        if not is_temporary(path):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or found["host"] != _host() or not found["pid"].isdigit() or _is_alive(int(found["pid"])):
             continue
-        host, _, rest = path.name.split(_MARK)[-1].partition("-")
-        pid = rest.split("-")[0]
-        if host == _host() and pid.isdigit() and not _is_alive(int(pid)):
+        if found["kind"] == "old" and not os.path.lexists(folder / found["name"]):
+            path.rename(folder / found["name"])
+        else:
             _remove(path)
 
 
-def _temporary_beside(target: Path) -> Path:
-    """A name for unfinished work in the folder of `target`, short enough for any file system."""
-    return target.with_name(f".{target.name[:40]}{_MARK}{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
+def _temporary_beside(target: Path, kind: str = "tmp") -> Path:
+    """A name in the folder of `target`, for unfinished work short enough for any file system, else with its own."""
+    name = target.name if kind == "old" else target.name[:40]
+    return target.with_name(f".{name}.{kind}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _host() -> str:
@@ -149,7 +154,7 @@ def _swap(temporary: Path, target: Path) -> None:
     """
     if _exchange(temporary, target):
         return
-    aside = _temporary_beside(target)
+    aside = _temporary_beside(target, "old")
     target.rename(aside)
     try:
         temporary.rename(target)

@@ -9,17 +9,17 @@ from typing import NoReturn
 
 from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.io.atomic import is_temporary
-from lora_tokenizer.io.reading import TORCH_SUFFIXES
-from lora_tokenizer.io.writing import CONFIG_NAME
+from lora_tokenizer.io.reading import BIN_NAME, TORCH_SUFFIXES
+from lora_tokenizer.io.writing import CONFIG_NAME, WEIGHTS_NAME
 from lora_tokenizer.names import natural_key
 
 
 def find_adapters(folder: str | Path) -> list[Path]:
     """All adapters at and below `folder`, in natural order (checkpoint-9 before checkpoint-10).
 
-    An adapter is a folder with an adapter_config.json, or a bare .safetensors, .pt, .pth or .ckpt file in a folder
-    without one (beside a config lie an adapter's own files, such as optimizer.pt). Links to folders are not
-    followed. The path of an adapter itself gives that adapter.
+    An adapter is a folder with PEFT's files (an adapter's own, such as optimizer.pt, may lie beside them), or a bare
+    .safetensors, .pt, .pth or .ckpt file in another folder, which may hold an adapter_config.json for all of them.
+    Links to folders are not followed. The path of an adapter itself gives that adapter.
 
     Raises:
         LoraTokenizerError: there is none, or a folder cannot be read.
@@ -36,11 +36,13 @@ def find_adapters(folder: str | Path) -> list[Path]:
     for where, folders, names in os.walk(root, onerror=_refuse):
         here = Path(where)
         folders[:] = [name for name in folders if not is_temporary(here / name)]
-        if CONFIG_NAME in names:
+        files = [here / name for name in names if not name.startswith(".")]
+        files = [file for file in files if file.suffix in (".safetensors", *TORCH_SUFFIXES)]
+        has_weights = WEIGHTS_NAME in names or BIN_NAME in names
+        if CONFIG_NAME in names and (has_weights or not files):
             found.append(here)
         else:
-            files = (here / name for name in names if not name.startswith("."))
-            found.extend(file for file in files if file.suffix in (".safetensors", *TORCH_SUFFIXES))
+            found += files
     if not found:
         raise LoraTokenizerError(
             f"{root} holds no adapters: neither a folder with {CONFIG_NAME} nor a .safetensors, .pt, .pth or .ckpt file"

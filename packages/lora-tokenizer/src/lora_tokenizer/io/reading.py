@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,20 +19,20 @@ from lora_tokenizer.adapter import LoraAdapter
 from lora_tokenizer.config import AdapterConfig, refuse_unrepresentable
 from lora_tokenizer.errors import LoraTokenizerError, warn_once
 from lora_tokenizer.io.finite import check_finite
-from lora_tokenizer.io.safetensors_file import read_header
+from lora_tokenizer.io.ranges import read_tensors
+from lora_tokenizer.io.safetensors_file import find_lora_tensors
 from lora_tokenizer.io.settings import adapter_settings, find_state_dict
-from lora_tokenizer.io.tensor_ranges import map_tensors
 from lora_tokenizer.io.torch_file import TorchFile
 from lora_tokenizer.io.writing import CONFIG_NAME, WEIGHTS_NAME
 from lora_tokenizer.names import is_lora_name, join_name, parse_raw_name, split_name
 
+BIN_NAME = "adapter_model.bin"
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 MAX_CONFIG_BYTES = 16 << 20
 _NOT_LORA = (".modules_to_save.", ".trainable_tokens_delta", ".token_adapter.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(NamedTuple):
     """What one weights file holds."""
 
     tensors: dict[str, Tensor]
@@ -58,8 +56,8 @@ def read_adapter(
     Args:
         path: a PEFT folder, or a .safetensors, .pt, .pth, .ckpt (or, with `allow_bin`, .bin) file.
         config: settings to use instead of those beside or in the file; a mapping is merged over them.
-        r: rank, where nothing says it and the shapes should not be asked.
-        lora_alpha: alpha, where nothing says it.
+        r: rank, whatever the settings and the shapes say.
+        lora_alpha: alpha, whatever the settings say; needed where none do.
         adapter_name: which adapter, where the file holds several.
         prefix: what to cut off the front of every tensor name; by default everything up to `base_model.model.`.
         allow_bin: read .bin files (no code of theirs is run, as with every file).
@@ -76,28 +74,21 @@ def read_adapter(
     source = Path(path)
     try:
         file = _weights_file(source, allow_bin)
-    except OSError as error:
-        raise LoraTokenizerError(f"cannot read {source}: {error.strerror or error}") from error
-    settings = _folder_settings(file.parent)
-    try:
+        settings = read_settings(file.parent)
         if config is None:
-            refuse_unrepresentable(settings or {})
-    except LoraTokenizerError as error:
-        raise LoraTokenizerError(f"{file.parent / CONFIG_NAME}: {error}") from error
-    try:
+            _refuse_settings(file.parent, settings)
         content = _read_file(file, adapter_name, prefix)
     except OSError as error:
-        raise LoraTokenizerError(f"cannot read {file}: {error.strerror or error}") from error
-    _refuse_others(file, content, in_folder=settings is not None)
+        raise LoraTokenizerError(f"cannot read {source}: {error.strerror or error}") from error
+    _refuse_others(file, content.others)
     if not content.tensors:
         raise LoraTokenizerError(f"{file} holds no LoRA tensors ({len(content.others)} others): give a LoRA checkpoint")
-    given = {key: value for key, value in (("r", r), ("lora_alpha", lora_alpha)) if value is not None}
     try:
         if isinstance(config, AdapterConfig):
             chosen = config
         else:
-            merged = {**content.settings, **(settings or {}), **(config or {}), **given}
-            chosen = _complete(merged, content.tensors)
+            given = {"r": r, "lora_alpha": lora_alpha}
+            chosen = _complete(_merged(content.settings, settings, config or {}, given), content.tensors)
         adapter = LoraAdapter(config=chosen, tensors=content.tensors)
     except LoraTokenizerError as error:
         raise LoraTokenizerError(f"{source}: {error}") from error
@@ -110,7 +101,7 @@ def _weights_file(path: Path, allow_bin: bool) -> Path:
     if path.is_dir():
         file = path / WEIGHTS_NAME
         if not file.is_file():
-            file = path / "adapter_model.bin"
+            file = path / BIN_NAME
         if not file.is_file():
             raise LoraTokenizerError(f"{path} holds no {WEIGHTS_NAME}: give a PEFT adapter folder or a checkpoint file")
     else:
@@ -128,15 +119,19 @@ def _weights_file(path: Path, allow_bin: bool) -> Path:
     return file
 
 
-def _folder_settings(folder: Path) -> dict[str, Any] | None:
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder, which counts for every checkpoint in it; empty where there is none.
+
+    Raises:
+        LoraTokenizerError: it is not a JSON object, or too large.
+        OSError: the system refuses.
+    """
     path = folder / CONFIG_NAME
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise LoraTokenizerError(f"cannot read {path}: {error.strerror or error}") from error
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     if len(raw) > MAX_CONFIG_BYTES:
         raise LoraTokenizerError(f"{path} is over {MAX_CONFIG_BYTES} bytes, which no adapter config is")
     try:
@@ -148,27 +143,39 @@ def _folder_settings(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
-def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Content:
-    descriptor = os.open(file, os.O_RDONLY)
+def _refuse_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
-        if file.suffix == ".safetensors":
-            header = read_header(file, descriptor, lora_only=True)
-            ranges, others = header.places, header.others
-            settings: dict[str, Any] = {}
-        else:
-            opened = TorchFile(file, descriptor)
+        refuse_unrepresentable(settings)
+    except LoraTokenizerError as error:
+        raise LoraTokenizerError(f"{folder / CONFIG_NAME}: {error}") from error
+
+
+def _merged(*sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of which the last that is not None counts."""
+    return {name: value for source in sources for name, value in source.items() if value is not None}
+
+
+def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Content:
+    settings: dict[str, Any] = {}
+    if file.suffix == ".safetensors":
+        ranges, others = find_lora_tensors(file)
+        renamed = _rename(file, ranges, adapter_name, prefix)
+        places = {new: ranges[name] for name, new in renamed.items()}
+    else:
+        with TorchFile(file) as opened:
             state = find_state_dict(opened.root, file)
-            ranges = {name: opened.locate(name, value) for name, value in state.items() if is_lora_name(name)}
-            others = [name for name in state if name not in ranges]
+            renamed = _rename(file, filter(is_lora_name, state), adapter_name, prefix)
+            places = {new: opened.locate(name, state[name]) for name, new in renamed.items()}
+            others = [name for name in state if not is_lora_name(name)]
             settings = adapter_settings(opened.root)
-        try:
-            renamed = _canonical_names(tuple(ranges), adapter_name, prefix)
-        except LoraTokenizerError as error:
-            raise LoraTokenizerError(f"{file}: {error}") from error
-        tensors = map_tensors(file, descriptor, {new: ranges[name] for name, new in renamed.items()})
-    finally:
-        os.close(descriptor)
-    return _Content(tensors, others, settings)
+    return _Content(read_tensors(file, places), others, settings)
+
+
+def _rename(file: Path, names: Iterable[str], adapter_name: str | None, prefix: str | None) -> dict[str, str]:
+    try:
+        return _canonical_names(tuple(names), adapter_name, prefix)
+    except LoraTokenizerError as error:
+        raise LoraTokenizerError(f"{file}: {error}") from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -194,25 +201,24 @@ def _canonical_names(names: tuple[str, ...], adapter_name: str | None, prefix: s
     return renamed
 
 
-def _refuse_others(file: Path, content: _Content, *, in_folder: bool) -> None:
+def _refuse_others(file: Path, others: list[str]) -> None:
     """Say what is not read: copies of base weights are dropped, what was trained beside LoRA is refused."""
-    for name in content.others:
+    for name in others:
         if any(mark in f".{name}" for mark in _NOT_LORA):
             raise LoraTokenizerError(
-                f"{file}: tensor {name!r} is a fully trained module (modules_to_save) or token, which is not LoRA and "
-                f"cannot be tokenized"
+                f"{file}: tensor {name[:200]!r} is a fully trained module (modules_to_save) or token, which is not "
+                f"LoRA and cannot be tokenized"
             )
-    frozen = [name for name in content.others if ".base_layer." in name]
-    if file.name == WEIGHTS_NAME and in_folder:
-        rest = [name for name in content.others if ".base_layer." not in name]
-        if rest:
+    if file.name not in (WEIGHTS_NAME, BIN_NAME):
+        return  # a training checkpoint, which holds the base weights too
+    for name in others:
+        if ".base_layer." not in name:
             raise LoraTokenizerError(
-                f"{file}: tensor {rest[0][:200]!r} is not a LoRA tensor and cannot be tokenized: save the adapter "
-                f"without "
+                f"{file}: tensor {name[:200]!r} is not a LoRA tensor and cannot be tokenized: save the adapter without "
                 f"it (modules_to_save, trained biases, save_embedding_layers=False)"
             )
-        if frozen:
-            warn_once(f"the frozen base weight {frozen[0]!r} that PEFT saved beside the adapter is not read")
+    if others:
+        warn_once(f"the frozen base weight {others[0][:200]!r} that PEFT saved beside the adapter is not read")
 
 
 def _complete(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> AdapterConfig:

@@ -2,12 +2,14 @@
 
 Lightning keeps weights under `state_dict` and settings under `hyper_parameters`; other trainers use `model` or write
 the state dict bare. The settings are the first mapping (or object) that has a `lora_alpha`, searched from the
-outside in.
+outside in, and the base model's name is found likewise. A rank is not looked for under other names than `r`: the
+shapes tell it, and what trainers call `rank` may be that of a process.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,15 @@ from lora_tokenizer.names import is_lora_name
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "weights", "adapter")
 _SETTING_KEYS = ("hyper_parameters", "hparams", "peft_config", "lora_config", "adapter_config", "config", "args")
-_RANK_ALIASES = ("lora_r", "lora_rank", "rank")
+_BASE_MODEL_KEYS = (
+    "base_model_name_or_path",
+    "model_name_or_path",
+    "pretrained_model_name_or_path",
+    "base_model_name",
+    "base_model",
+    "model_name",
+    "model_id",
+)
 _MAX_NODES = 10_000
 
 
@@ -42,16 +52,25 @@ def find_state_dict(root: object, file: Path) -> dict[str, Any]:
 
 def adapter_settings(root: object) -> dict[str, Any]:
     """The LoRA settings among a checkpoint's hyper-parameters, in PEFT's names; empty where there are none."""
+    mappings = list(_mappings(root))
+    settings = next((_pick(m) for m in mappings if isinstance(m.get("lora_alpha"), int | float)), {})
+    if settings.get("base_model_name_or_path") is None:
+        names = (m[key] for m in mappings for key in _BASE_MODEL_KEYS if isinstance(m.get(key), str))
+        settings["base_model_name_or_path"] = next(names, None)
+    return settings
+
+
+def _mappings(root: object) -> Iterator[dict[Any, Any]]:
+    """The mappings of the hyper-parameters, from the outside in; each once, as they may refer to themselves."""
     content = as_mapping(root)
     waiting = deque(content[key] for key in _SETTING_KEYS if key in content)
-    for _ in range(_MAX_NODES):
-        if not waiting:
-            break
+    seen: set[int] = set()
+    while waiting and len(seen) < _MAX_NODES:
         mapping = as_mapping(waiting.popleft())
-        if isinstance(mapping.get("lora_alpha"), int | float):
-            return _pick(mapping)
-        waiting.extend(value for value in mapping.values() if isinstance(value, dict | Inert))
-    return {}
+        if id(mapping) not in seen:
+            seen.add(id(mapping))
+            yield mapping
+            waiting.extend(value for value in mapping.values() if isinstance(value, dict | Inert))
 
 
 def _pick(mapping: dict[Any, Any]) -> dict[str, Any]:
@@ -59,9 +78,6 @@ def _pick(mapping: dict[Any, Any]) -> dict[str, Any]:
     picked = {name: plain(mapping[name]) for name in known if name in mapping}
     if not isinstance(picked.get("bias", "none"), str):
         picked.pop("bias")  # an unrelated switch of the trainer
-    for alias in _RANK_ALIASES:
-        if picked.get("r") is None and isinstance(mapping.get(alias), int):
-            picked["r"] = mapping[alias]
     return {name: value for name, value in picked.items() if not isinstance(value, Inert)}
 
 

@@ -1,4 +1,4 @@
-"""What torch.save writes (.pt, .pth, .ckpt, .bin): the zip's directory, its inert pickle, and where each tensor lies.
+"""What torch.save writes (.pt, .pth, .ckpt, .bin): a zip with an inert pickle, and where each tensor lies in it.
 
 Only stored (uncompressed) zip members are read, as torch writes them, so nothing can unpack to more than the file
 holds.
@@ -6,19 +6,20 @@ holds.
 
 from __future__ import annotations
 
-import os
+import io
+import math
 import struct
+import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from lora_tokenizer.errors import LoraTokenizerError
 from lora_tokenizer.io import inert_pickle
 from lora_tokenizer.io.inert_pickle import Inert, Persistent
-from lora_tokenizer.io.tensor_ranges import TensorRange, num_values, row_major
+from lora_tokenizer.io.ranges import TensorRange, row_major
 
-_ENTRY = struct.Struct("<I4xHH8xIIHHH8xI").unpack_from  # of the zip's directory
 MAX_DIRECTORY_BYTES = 16 << 20
 MAX_PICKLE_BYTES = 16 << 20
 """Enough for a hundred thousand tensors; a hostile stream makes at most some 80 times its length of objects."""
@@ -30,11 +31,15 @@ _STORAGES = {
 }
 
 
-class _Member(NamedTuple):
-    """One file of the zip: where its local header starts and how long its data is."""
+class _CappedFile(io.FileIO):
+    """A file of which zipfile cannot read more at once than a directory may have."""
 
-    header: int
-    size: int
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = MAX_DIRECTORY_BYTES
+        if size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a zip directory of {size} bytes is over {MAX_DIRECTORY_BYTES}")
+        return super().read(size)
 
 
 class TorchFile:
@@ -44,90 +49,69 @@ class TorchFile:
         LoraTokenizerError: not such a file, damaged, compressed, or larger than the limits.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path, self._descriptor = path, descriptor
-        self._size = os.fstat(descriptor).st_size
-        self._members = self._directory()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _CappedFile(path)
+        try:
+            self._read_directory()
+            self.root: Any = inert_pickle.load(self._read(f"{self._root_name}data.pkl", MAX_PICKLE_BYTES), str(path))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> TorchFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _read_directory(self) -> None:
+        path = self._path
+        try:
+            infos = zipfile.ZipFile(self._file).infolist()
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as error:
+            raise LoraTokenizerError(
+                f"{path} is not a whole file of torch.save ({error}): copy it again, or save it again with a torch "
+                f"from this decade"
+            ) from error
+        self._members = {info.filename: info for info in infos}
+        if len(self._members) < len(infos):
+            raise LoraTokenizerError(f"{path}: the zip has two members of one name, which torch.save never writes")
+        for info in infos:
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+                raise LoraTokenizerError(
+                    f"{path}: member {info.filename[:200]!r} is compressed or encrypted, which torch.save never does"
+                )
         pickles = [name for name in self._members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise LoraTokenizerError(f"{path} is a zip without a data.pkl, so torch.save did not write it")
         self._root_name = pickles[0].removesuffix("data.pkl")
-        order = self._members.get(f"{self._root_name}byteorder")
-        if order is not None and self._read(order, 16) != b"little":
+        order = f"{self._root_name}byteorder"
+        if order in self._members and self._read(order, 16) != b"little":
             raise LoraTokenizerError(
                 f"{path} was written on a big-endian machine: save it again on a little-endian one"
             )
-        member = self._members[pickles[0]]
-        if member.size > MAX_PICKLE_BYTES:
-            raise LoraTokenizerError(
-                f"{path} has a data.pkl of {member.size} bytes, over the limit of {MAX_PICKLE_BYTES}"
-            )
-        self.root: Any = inert_pickle.load(self._read(member, member.size), str(path))
 
-    def _pread(self, count: int, position: int) -> bytes:
-        data = os.pread(self._descriptor, count, position) if position >= 0 else b""
-        if len(data) != count:
-            raise LoraTokenizerError(f"{self._path} is damaged or cut off at byte {position}: copy the file again")
+    def _read(self, member: str, limit: int) -> bytes:
+        size = self._members[member].file_size
+        if size > limit:
+            raise LoraTokenizerError(f"{self._path} has a {member[:200]!r} of {size} bytes, over the limit of {limit}")
+        self._file.seek(self._data_start(member))
+        data = self._file.read(size)
+        if len(data) != size:
+            raise LoraTokenizerError(f"{self._path} is damaged or cut off: copy the file again")
         return data
 
-    def _directory(self) -> dict[str, _Member]:
-        """The zip's central directory (APPNOTE 4.3.12 to 4.3.16, zip64 included)."""
-        start, length = self._directory_place()
-        if length > MAX_DIRECTORY_BYTES:
-            raise LoraTokenizerError(f"{self._path} has a zip directory of {length} bytes, over {MAX_DIRECTORY_BYTES}")
-        data, at, members = self._pread(length, start), 0, {}
-        while at + 46 <= length:
-            signature, flags, method, packed, size, name_length, extra_length, comment_length, header = _ENTRY(data, at)
-            if signature != 0x02014B50:
-                raise LoraTokenizerError(f"{self._path} has a damaged zip directory")
-            name_end = at + 46 + name_length
-            name = data[at + 46 : name_end].decode("utf-8", "replace")
-            if 0xFFFFFFFF in (size, packed, header):
-                size, packed, header = _zip64(data[name_end : name_end + extra_length], size, packed, header)
-            if method != 0 or flags & 1 or size != packed:
-                raise LoraTokenizerError(
-                    f"{self._path}: member {name[:200]!r} is compressed or encrypted, which torch.save never does"
-                )
-            if name in members:
-                raise LoraTokenizerError(f"{self._path}: the zip has two members named {name[:200]!r}")
-            members[name] = _Member(header, size)
-            at = name_end + extra_length + comment_length
-        return members
-
-    def _directory_place(self) -> tuple[int, int]:
-        tail_start = max(0, self._size - 66_000)
-        tail = os.pread(self._descriptor, self._size - tail_start, tail_start)
-        at = tail.rfind(b"PK\x05\x06")
-        if not tail or at < 0 or at + 22 > len(tail):
-            raise LoraTokenizerError(
-                f"{self._path} is not a whole file of torch.save (no zip directory): copy it again, or save it "
-                f"again with "
-                f"a torch from this decade"
-            )
-        length, start = struct.unpack_from("<II", tail, at + 12)
-        if start == 0xFFFFFFFF or length == 0xFFFFFFFF:
-            locator = self._pread(20, tail_start + at - 20)
-            (position,) = struct.unpack_from("<8xQ", locator)
-            if position > self._size:
-                raise LoraTokenizerError(f"{self._path} has a damaged zip directory")
-            length, start = struct.unpack_from("<QQ", self._pread(56, position), 40)
-        if start > self._size or length > self._size:
-            raise LoraTokenizerError(f"{self._path} has a damaged zip directory")
-        return start, length
-
-    def _data_start(self, member: _Member) -> int:
-        if member.header > self._size:
-            raise LoraTokenizerError(f"{self._path} has a damaged zip directory")
-        header = self._pread(30, member.header)
-        signature, name_length, extra_length = struct.unpack("<I22xHH", header)
-        start: int = member.header + 30 + name_length + extra_length
-        if signature != 0x04034B50 or start + member.size > self._size:
+    def _data_start(self, member: str) -> int:
+        """First byte of a member's data, behind its own header (APPNOTE 4.3.7)."""
+        info = self._members[member]
+        self._file.seek(max(0, info.header_offset))
+        header = self._file.read(30)
+        if len(header) != 30 or not header.startswith(b"PK\3\4"):
             raise LoraTokenizerError(f"{self._path} is damaged or cut off: copy the file again")
+        name_length, extra_length = struct.unpack("<26xHH", header)
+        start: int = info.header_offset + 30 + name_length + extra_length
         return start
-
-    def _read(self, member: _Member, limit: int) -> bytes:
-        start = self._data_start(member)  # checks that the member lies inside the file
-        return self._pread(min(member.size, limit), start)
 
     def locate(self, name: str, value: object) -> TensorRange:
         """Where the tensor lies that `value` of the pickle stands for.
@@ -144,22 +128,21 @@ class TorchFile:
         if dtype is None:
             raise LoraTokenizerError(
                 f"{self._path}: tensor {name!r} is a {storage_type[:80]}: LoRA tensors must be float32, float16, "
-                f"bfloat16 "
-                f"or float64"
+                f"bfloat16 or float64"
             )
-        member = self._members.get(f"{self._root_name}data/{key}")
-        if member is None or num_stored * dtype.itemsize != member.size:
+        member = f"{self._root_name}data/{key}"
+        if member not in self._members or num_stored * dtype.itemsize != self._members[member].file_size:
             raise LoraTokenizerError(f"{self._path}: the storage of tensor {name!r} is missing or of another size")
-        if num_values(shape) == 0:
+        num_values = math.prod(shape)
+        if num_values == 0:
             return TensorRange(dtype, shape, 0, 0)
         extent = 1 + sum((axis - 1) * step for axis, step in zip(shape, stride, strict=True))
-        if offset + extent > num_stored or num_values(shape) > num_stored:
+        if offset + extent > num_stored or num_values > num_stored:
             raise LoraTokenizerError(
-                f"{self._path}: tensor {name!r} of shape {shape[:8]} reaches outside its storage of {num_stored} values"
+                f"{self._path}: tensor {name!r} of shape {shape} reaches outside its storage of {num_stored} values"
             )
         start = self._data_start(member) + offset * dtype.itemsize
-        contiguous = stride == row_major(shape)
-        return TensorRange(dtype, shape, start, extent * dtype.itemsize, None if contiguous else stride)
+        return TensorRange(dtype, shape, start, extent * dtype.itemsize, None if stride == row_major(shape) else stride)
 
     def _unwrap(self, name: str, value: object) -> tuple[object, int, tuple[int, ...], tuple[int, ...]]:
         for _ in range(4):  # a Parameter around a subclass around a tensor
@@ -183,19 +166,3 @@ class TorchFile:
 
     def _odd(self, name: str) -> LoraTokenizerError:
         return LoraTokenizerError(f"{self._path}: {name!r} is not a plain dense tensor: save LoRA weights as such")
-
-
-def _zip64(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
-    """Replace the fields that are full by those of the zip64 extra field (APPNOTE 4.5.3)."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        if kind == 1:
-            numbers = [n for (n,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length // 8 * 8])]
-            fields = [size, packed, header]
-            for index, value in enumerate(fields):
-                if value == 0xFFFFFFFF and numbers:
-                    fields[index] = numbers.pop(0)
-            return fields[0], fields[1], fields[2]
-        at += 4 + length
-    return size, packed, header

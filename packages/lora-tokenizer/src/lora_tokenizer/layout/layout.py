@@ -19,10 +19,10 @@ from lora_tokenizer.adapter import DTYPES, LoraAdapter, dtype_name
 from lora_tokenizer.canonical import canonical_form
 from lora_tokenizer.config import AdapterConfig
 from lora_tokenizer.errors import LoraTokenizerError
-from lora_tokenizer.io.tensor_ranges import row_major
 from lora_tokenizer.layout.copying import Span, are_plain, concatenate, copy_bytes
 from lora_tokenizer.layout.matching import check_same, fits
 from lora_tokenizer.layout.packing import Packing, Slot, check_budget, pack
+from lora_tokenizer.names import split_name
 
 FORMAT = 1
 """Version of the packing rules and of the JSON; it is part of every fingerprint."""
@@ -119,9 +119,15 @@ class TokenLayout:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """32 hex digits over everything in the layout except the name and revision of the base model."""
-        content = self._content()
-        content["config"].update(base_model_name_or_path=None, revision=None)
+        """32 hex digits over what tokens mean: tensors, places, and what the settings do to each module.
+
+        However these are spelt (8 or 8.0, patterns or none), what acts alike has one fingerprint; the base model's name
+        and what only helps PEFT to find the modules are left out.
+        """
+        modules = dict.fromkeys(split_name(slot.name)[0] for slot in self.slots)
+        content = self._content() | {
+            "config": [self.config.fan_in_fan_out, *(list(map(float, self.config.effect(m))) for m in modules)]
+        }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
     def _content(self) -> dict[str, Any]:
@@ -130,7 +136,11 @@ class TokenLayout:
             "token_dim": self.token_dim,
             "canonical": self.canonical,
             "grid": list(self.grid),
-            "config": asdict(self.config),
+            "config": {
+                **asdict(self.config),
+                "rank_pattern": dict(self.config.rank_pattern),
+                "alpha_pattern": dict(self.config.alpha_pattern),
+            },
             "tensors": [[slot.name, list(slot.shape), slot.dtype] for slot in self.slots],
         }
 
@@ -206,8 +216,7 @@ class TokenLayout:
         if tuple(tokens_NW.shape) != (self.num_tokens, self.token_dim) or not tokens_NW.is_floating_point():
             raise LoraTokenizerError(
                 f"tokens of shape {tuple(tokens_NW.shape)} and dtype {dtype_name(tokens_NW.dtype)} do not fit the "
-                f"layout, "
-                f"which needs floats of shape {(self.num_tokens, self.token_dim)}"
+                f"layout, which needs floats of shape {(self.num_tokens, self.token_dim)}"
             )
         buffers = {name: tokens_NW.to(DTYPES[name], copy=True).contiguous() for name in self._dtypes}
         tensors = {name: buffers[dtype].as_strided(*view) for name, dtype, view in self._views}
@@ -235,9 +244,13 @@ class TokenLayout:
     def _views(self) -> tuple[tuple[str, str, tuple[tuple[int, ...], tuple[int, ...], int]], ...]:
         """Name, dtype, and shape, strides and offset of each tensor in a buffer of `[N, W]`."""
         return tuple(
-            (slot.name, slot.dtype, (slot.shape, row_major(slot.shape), slot.start * self.token_dim))
+            (slot.name, slot.dtype, (slot.shape, _row_major(slot.shape), slot.start * self.token_dim))
             for slot in self.slots
         )
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) if len(shape) == 1 else (shape[1], 1)
 
 
 def _check_settings(token_dim: object, canonical: object) -> None:

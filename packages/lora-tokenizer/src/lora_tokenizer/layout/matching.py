@@ -50,8 +50,9 @@ def check_same(adapter: LoraAdapter, config: AdapterConfig, slots: Sequence[Slot
 def _check_config(found: AdapterConfig, wanted: AdapterConfig, modules: Iterable[str]) -> None:
     """Settings must act alike on every module; how the targets are spelled may differ."""
     for module in modules:
-        for what in ("rank", "alpha", "scaling"):
-            is_, should_be = getattr(found, what)(module), getattr(wanted, what)(module)
+        for what, is_, should_be in zip(
+            ("rank", "alpha", "scaling"), found.effect(module), wanted.effect(module), strict=True
+        ):
             if is_ != should_be:
                 raise LoraTokenizerError(
                     f"module {module!r} has the {what} {is_} where the layout has {should_be}: adapters of one layout "

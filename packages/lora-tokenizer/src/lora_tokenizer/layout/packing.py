@@ -7,11 +7,11 @@ layers (embeddings, lm_head) follow each other in further rows of the same H.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_tokenizer.errors import LoraTokenizerError
-from lora_tokenizer.io.tensor_ranges import num_values
 from lora_tokenizer.names import layer_of, natural_key, packing_key, split_name
 
 
@@ -51,7 +51,7 @@ def pack(tensors: Mapping[str, tuple[tuple[int, ...], str]], token_dim: int) -> 
         else:
             rows.setdefault(layer, []).append(name)
     ordered = [rows[layer] for layer in sorted(rows, key=lambda layer: (natural_key(layer[0]), layer[1]))]
-    need = {name: -(-num_values(shape) // token_dim) for name, (shape, _) in tensors.items()}
+    need = {name: -(-math.prod(shape) // token_dim) for name, (shape, _) in tensors.items()}
     outside_tokens = sum(need[name] for name in outside)
     row_tokens = max((sum(need[name] for name in row) for row in ordered), default=outside_tokens)
     slots: list[Slot] = []
@@ -67,7 +67,7 @@ def _place(
     slots = []
     for name in names:
         shape, dtype = tensors[name]
-        slots.append(Slot(name, shape, dtype, start, need[name], num_values(shape)))
+        slots.append(Slot(name, shape, dtype, start, need[name], math.prod(shape)))
         start += need[name]
     return slots
 
@@ -89,8 +89,7 @@ def check_budget(packing: Packing, token_dim: int, max_tokens: int | str) -> Non
     advice = f", or leave out the modules {', '.join(leave_out)}" if leave_out else ""
     raise LoraTokenizerError(
         f"the adapter needs {needed} tokens of {token_dim} values ({packing.num_rows} rows of "
-        f"{packing.row_tokens}) and "
-        f"max_tokens is {max_tokens}: pass max_tokens={needed} or 'auto'{advice}"
+        f"{packing.row_tokens}) and max_tokens is {max_tokens}: pass max_tokens={needed} or 'auto'{advice}"
     )
 
 

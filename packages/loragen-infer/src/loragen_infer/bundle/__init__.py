@@ -1,6 +1,6 @@
 """The bundle: the one file that training writes and everything else reads."""
 
-from loragen_infer.bundle.bundle import GeneratorBundle, read_old_task_means
+from loragen_infer.bundle.bundle import GeneratorBundle
 from loragen_infer.bundle.bundle_file import BUNDLE_NAME, TORCH_BUNDLE_NAME, find_bundle
 from loragen_infer.bundle.training_tasks import TrainingTasks
 
@@ -10,5 +10,4 @@ __all__ = [
     "GeneratorBundle",
     "TrainingTasks",
     "find_bundle",
-    "read_old_task_means",
 ]

@@ -21,7 +21,7 @@ from loragen_infer.bundle.bundle_file import find_bundle, read_bundle_file, writ
 from loragen_infer.bundle.training_tasks import TrainingTasks
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["GeneratorBundle", "read_old_task_means"]
+__all__ = ["GeneratorBundle"]
 
 _NEWEST_FORMAT = 2
 _PACKAGES = ("hyperconv", "lora-tokenizer", "loragen-infer", "torch")
@@ -166,18 +166,6 @@ class GeneratorBundle:
             digest.update(name.encode())
             digest.update(states[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
-
-
-def read_old_task_means(path: str | Path) -> "tuple[list[str], dict[str, torch.Tensor]] | None":
-    """Return the training tasks' names and means that a bundle of an older version holds; None: it holds none.
-
-    The tensors, mapped from the file, are ``condition_means`` ``[K, D]`` and ``token_means`` ``[K, N, W]``.
-
-    Raises:
-        LoragenInferError: There is no bundle, or it is damaged.
-    """
-    content = read_bundle_file(find_bundle(path))
-    return (content["task_names"], content["task_means"]) if content.get("task_means") else None
 
 
 def _build_generator(values: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> HyperConvGenerator:

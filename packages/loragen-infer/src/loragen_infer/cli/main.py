@@ -147,7 +147,7 @@ def _add_evaluate_options(parser: ArgumentParser) -> None:
 
 
 def _evaluate(config: EvaluateConfig, options: Namespace) -> None:
-    from loragen_infer.evaluation.report import format_report
+    from loragen_infer.evaluation.report import format_evaluation
     from loragen_infer.evaluation.run import evaluate
 
     evaluation = evaluate(config)
@@ -159,5 +159,5 @@ def _evaluate(config: EvaluateConfig, options: Namespace) -> None:
         print(json.dumps(to_json(config, evaluation), indent=2, ensure_ascii=False))
         return
     output_dir = Path(config.output_dir)
-    print(format_report(evaluation))
+    print(format_evaluation(evaluation))
     print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")

@@ -1,21 +1,28 @@
-"""Bootstrap intervals over examples: how far a score may be off because other examples could have been drawn.
+"""Bootstrap intervals: how far a score may be off because other tasks and examples could have been drawn.
 
-Percentile bootstrap (B. Efron, Annals of Statistics 7(1), 1979): examples are drawn with replacement, the score is
-computed of each draw, and the middle 95 % of these is the interval. All rows of a task are computed of the same draws,
-so that a difference between two rows is a paired one. Where all examples agree, the interval has no width.
+The score of one task is resampled over its examples, with the middle 95 % as interval (percentile bootstrap; B. Efron,
+Annals of Statistics 7(1), 1979). The mean over tasks is resampled over the tasks first, and then over the examples of
+each. Resamples of few tasks scatter too little; they are widened as a t interval is against a normal one (T. C.
+Hesterberg, The American Statistician 69(4), 2015), and under five tasks there is no interval at all.
 
-Legend: n examples, K columns, R resamples.
+All rows of a task are computed of the same draws, so that a difference between two rows is a paired one. Where all
+examples and tasks agree, the interval has no width.
+
+Legend: n examples, K columns, R resamples, T tasks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Sampled", "mean_of", "resample_sums"]
+__all__ = ["MIN_TASKS", "Interval", "Sampled", "mean_of", "resample_sums"]
 
+MIN_TASKS = 5
+"""Fewest tasks that an interval is given for."""
+Interval = tuple[float, float]
 _CHUNK_VALUES = 1 << 22
 
 
@@ -31,29 +38,42 @@ class Sampled:
     """
 
     value: float
-    """The score of the examples as they are."""
+    """The score of tasks and examples as they are."""
     resamples: NDArray[np.float64]
     """Its value in each resample, float64 ``[R]``."""
+    num_tasks: int = 1
+    """Number of tasks that it is the mean of."""
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The middle 95 % of the resamples."""
+    def interval(self) -> Interval | None:
+        """The middle 95 % of the resamples; None for a mean over several tasks that are too few for it."""
+        if 1 < self.num_tasks < MIN_TASKS:
+            return None
         low, high = np.quantile(self.resamples, [0.025, 0.975])
         return float(low), float(high)
 
     def __sub__(self, other: "Sampled") -> "Sampled":
-        return Sampled(value=self.value - other.value, resamples=self.resamples - other.resamples)
+        return replace(self, value=self.value - other.value, resamples=self.resamples - other.resamples)
 
     def __truediv__(self, other: "Sampled") -> "Sampled":
-        return Sampled(value=self.value / other.value, resamples=self.resamples / other.resamples)
+        return replace(self, value=self.value / other.value, resamples=self.resamples / other.resamples)
 
 
-def mean_of(parts: Sequence[Sampled]) -> Sampled:
-    """Return the mean of scores of different tasks, each resampled within itself."""
-    return Sampled(
-        value=sum(part.value for part in parts) / len(parts),
-        resamples=np.mean([part.resamples for part in parts], axis=0),
-    )
+def mean_of(parts: Sequence[Sampled], *, seed: Sequence[int]) -> Sampled:
+    """Return the mean of scores of different tasks: tasks are drawn with replacement, and of each draw a resample."""
+    if len(parts) == 1:
+        return parts[0]
+    from scipy.stats import norm, t
+
+    samples_TR = np.stack([part.resamples for part in parts])
+    num_tasks, num_resamples = samples_TR.shape
+    drawn_RT = np.random.default_rng(list(seed)).integers(num_tasks, size=(num_resamples, num_tasks))
+    # A task that is drawn twice is drawn with two resamples of its examples.
+    resample_RT = (np.arange(num_resamples)[:, None] + np.arange(num_tasks)) % num_resamples
+    value = sum(part.value for part in parts) / num_tasks
+    widening = np.sqrt(num_tasks / (num_tasks - 1)) * t.ppf(0.975, num_tasks - 1) / norm.ppf(0.975)
+    means_R = samples_TR[drawn_RT, resample_RT].mean(axis=1)
+    return Sampled(value=value, resamples=value + widening * (means_R - value), num_tasks=num_tasks)
 
 
 def resample_sums(values_nK: NDArray[Any], *, num_resamples: int, seed: Sequence[int]) -> NDArray[np.float64]:

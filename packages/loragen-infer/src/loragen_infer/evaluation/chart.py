@@ -68,17 +68,18 @@ def _panels(evaluation: "Evaluation") -> "Mapping[str, Mapping[str, Score]]":
 
 def _draw_panel(axes: "Axes", title: str, scores: "Mapping[str, Score]") -> None:
     rows = list(scores)
-    heights = [scores[row].nll for row in rows]
-    below = [scores[row].nll - scores[row].nll_interval[0] for row in rows]
-    above = [scores[row].nll_interval[1] - scores[row].nll for row in rows]
+    heights = [score.nll for score in scores.values()]
+    # Means over few tasks have no interval; one of percentiles need not hold the score itself.
+    ends = [score.nll_interval or (score.nll, score.nll) for score in scores.values()]
+    errors = [
+        [max(0.0, nll - low) for nll, (low, _) in zip(heights, ends, strict=True)],
+        [max(0.0, high - nll) for nll, (_, high) in zip(heights, ends, strict=True)],
+    ]
     axes.barh(rows, heights, color=[_COLOURS[row] for row in rows], height=0.75)
-    # An interval of percentiles need not hold the score itself.
-    errors = [[max(0.0, part) for part in parts] for parts in (below, above)]
     axes.errorbar(heights, range(len(rows)), xerr=errors, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5)
-    for place, row in enumerate(rows):
-        gap = scores[row].gap_closed
-        label = f"{scores[row].nll:.2f}" + ("" if gap is None else f"  ({100 * gap:.0f} %)")
-        end = max(scores[row].nll, scores[row].nll_interval[1])
+    for place, score in enumerate(scores.values()):
+        label = f"{score.nll:.2f}" + ("" if score.gap_closed is None else f"  ({100 * score.gap_closed:z.0f} %)")
+        end = max(score.nll, ends[place][1])
         axes.annotate(label, (end, place), (4, 0), textcoords="offset points", fontsize=6, va="center")
     axes.invert_yaxis()
     axes.margins(x=0.28)

@@ -37,7 +37,8 @@ class EvaluateTask:
     choice_format: str = "{}"
     """How a response writes a choice that ``choice_pattern`` has found, such as ``[{}]``."""
     held_out: bool | None = None
-    """Whether training saw nothing of the task; by default, whether its name is not among the training tasks."""
+    """Whether training saw nothing of the task. The bundle knows that; what is said here is checked against it, and
+    kept from the rows ``nearest`` and ``ridge``."""
 
     def __post_init__(self) -> None:
         where = f"The task {self.name!r}"
@@ -79,12 +80,12 @@ class EvaluateConfig:
     model: str
     """The generator: a bundle, a final_model folder or an experiment folder."""
     tasks: list[EvaluateTask]
-    """The tasks; at least two for the row ``wrong prompts``, which takes the prompts of the next one."""
+    """The tasks; at least two for the row ``wrong prompts``, which takes the prompts of others."""
     rows: list[str] | None = None
     """What to score: base, few-shot, mean, nearest, ridge, joint, generated, own, wrong prompts, junk; by default each
     one that has what it needs."""
     training_tasks: list[TrainingTask] | None = None
-    """The training tasks, for ``nearest`` and ``ridge``; by default those that the bundle remembers."""
+    """The training tasks, for ``nearest`` and ``ridge``; by default those whose means lie beside the bundle."""
     joint_adapter: str | None = None
     """One adapter trained on all training tasks together, for the row ``joint``."""
     num_shots: int = 4
@@ -95,10 +96,12 @@ class EvaluateConfig:
     """Folder for ``evaluation.json``, ``evaluation.png`` and the finished rows."""
     num_prompts: int = 8
     """Most prompts to generate an adapter from: the first of the file."""
+    num_wrong_tasks: int = 4
+    """Most other tasks whose prompts the row ``wrong prompts`` is generated from; its scores are the mean over them."""
     num_examples: int | None = None
     """Most test examples per task; by default all of the file."""
     num_resamples: int = 10_000
-    """Number of bootstrap resamples of the examples behind each 95 % interval."""
+    """Number of bootstrap resamples behind each 95 % interval."""
     seed: int = 0
     """Seed of the resamples and of the junk text."""
     batch_size: int = 16
@@ -112,20 +115,18 @@ class EvaluateConfig:
         _check_rows(self.rows)
         if len(self.tasks) < 2 and "wrong prompts" in self.wanted_rows:
             raise LoragenInferError(
-                "tasks has 1 task, but two are needed: each is also generated for with the prompts of another, as a "
+                "tasks has 1 task, but two are needed: each is also generated for with the prompts of others, as a "
                 "control; add one, or name the rows without 'wrong prompts'."
             )
         for field in ("tasks", "training_tasks"):
             names = [task.name for task in getattr(self, field) or []]
             if len(set(names)) < len(names):
                 raise LoragenInferError(f"{field} has two of one name: {', '.join(sorted(names))}.")
-        for field, least in (("num_prompts", 1), ("batch_size", 1), ("num_shots", 1), ("num_resamples", 100)):
-            if getattr(self, field) < least:
-                raise LoragenInferError(f"{field} is {getattr(self, field)}, but must be at least {least}.")
-        if self.num_examples is not None and self.num_examples < 1:
-            raise LoragenInferError(f"num_examples is {self.num_examples}, but must be at least 1.")
-        if self.seed < 0:
-            raise LoragenInferError(f"seed is {self.seed}, but must be at least 0.")
+        least = {"num_resamples": 100, "seed": 0}
+        for field in ("num_prompts", "num_wrong_tasks", "num_examples", "batch_size", "num_shots", *least):
+            value = getattr(self, field)
+            if value is not None and value < least.get(field, 1):
+                raise LoragenInferError(f"{field} is {value}, but must be at least {least.get(field, 1)}.")
 
     @property
     def wanted_rows(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Test examples: prompt, response and, where a task has them, the choices that an answer is picked from.
+"""What a task is evaluated with: prompts to generate from, test examples, and solved examples to show.
 
 Choices come from a ``choices`` column (a list of texts, the response one of them), from a list that all examples of
 the task share, or from a pattern that finds them in the prompt. All examples of a task have choices, or none has.
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.evaluation.config import EvaluateTask
+from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
 from loragen_infer.samples import Example, read_examples, read_jsonl
 
-__all__ = ["TestExample", "read_test_examples"]
+__all__ = ["TaskInputs", "TestExample", "read_inputs", "read_task_prompts", "read_test_examples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,59 @@ class TestExample:
         """The example with its response, and then with each of the other choices."""
         others = [choice for choice in self.choices if choice != self.response]
         return [Example(prompt=self.prompt, response=text) for text in (self.response, *others)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInputs:
+    """What one task is evaluated with."""
+
+    task: EvaluateTask
+    prompts: list[str]
+    """What to generate from."""
+    examples: list[TestExample]
+    """What is scored."""
+    shots: list[Example]
+    """Solved examples for the row ``few-shot``; empty for a task without that row."""
+
+
+def read_inputs(task: EvaluateTask, config: EvaluateConfig) -> TaskInputs:
+    """Return all that ``task`` is evaluated with.
+
+    Raises:
+        LoragenInferError: A file cannot be read or has too few examples, or one to show is one to test.
+    """
+    prompts = read_task_prompts(task.name, Path(task.prompts))[: config.num_prompts]
+    examples = read_test_examples(task)[: config.num_examples]
+    shots: list[Example] = []
+    if task.shots is not None and "few-shot" in config.wanted_rows:
+        shots = read_examples(Path(task.shots))[: config.num_shots]
+        if len(shots) < config.num_shots:
+            raise LoragenInferError(
+                f"{task.shots} has {len(shots)} of the {config.num_shots} examples to show; lower num_shots."
+            )
+    tested = {example.prompt for example in examples}
+    for shot in shots:
+        if shot.prompt in tested:
+            raise LoragenInferError(
+                f"{task.shots} would show {shot.prompt[:60]!r} with its response, but the task {task.name!r} is tested "
+                "on it; name a file of other examples under shots."
+            )
+    return TaskInputs(task=task, prompts=prompts, examples=examples, shots=shots)
+
+
+def read_task_prompts(name: str, path: Path) -> list[str]:
+    """Return the prompts of a file, or of one with a ``task`` column those of the task called ``name``.
+
+    Raises:
+        LoragenInferError: The file cannot be read, or has no prompts of the task.
+    """
+    rows = read_jsonl(path)
+    prompts = [example.prompt for example in read_examples(path, need_response=False)]
+    if any("task" in row for row in rows):
+        prompts = [prompt for prompt, row in zip(prompts, rows, strict=True) if row.get("task") == name]
+    if not prompts:
+        raise LoragenInferError(f"{path} has no prompts of the task {name!r}; name another file for it.")
+    return prompts
 
 
 def read_test_examples(task: EvaluateTask) -> list[TestExample]:

@@ -2,24 +2,22 @@
 
 from collections.abc import Mapping
 
+from loragen_infer.evaluation.bootstrap import Interval
 from loragen_infer.evaluation.results import Evaluation, Score, TaskResult
 from loragen_infer.evaluation.store import Cost
 
-__all__ = ["format_report"]
+__all__ = ["format_evaluation"]
 
 _HEAD = ("row", "NLL per answer token", "exact match, %", "accuracy, %", "gap closed, %", "NLL − ridge", "s", "CPU s")
 _LEGEND = """\
-[…] 95 % interval over examples (bootstrap, paired between rows). NLL: lower is better. accuracy: right choice by
-likelihood. gap closed: (base − row) / (base − own) in NLL. s, CPU s: to make the adapter; of a trained one, what its
-training.json says."""
+[…] 95 % interval, of a task over its examples, of a mean over tasks and their examples (bootstrap, paired between
+rows). NLL: lower is better. accuracy: right choice by likelihood. gap closed: (base − row) / (base − own) in NLL.
+s, CPU s: to make the adapter; of a trained one, what its training.json says."""
 
 
-def format_report(evaluation: Evaluation) -> str:
+def format_evaluation(evaluation: Evaluation) -> str:
     """Return the results as plain text."""
-    blocks = [
-        _block(f"{task.task} ({_kind(task)}{_num_examples(task.scores)} examples)", task.scores, task.costs, task.notes)
-        for task in evaluation.tasks
-    ]
+    blocks = [_block(_title(task), task.scores, task.costs, task.notes) for task in evaluation.tasks]
     blocks += [
         _block(f"mean over the {len(group.tasks)} {group.name}", group.scores, {}, {})
         for group in evaluation.groups
@@ -29,12 +27,10 @@ def format_report(evaluation: Evaluation) -> str:
     return "\n\n".join([*blocks, _LEGEND, "\n".join(sentences)])
 
 
-def _kind(task: TaskResult) -> str:
-    return {True: "held out, ", False: "trained on, ", None: ""}[task.held_out]
-
-
-def _num_examples(scores: Mapping[str, Score]) -> int:
-    return next(iter(scores.values())).num_examples
+def _title(task: TaskResult) -> str:
+    kind = {True: "held out, ", False: "trained on, ", None: ""}[task.held_out]
+    count = next(iter(task.scores.values())).num_examples
+    return f"{task.task} ({kind}{count} {'example' if count == 1 else 'examples'})"
 
 
 def _block(title: str, scores: Mapping[str, Score], costs: Mapping[str, Cost], notes: Mapping[str, str]) -> str:
@@ -57,26 +53,22 @@ def _block(title: str, scores: Mapping[str, Score], costs: Mapping[str, Cost], n
 def _cells(row: str, score: Score, cost: Cost | None) -> tuple[str, ...]:
     return (
         row,
-        f"{score.nll:.3f} [{score.nll_interval[0]:.3f}, {score.nll_interval[1]:.3f}]",
-        _percent(score.exact_match, score.exact_match_interval),
-        _percent(score.accuracy, score.accuracy_interval),
-        _percent(score.gap_closed, score.gap_closed_interval),
-        _signed(score.nll_above_ridge, score.nll_above_ridge_interval) if row != "ridge" else "–",
+        _cell(score.nll, score.nll_interval, ".3f"),
+        _cell(score.exact_match, score.exact_match_interval, "z.0f", 100),
+        _cell(score.accuracy, score.accuracy_interval, "z.0f", 100),
+        _cell(score.gap_closed, score.gap_closed_interval, "z.0f", 100),
+        _cell(score.nll_above_ridge if row != "ridge" else None, score.nll_above_ridge_interval, "+z.3f"),
         "–" if cost is None else _time(cost.seconds),
         "–" if cost is None or cost.cpu_seconds is None else _time(cost.cpu_seconds),
     )
 
 
-def _percent(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None or interval is None:
+def _cell(value: float | None, interval: Interval | None, form: str, factor: float = 1) -> str:
+    """The value and its interval; ``z`` in ``form`` makes a negative zero a plain one."""
+    if value is None:
         return "–"
-    return f"{100 * value:.0f} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
-
-
-def _signed(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None or interval is None:
-        return "–"
-    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    text = format(factor * value, form)
+    return text if interval is None else f"{text} [{', '.join(format(factor * end, form) for end in interval)}]"
 
 
 def _time(seconds: float) -> str:

@@ -2,68 +2,81 @@
 generator.
 
 Everything is computed of the scores of single examples; all rows of a task share their resamples, so differences and
-shares are paired. Groups weigh their tasks alike.
+shares are paired. Groups weigh their tasks alike. Of few tasks it is said on how many the generator is better, and no
+more.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from loragen_infer.evaluation.bootstrap import Sampled, mean_of, resample_sums
+from loragen_infer.evaluation.bootstrap import MIN_TASKS, Interval, Sampled, mean_of, resample_sums
 from loragen_infer.evaluation.config import ROWS, EvaluateConfig
 from loragen_infer.evaluation.scoring import ExampleScores
 from loragen_infer.evaluation.store import Cost
 
-__all__ = ["Evaluation", "GroupResult", "Score", "TaskResult", "Verdict", "summarise", "to_json"]
+__all__ = ["Evaluation", "GroupResult", "Score", "ScoredTask", "TaskResult", "Verdict", "summarise", "to_json"]
 
 _GROUPS = {True: "held-out tasks", False: "training tasks", None: "tasks"}
 _BASELINES = ("base", "few-shot", "mean", "nearest", "ridge", "joint")
 _SCORES = ("nll", "exact_match", "accuracy")
-Interval = tuple[float, float]
 _Samples = Mapping[str, Mapping[str, Sampled]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What one row achieves; intervals are of 95 %."""
+    """What one row achieves; intervals are of 95 %, and None for a mean over two to four tasks."""
 
     nll: float
     """Mean negative log-likelihood per answer token, in nats."""
-    nll_interval: Interval
+    nll_interval: Interval | None
     exact_match: float
     """Share of examples whose greedy continuation is the response, 0 to 1."""
-    exact_match_interval: Interval
-    accuracy: float | None
+    exact_match_interval: Interval | None
+    accuracy: float | None = None
     """Share of examples whose response is the most likely of the choices, 0 to 1; None for tasks without choices."""
-    accuracy_interval: Interval | None
-    gap_closed: float | None
+    accuracy_interval: Interval | None = None
+    gap_closed: float | None = None
     """(base − row) / (base − own) in NLL; None where the own adapter is missing or gains nothing beyond doubt."""
-    gap_closed_interval: Interval | None
-    nll_above_ridge: float | None
+    gap_closed_interval: Interval | None = None
+    nll_above_ridge: float | None = None
     """NLL of this row minus that of the row ridge; below zero is better than ridge."""
-    nll_above_ridge_interval: Interval | None
+    nll_above_ridge_interval: Interval | None = None
     num_examples: int
     """Number of examples scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """The rows of one task."""
+class ScoredTask:
+    """One task's finished rows."""
 
     task: str
     """Name of the task."""
     held_out: bool | None
     """Whether training saw nothing of it; None where that is not known."""
-    wrong_task: str
-    """The task whose prompts the control ``wrong prompts`` was given."""
-    scores: dict[str, Score]
-    """By row."""
+    wrong_tasks: list[str]
+    """The tasks whose prompts the control ``wrong prompts`` was given."""
+    rows: Mapping[str, ExampleScores]
+    """Scores of the same examples, by row."""
     costs: dict[str, Cost]
     """What making the adapter took, for the rows of which it is known."""
     notes: dict[str, str]
     """What else there is to know of a row, such as which task was the nearest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """The rows of one task; fields as in :class:`ScoredTask`."""
+
+    task: str
+    held_out: bool | None
+    wrong_tasks: list[str]
+    scores: dict[str, Score]
+    """By row."""
+    costs: dict[str, Cost]
+    notes: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +101,14 @@ class Verdict:
     """The row that ``generated`` is compared with."""
     difference: float
     """NLL of ``generated`` minus that of ``against``: below zero is better."""
-    interval: Interval
-    """Of 95 %, over the examples."""
+    interval: Interval | None
+    """Of 95 %, over tasks and their examples; None for fewer tasks than allow one."""
+    num_tasks: int
+    """Number of tasks in the group."""
+    num_better: int
+    """Number of them on which the difference is below zero."""
+    outcome: Literal["better", "worse", "neither"] | None
+    """What holds of the generator beyond doubt; None for too few tasks."""
     sentence: str
     """The same in words."""
 
@@ -105,50 +124,43 @@ class Evaluation:
     """What the evaluation cannot tell, and why."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoredTask:
-    """One task's finished rows."""
-
-    task: str
-    held_out: bool | None
-    wrong_task: str
-    rows: Mapping[str, ExampleScores]
-    costs: dict[str, Cost]
-    notes: dict[str, str]
-
-
-def summarise(tasks: Sequence[ScoredTask], *, num_resamples: int, seed: int) -> Evaluation:
-    """Return the results of the tasks' finished rows."""
+def summarise(tasks: Sequence[ScoredTask], *, num_resamples: int, seed: int, remarks: Sequence[str] = ()) -> Evaluation:
+    """Return the results of the tasks' finished rows, with what else there is to remark."""
     samples = [_sample(task.rows, num_resamples=num_resamples, seed=(seed, index)) for index, task in enumerate(tasks)]
     results = [
         TaskResult(
             task=task.task,
             held_out=task.held_out,
-            wrong_task=task.wrong_task,
+            wrong_tasks=task.wrong_tasks,
             scores=_scores(sampled, _num_examples(task)),
             costs=task.costs,
             notes=task.notes,
         )
         for task, sampled in zip(tasks, samples, strict=True)
     ]
-    groups, verdicts, remarks = [], [], []
+    groups, verdicts, said = [], [], []
     for held_out, name in _GROUPS.items():
         members = [index for index, task in enumerate(tasks) if task.held_out is held_out]
         if not members:
             continue
-        mean = _mean_samples([samples[index] for index in members])
+        parts = [samples[index] for index in members]
+        mean = _mean_samples(parts, seed=(seed, len(tasks)))
         count = sum(_num_examples(tasks[index]) for index in members)
         names = [tasks[index].task for index in members]
         groups.append(GroupResult(name=name, tasks=names, scores=_scores(mean, count)))
-        verdicts += _verdicts(name, names, mean)
-        remarks += _remarks(_named(name, names), mean)
+        verdicts += [
+            _verdict(name, names, against, mean, parts)
+            for against in _MEANINGS
+            if {"generated", against} <= mean.keys()
+        ]
+        said += _remarks(_named(name, names), mean)
     if not any(task.held_out for task in tasks):
-        remarks.append("No task is known to be held out, so this says nothing of tasks that training has not seen.")
+        said.append("No task is known to be held out, so this says nothing of tasks that training has not seen.")
     elif any(task.held_out is False for task in tasks):
-        remarks.append(
+        said.append(
             "What the generator is worth shows on held-out tasks; on training tasks it need only remember an adapter."
         )
-    return Evaluation(tasks=results, groups=groups, verdicts=verdicts, remarks=remarks)
+    return Evaluation(tasks=results, groups=groups, verdicts=verdicts, remarks=[*said, *remarks])
 
 
 def to_json(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
@@ -157,7 +169,7 @@ def to_json(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _num_examples(task: ScoredTask) -> int:
-    return next(iter(task.rows.values())).num_examples
+    return len(next(iter(task.rows.values())).exact)
 
 
 def _sample(
@@ -165,32 +177,30 @@ def _sample(
 ) -> dict[str, dict[str, Sampled]]:
     """By row and score, the values and their resamples."""
     num_tokens = next(iter(rows.values())).num_tokens
-    ones = (1,) * len(num_tokens)
-    columns: dict[tuple[str, str], Sequence[float]] = {("", "tokens"): num_tokens, ("", "examples"): ones}
+    columns: dict[tuple[str, str], Sequence[float]] = {("", "nll"): num_tokens, ("", "share"): (1,) * len(num_tokens)}
     for row, scores in rows.items():
         columns[row, "nll"], columns[row, "exact_match"] = scores.answer_nll, scores.exact
         if scores.correct is not None:
             columns[row, "accuracy"] = scores.correct
     values_nK = np.array(list(columns.values()), dtype=np.float64).T
     sums_RK = resample_sums(values_nK, num_resamples=num_resamples, seed=seed)
-    whole = dict(zip(columns, values_nK.sum(axis=0), strict=True))
-    drawn = dict(zip(columns, sums_RK.T, strict=True))
+    summed = {
+        name: Sampled(value=float(whole), resamples=sums_R)
+        for name, whole, sums_R in zip(columns, values_nK.sum(axis=0), sums_RK.T, strict=True)
+    }
     sampled: dict[str, dict[str, Sampled]] = {row: {} for row in rows}
     for row, score in list(columns)[2:]:
-        unit = ("", "tokens" if score == "nll" else "examples")
-        sampled[row][score] = Sampled(
-            value=float(whole[row, score] / whole[unit]), resamples=drawn[row, score] / drawn[unit]
-        )
+        sampled[row][score] = summed[row, score] / summed["", "nll" if score == "nll" else "share"]
     return sampled
 
 
-def _mean_samples(tasks: Sequence[_Samples]) -> dict[str, dict[str, Sampled]]:
+def _mean_samples(tasks: Sequence[_Samples], *, seed: Sequence[int]) -> dict[str, dict[str, Sampled]]:
     """The means over tasks, of rows and scores that all have."""
     mean: dict[str, dict[str, Sampled]] = {}
     for row in ROWS:
         if all(row in task for task in tasks):
             in_all = [score for score in _SCORES if all(score in task[row] for task in tasks)]
-            mean[row] = {score: mean_of([task[row][score] for task in tasks]) for score in in_all}
+            mean[row] = {score: mean_of([task[row][score] for task in tasks], seed=seed) for score in in_all}
     return mean
 
 
@@ -199,69 +209,67 @@ def _scores(sampled: _Samples, num_examples: int) -> dict[str, Score]:
 
 
 def _score(sampled: _Samples, row: str, num_examples: int) -> Score:
-    nll, exact, accuracy = sampled[row]["nll"], sampled[row]["exact_match"], sampled[row].get("accuracy")
-    gap = above_ridge = None
+    found: dict[str, Sampled] = dict(sampled[row])
     if "base" in sampled and "own" in sampled:
         whole = sampled["base"]["nll"] - sampled["own"]["nll"]
         # A share of what may be nothing means nothing.
-        if whole.interval[0] > 0:
-            gap = (sampled["base"]["nll"] - nll) / whole
+        if np.quantile(whole.resamples, 0.025) > 0:
+            found["gap_closed"] = (sampled["base"]["nll"] - found["nll"]) / whole
     if "ridge" in sampled:
-        above_ridge = nll - sampled["ridge"]["nll"]
-    return Score(
-        nll=nll.value,
-        nll_interval=nll.interval,
-        exact_match=exact.value,
-        exact_match_interval=exact.interval,
-        accuracy=None if accuracy is None else accuracy.value,
-        accuracy_interval=None if accuracy is None else accuracy.interval,
-        gap_closed=None if gap is None else gap.value,
-        gap_closed_interval=None if gap is None else gap.interval,
-        nll_above_ridge=None if above_ridge is None else above_ridge.value,
-        nll_above_ridge_interval=None if above_ridge is None else above_ridge.interval,
-        num_examples=num_examples,
-    )
+        found["nll_above_ridge"] = found["nll"] - sampled["ridge"]["nll"]
+    values: dict[str, Any] = {name: sample.value for name, sample in found.items()}
+    for name, sample in found.items():
+        interval = sample.interval
+        if interval is not None and name in ("exact_match", "accuracy"):
+            interval = max(0.0, interval[0]), min(1.0, interval[1])
+        values[f"{name}_interval"] = interval
+    return Score(**values, num_examples=num_examples)
 
 
 _MEANINGS = {
     # By row: what it means when generation is better, worse, or neither.
-    "ridge": (
-        "the generator beats ridge regression",
-        "the generator is worse than ridge regression and not worth its weights",
-        "the generator cannot be told from ridge regression, so nothing shows that it is worth its weights",
-    ),
-    "nearest": (
-        "the generator does better than looking up the nearest training task's adapter",
-        "looking up the nearest training task's adapter does better than the generator",
-        "looking up the nearest training task's adapter does as well, as far as can be told",
-    ),
-    "wrong prompts": (
-        "the generator does better with the right prompts than with another task's",
-        "the generator does better with another task's prompts than with the right ones",
-        "nothing shows that the generator reads its prompts: another task's do as well",
-    ),
+    "ridge": {
+        "better": "the generator beats ridge regression",
+        "worse": "the generator is worse than ridge regression and not worth its weights",
+        "neither": "the generator cannot be told from ridge regression, so nothing shows that it is worth its weights",
+    },
+    "nearest": {
+        "better": "the generator does better than looking up the nearest training task's adapter",
+        "worse": "looking up the nearest training task's adapter does better than the generator",
+        "neither": "looking up the nearest training task's adapter does as well, as far as can be told",
+    },
+    "wrong prompts": {
+        "better": "the generator does better with the right prompts than with other tasks'",
+        "worse": "the generator does better with other tasks' prompts than with the right ones",
+        "neither": "nothing shows that the generator reads its prompts: other tasks' do as well",
+    },
 }
 
 
-def _verdicts(group: str, tasks: Sequence[str], sampled: _Samples) -> list[Verdict]:
-    verdicts = []
-    for against, (better, worse, neither) in _MEANINGS.items():
-        if "generated" not in sampled or against not in sampled:
-            continue
-        difference = sampled["generated"]["nll"] - sampled[against]["nll"]
-        low, high = difference.interval
-        meaning = better if high < 0 else worse if low > 0 else neither
-        measured = f"generated − {against} is {difference.value:+.3f} nats per answer token [{low:+.3f}, {high:+.3f}]"
-        verdicts.append(
-            Verdict(
-                group=group,
-                against=against,
-                difference=difference.value,
-                interval=(low, high),
-                sentence=f"On {_named(group, tasks)}, {measured}: {meaning}.",
-            )
-        )
-    return verdicts
+def _verdict(group: str, names: Sequence[str], against: str, mean: _Samples, parts: Sequence[_Samples]) -> Verdict:
+    difference = mean["generated"]["nll"] - mean[against]["nll"]
+    num_better = sum(part["generated"]["nll"].value < part[against]["nll"].value for part in parts)
+    of_tasks = f"below zero on {num_better} of {len(names)} {'task' if len(names) == 1 else 'tasks'}"
+    measured = f"On {_named(group, names)}, generated − {against} is {difference.value:+z.3f} nats per answer token"
+    outcome: Literal["better", "worse", "neither"] | None = None
+    # The interval of a single task is over its examples, and says nothing of another task.
+    interval = difference.interval if len(names) >= MIN_TASKS else None
+    if interval is None:
+        sentence = f"{measured}, {of_tasks}; that is no verdict, which needs {MIN_TASKS} tasks or more."
+    else:
+        low, high = interval
+        outcome = "better" if high < 0 else "worse" if low > 0 else "neither"
+        sentence = f"{measured} [{low:+z.3f}, {high:+z.3f}], {of_tasks}: {_MEANINGS[against][outcome]}."
+    return Verdict(
+        group=group,
+        against=against,
+        difference=difference.value,
+        interval=interval,
+        num_tasks=len(names),
+        num_better=num_better,
+        outcome=outcome,
+        sentence=sentence,
+    )
 
 
 def _remarks(named: str, sampled: _Samples) -> list[str]:
@@ -274,10 +282,9 @@ def _remarks(named: str, sampled: _Samples) -> list[str]:
     nll = {row: sampled[row]["nll"].value for row in _BASELINES if row in sampled}
     if nll:
         best = min(nll, key=lambda row: nll[row])
-        generated = sampled["generated"]["nll"].value
         remarks.append(
             f"On {named}, the best row without a generator is {best} with {nll[best]:.3f}; generated has "
-            f"{generated:.3f}."
+            f"{sampled['generated']['nll'].value:.3f}."
         )
     return remarks
 

@@ -11,9 +11,11 @@ Legend: B batch, P length of the common beginning, S sequence length, V vocabula
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +27,7 @@ from loragen_infer.samples import Example, TokenizedExample, batches_by_length, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ExampleScores", "Scorer"]
+__all__ = ["ExampleScores", "Scorer", "mean_scores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,33 +35,37 @@ class ExampleScores:
     """What a model achieves on each example of one task, in the order of the examples."""
 
     answer_nll: tuple[float, ...]
-    """Negative log-likelihood of the response, summed over its tokens, in nats; the end-of-sequence token is one."""
+    """Negative log-likelihood of the response, summed over its tokens, in nats; what ends the answer is one of them."""
     num_tokens: tuple[int, ...]
     """Number of tokens of the response."""
-    exact: tuple[bool, ...]
-    """Whether the greedy continuation is the response, token by token to the end."""
-    correct: tuple[bool, ...] | None
-    """Whether the response is the most likely of the choices; None for a task without choices."""
+    exact: tuple[float, ...]
+    """1 where the greedy continuation is the response, token by token to the end, else 0."""
+    correct: tuple[float, ...] | None
+    """1 where the response is the most likely of the choices, else 0; None for a task without choices."""
 
-    @property
-    def num_examples(self) -> int:
-        """Number of examples scored."""
-        return len(self.exact)
+    def __post_init__(self) -> None:
+        if len({len(values) for values in vars(self).values() if values is not None}) > 1:
+            raise ValueError("its scores are of different numbers of examples")
 
     @property
     def nll(self) -> float:
         """Mean negative log-likelihood per answer token, in nats."""
         return math.fsum(self.answer_nll) / sum(self.num_tokens)
 
-    @property
-    def exact_match(self) -> float:
-        """Share of exact examples, 0 to 1."""
-        return sum(self.exact) / len(self.exact)
 
-    @property
-    def accuracy(self) -> float | None:
-        """Share of examples with the right choice, 0 to 1."""
-        return None if self.correct is None else sum(self.correct) / len(self.correct)
+def mean_scores(parts: Sequence[ExampleScores]) -> ExampleScores:
+    """Return the mean of the scores of several models on the same examples, example by example."""
+
+    def mean(lists: Sequence[Sequence[float]]) -> tuple[float, ...]:
+        return tuple(math.fsum(values) / len(values) for values in zip(*lists, strict=True))
+
+    correct = [part.correct for part in parts if part.correct is not None]
+    return ExampleScores(
+        answer_nll=mean([part.answer_nll for part in parts]),
+        num_tokens=parts[0].num_tokens,
+        exact=mean([part.exact for part in parts]),
+        correct=mean(correct) if correct else None,
+    )
 
 
 class Scorer:
@@ -102,10 +108,13 @@ class Scorer:
         self._batches = batches_by_length(lengths, batch_size)
         self._num_common = _num_common_tokens(self._items)
 
-    @property
-    def sequences(self) -> list[tuple[list[int], int]]:
-        """What is scored: token ids, and how many of them are the prompt."""
-        return [(item.input_ids, item.num_prompt_tokens) for item in self._items]
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits over what is scored: token ids, and how many of them are the prompt."""
+        digest = hashlib.sha256()
+        for item in self._items:
+            digest.update(f"{item.input_ids} {item.num_prompt_tokens}\n".encode())
+        return digest.hexdigest()
 
     @torch.inference_mode()
     def score(self, model: Any) -> ExampleScores:

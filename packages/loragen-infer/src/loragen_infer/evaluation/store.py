@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from lora_tokenizer.io.atomic import clear_leftovers
-from lora_tokenizer.locks import file_lock
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.scoring import ExampleScores
@@ -61,10 +61,7 @@ class FinishedRow:
 
 
 class RowStore:
-    """The finished rows below one output folder.
-
-    Args:
-        output_dir: The folder of the evaluation; ``rows`` in it is made.
+    """The finished rows below one output folder, in which ``rows`` is made.
 
     Raises:
         LoragenInferError: The folder cannot be made.
@@ -87,7 +84,10 @@ class RowStore:
         """Hold the right to score the row ``key`` during the block; False where another process does and not wait."""
         with ExitStack() as stack:
             try:
-                claimed = stack.enter_context(file_lock(self._folder / f".{key}.lock", wait=wait))
+                stack.enter_context(FileLock(self._folder / f".{key}.lock", blocking=wait))
+                claimed = True
+            except Timeout:
+                claimed = False
             except OSError as error:
                 raise LoragenInferError(f"{self._folder} cannot be written to: {error.strerror or error}.") from error
             yield claimed
@@ -97,21 +97,27 @@ class RowStore:
         path = self._path(task, row, key)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return _finished(content)
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']!r}")
+            scores: dict[str, Any] = {
+                name: None if values is None else tuple(values) for name, values in content["scores"].items()
+            }
+            cost = None if content["cost"] is None else Cost(**content["cost"])
+            return FinishedRow(scores=ExampleScores(**scores), cost=cost)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s is damaged (%s) and scored again.", path, error)
             return None
 
     def write(self, task: str, row: str, key: str, finished: FinishedRow) -> None:
         """Keep a finished row, whole or not at all."""
-        content = {"format": _FORMAT, "task": task, "row": row, **asdict(finished)}
-        write_json(self._path(task, row, key), content)
+        write_json(self._path(task, row, key), {"format": _FORMAT, "task": task, "row": row, **asdict(finished)})
 
     def _path(self, task: str, row: str, key: str) -> Path:
         # The name is for people; the key alone says what it is.
-        return self._folder / f"{_plain(task)[:60]}.{_plain(row)}.{key}.json"
+        plain_task, plain_row = (re.sub(r"[^A-Za-z0-9_-]+", "-", name) for name in (task, row))
+        return self._folder / f"{plain_task[:60]}.{plain_row}.{key}.json"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -147,18 +153,3 @@ def _digest(head: str, tensors: "Iterable[tuple[str, Tensor]]") -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
-
-
-def _finished(content: dict[str, Any]) -> FinishedRow:
-    if content["format"] != _FORMAT:
-        raise ValueError(f"format {content['format']!r}")
-    lists: dict[str, Any] = {k: None if values is None else tuple(values) for k, values in content["scores"].items()}
-    scores = ExampleScores(**lists)
-    given = [values for values in lists.values() if values is not None]
-    if len({len(values) for values in given}) != 1 or not all(isinstance(x, int | float) for x in sum(given, ())):
-        raise ValueError("no lists of numbers of one length")
-    return FinishedRow(scores=scores, cost=None if content["cost"] is None else Cost(**content["cost"]))

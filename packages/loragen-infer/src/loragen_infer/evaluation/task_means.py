@@ -8,7 +8,7 @@ Legend: K training tasks, P prompts of a task, D width of an embedding, N tokens
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,30 +72,6 @@ class TaskMeans:
         """K, N and W."""
         is_tensor = isinstance(self.token_means, Tensor)
         return tuple(self.token_means.shape if is_tensor else self.token_means.get_shape())
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The means as tensors."""
-        return {"condition_means": self.condition_means, "token_means": self.token_means}
-
-    @classmethod
-    def from_tensors(cls, names: str, tensors: Mapping[str, Tensor]) -> "TaskMeans":
-        """The inverse of :meth:`to_tensors`; ``names`` is :meth:`names_json`."""
-        listed = json.loads(names)
-        if not isinstance(listed, list):
-            raise LoragenInferError("the names of the task means are no list of texts.")
-        missing = sorted({"condition_means", "token_means"} - tensors.keys())
-        if missing:
-            raise LoragenInferError(f"the task means lack the tensor {missing[0]!r}.")
-        condition, tokens = tensors["condition_means"], tensors["token_means"]
-        if not len(listed) == len(condition) == len(tokens):
-            raise LoragenInferError(f"the task means have {len(listed)} names, embeddings {tuple(condition.shape)}.")
-        if not condition.isfinite().all():
-            raise LoragenInferError("the embeddings of the task means hold NaN or Inf.")
-        return cls(names=tuple(listed), condition_means=condition, token_means=tokens)
-
-    def names_json(self) -> str:
-        """The names as a JSON list."""
-        return json.dumps(list(self.names))
 
 
 class TaskMeansWriter:

@@ -1,73 +1,133 @@
-"""What is known of the tasks that the generator was trained on, and which of the evaluated tasks are held out.
+"""What is known of the tasks that the generator was trained on, and what follows for the evaluated ones.
 
-The bundle remembers its training tasks; the configuration may name them instead, for a bundle that does not.
+Which they are, and the hashes of their samples, only the bundle can say; a configuration's word is checked against it.
+Their means for the baselines lie beside the bundle, or are made of the prompts and adapters a configuration names.
+
+Legend: P prompts, D width of an embedding, N tokens, W values per token.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
 
-from loragen_infer.bundle import read_old_task_means
+from loragen_infer.bundle.training_tasks import TrainingTasks
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask, TrainingTask
-from loragen_infer.evaluation.task_means import TaskMeans
+from loragen_infer.evaluation.examples import TaskInputs, read_task_prompts
+from loragen_infer.evaluation.task_means import TaskMeans, read_task_means
 from loragen_infer.generator import LoraGenerator
-from loragen_infer.samples import read_examples, read_jsonl
+from loragen_infer.samples import prompt_hash
 
-__all__ = ["is_held_out", "read_own_adapter", "read_task_prompts", "read_training_tasks"]
+__all__ = ["Training", "read_own_adapter", "read_training"]
+
+# Above what prompts of different tasks reach, however alike their wording; of one template, means have 0.97 and more.
+_NEAR = 0.95
 
 
-def read_training_tasks(config: EvaluateConfig, generator: LoraGenerator) -> TaskMeans | None:
-    """Return the training tasks that the configuration names, or else those of the bundle, or else None.
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is known of the training tasks."""
 
-    Raises:
-        LoragenInferError: Prompts or adapters cannot be read, or an adapter is of another shape than the generated
-            ones; or a task is said to be held out that the bundle was trained on.
-    """
-    if config.training_tasks is not None:
-        parts = [_task_means(task, generator) for task in config.training_tasks]
-        return TaskMeans(
-            names=tuple(task.name for task in config.training_tasks),
-            condition_means=torch.stack([condition_D for condition_D, _ in parts]),
-            token_means=torch.stack([tokens_NW for _, tokens_NW in parts]),
-        )
-    means = _of_old_bundle(Path(config.model))
-    for task in config.tasks:
-        if task.held_out and means is not None and task.name in means.names:
+    tasks: TrainingTasks | None
+    """Names, and hashes of what training showed; None where the bundle does not say."""
+    means: TaskMeans | None
+    """Means for the baselines; None where there are none."""
+
+    def held_out(self, task: EvaluateTask) -> bool | None:
+        """Return whether training saw nothing of ``task``; None where the bundle does not say."""
+        return None if self.tasks is None else task.name not in self.tasks.names
+
+    def others(self, task: EvaluateTask) -> list[int]:
+        """Return which of the means ``nearest`` and ``ridge`` may use: of a held-out task, not its own.
+
+        Raises:
+            LoragenInferError: There is no other.
+        """
+        assert self.means is not None, "the rows that ask are left out"  # noqa: S101
+        own = task.name if task.held_out else None
+        found = [index for index, name in enumerate(self.means.names) if name != own]
+        if not found:
+            raise LoragenInferError(f"There is no training task but {own!r}, which is held out; give others.")
+        return found
+
+    def check(self, inputs: TaskInputs) -> None:
+        """Refuse what contradicts the bundle: a wrong ``held_out``, and test examples that were trained on.
+
+        Raises:
+            LoragenInferError: As said.
+        """
+        task = inputs.task
+        if self.tasks is None:
+            return
+        if task.held_out is not None and task.held_out != self.held_out(task):
             raise LoragenInferError(
-                f"The task {task.name!r} has held_out, but the generator was trained on it; take held_out away, or "
-                "evaluate a generator that was not."
+                f"The task {task.name!r} has held_out: {str(task.held_out).lower()}, but the generator was "
+                f"{'' if task.held_out else 'not '}trained on it; take held_out away, or evaluate another generator."
             )
-    return means
+        hashes = [prompt_hash(example.prompt) for example in inputs.examples]
+        for name, seen in self.tasks.prompt_hashes.items():
+            if count := sum(value in seen for value in hashes):
+                raise LoragenInferError(
+                    f"{task.test}: {count} of the {len(hashes)} prompts to test the task {task.name!r} on are among "
+                    f"the samples of {name!r} that the generator was trained on; take them out, or name another file "
+                    "under test."
+                )
+
+    def unknown(self, tasks: Sequence[EvaluateTask]) -> list[str]:
+        """Return in sentences what the bundle does not say, so that nothing could be checked against it."""
+        if self.tasks is None:
+            claimed = [task.name for task in tasks if task.held_out]
+            but = f"; that {', '.join(claimed)} is held out is the configuration's word only" if claimed else ""
+            return [f"The bundle does not say what the generator was trained on{but}."]
+        if not self.tasks.prompt_hashes:
+            return ["The bundle does not say which samples were trained on, so the test examples are not checked."]
+        return []
+
+    def near_duplicates(self, task: EvaluateTask, prompts_PD: torch.Tensor) -> list[str]:
+        """Return a sentence for every training task that ``task``, not known as one, comes too close to."""
+        if self.means is None or self.held_out(task) is False:
+            return []
+        sentences = []
+        for index, name in enumerate(self.means.names):
+            if self.means.prompt_embeddings is None or name == task.name:
+                continue
+            near_P = (prompts_PD @ self.means.prompt_embeddings[index].T).amax(dim=1)
+            means = torch.cosine_similarity(prompts_PD.mean(dim=0), self.means.condition_means[index], dim=0).item()
+            count = int((near_P >= _NEAR).sum())
+            if count or means >= _NEAR:
+                sentences.append(
+                    f"The task {task.name!r} is close to the training task {name!r}: {count} of its {len(near_P)} "
+                    f"prompts {'is a near-duplicate' if count == 1 else 'are near-duplicates'} of prompts there, and "
+                    f"the cosine of their means is {means:.2f}; what it shows is not of a task never seen."
+                )
+        return sentences
 
 
-def _of_old_bundle(path: Path) -> TaskMeans | None:
-    found = read_old_task_means(path)
-    return None if found is None else TaskMeans(names=tuple(found[0]), **found[1])
-
-
-def is_held_out(task: EvaluateTask, training: TaskMeans | None) -> bool | None:
-    """Return whether training saw nothing of ``task``; None where neither the task nor the bundle says."""
-    if task.held_out is not None or training is None:
-        return task.held_out
-    return task.name not in training.names
-
-
-def read_task_prompts(name: str, path: Path) -> list[str]:
-    """Return the prompts of a file, or of one with a ``task`` column those of the task called ``name``.
+def read_training(config: EvaluateConfig, generator: LoraGenerator, bundle: Path) -> Training:
+    """Return what the bundle says of its training tasks, and the means that lie beside it or are configured.
 
     Raises:
-        LoragenInferError: The file cannot be read, or has no prompts of the task.
+        LoragenInferError: Prompts or adapters cannot be read, an adapter is of another shape than the generated ones,
+            or ``training_tasks`` names one that the generator was not trained on.
     """
-    rows = read_jsonl(path)
-    prompts = [example.prompt for example in read_examples(path, need_response=False)]
-    if not any("task" in row for row in rows):
-        return prompts
-    prompts = [prompt for prompt, row in zip(prompts, rows, strict=True) if row.get("task") == name]
-    if not prompts:
-        raise LoragenInferError(f"{path} has no prompts of the task {name!r}; name another file for it.")
-    return prompts
+    tasks = generator.bundle.training_tasks
+    means = _read_means(config.training_tasks, generator) if config.training_tasks else read_task_means(bundle)
+    if means is not None and tasks is not None and (unknown := set(means.names) - set(tasks.names)):
+        where = "training_tasks has" if config.training_tasks else f"The task means beside {bundle} have"
+        raise LoragenInferError(
+            f"{where} {min(unknown)!r}, but the generator was trained on {', '.join(tasks.names)}; name only such."
+        )
+    if means is not None and means.token_shape[1:] != (
+        generator.bundle.layout.num_tokens,
+        generator.bundle.layout.token_dim,
+    ):
+        raise LoragenInferError(
+            f"The task means beside {bundle} are of another model; copy those of its training there."
+        )
+    return Training(tasks=tasks, means=means)
 
 
 def read_own_adapter(whose: str, path: Path) -> tuple[LoraAdapter, Path]:
@@ -83,13 +143,21 @@ def read_own_adapter(whose: str, path: Path) -> tuple[LoraAdapter, Path]:
         raise LoragenInferError(f"The adapter of {whose} cannot be read: {error}") from error
 
 
-def _task_means(task: TrainingTask, generator: LoraGenerator) -> tuple[torch.Tensor, torch.Tensor]:
-    condition_D = generator.encoder.encode(read_task_prompts(task.name, Path(task.prompts))).mean(dim=0)
-    total_NW = torch.zeros(generator.bundle.layout.num_tokens, generator.bundle.layout.token_dim, dtype=torch.float64)
-    try:
-        found = find_adapters(Path(task.adapter))
-        for path in found:
-            total_NW += generator.bundle.layout.encode(read_adapter(path))
-    except LoraTokenizerError as error:
-        raise LoragenInferError(f"The adapter of the training task {task.name!r} cannot be used: {error}") from error
-    return condition_D, (total_NW / len(found)).float()
+def _read_means(tasks: list[TrainingTask], generator: LoraGenerator) -> TaskMeans:
+    layout = generator.bundle.layout
+    prompts = [generator.encoder.encode(read_task_prompts(task.name, Path(task.prompts))) for task in tasks]
+    means_KNW = torch.zeros(len(tasks), layout.num_tokens, layout.token_dim)
+    for mean_NW, task in zip(means_KNW, tasks, strict=True):
+        try:
+            found = find_adapters(Path(task.adapter))
+            mean_NW.copy_(sum(layout.encode(read_adapter(path)).double() for path in found) / len(found))
+        except LoraTokenizerError as error:
+            raise LoragenInferError(
+                f"The adapter of the training task {task.name!r} cannot be used: {error}"
+            ) from error
+    return TaskMeans(
+        names=tuple(task.name for task in tasks),
+        condition_means=torch.stack([embeddings_PD.mean(dim=0) for embeddings_PD in prompts]),
+        token_means=means_KNW,
+        prompt_embeddings=prompts,
+    )

@@ -8,7 +8,7 @@ folder that it lies in.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from lora_tokenizer import (
     AdapterReport,
-    LoraAdapter,
     LoraTokenizerError,
     TokenLayout,
     TokenStats,
@@ -29,8 +28,38 @@ from loragen_infer.progress import ProgressBar
 from loragen_train.analysis.outliers import find_outliers
 from loragen_train.analysis.similarity import Matrix, cosines, delta_gram, principal_axes, task_gram
 from loragen_train.errors import LoragenTrainError
+from loragen_train.words import counted
 
-__all__ = ["ZooAnalysis", "analyze_zoo"]
+__all__ = ["CheckpointSummary", "TaskSummary", "ZooAnalysis", "analyze_zoo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSummary:
+    """A checkpoint that could be read."""
+
+    path: str
+    task: str
+    layout: str
+    """Fingerprint of its layout."""
+    num_parameters: int
+    norm_delta: float
+    """Norm of its whole weight change ΔW."""
+    projection: list[float]
+    """Its place on the two main axes of the weight changes."""
+    outlier: list[str]
+    """Why it stands out, if it does; see :mod:`loragen_train.analysis.outliers`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSummary:
+    """A task."""
+
+    name: str
+    num_checkpoints: int
+    mean_norm_delta: float
+    """Mean norm of its checkpoints' weight changes."""
+    cosine_within: float | None
+    """Mean cosine of the pairs of its checkpoints; None where it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,92 +75,33 @@ class ZooAnalysis:
     """Values per token."""
     max_tokens: int | str
     """Tokens that there may be."""
-    reports: list[AdapterReport]
-    """The checkpoints."""
-    tasks: list[str]
-    """The task of each checkpoint, of length M."""
-    task_names: list[str]
-    """The tasks, of length T."""
     layouts: list[dict[str, Any]]
     """Every layout that occurs: how many checkpoints have it, its size, and whether it fits."""
     modules: list[dict[str, Any]]
     """Kinds of module of the commonest layout: number, r, shapes, mean norms of A, B and ΔW over the checkpoints."""
     spread: dict[str, Any]
     """How much the token positions of the commonest layout vary over its checkpoints."""
-    gram: Matrix
-    """Inner products of the weight changes, ``[M, M]``."""
+    tasks: list[TaskSummary]
+    """The tasks, of length T."""
+    task_cosine: list[list[float]]
+    """Cosines of the tasks' mean weight changes, ``[T, T]``."""
     between_tasks: float | None
     """Share of the variance of ΔW that lies between the tasks' means; None where nothing varies."""
-    points: Matrix
-    """The checkpoints on the two main axes of their weight changes, ``[M, 2]``."""
     explained: list[float]
-    """Share of the variance on each of these axes."""
-    outliers: dict[int, list[str]]
-    """Index of a checkpoint to the reasons why it stands out; see :mod:`loragen_train.analysis.outliers`."""
+    """Share of the variance on each of the two main axes."""
+    checkpoints: list[CheckpointSummary]
+    """The checkpoints, of length M."""
+    cosine: list[list[float]]
+    """Cosines of the weight changes of all checkpoints, ``[M, M]``."""
     broken: dict[str, str]
     """Path to the reason why it cannot be used."""
 
-    @property
-    def cosine(self) -> Matrix:
-        """Cosines of the weight changes of all checkpoints, ``[M, M]``."""
-        return cosines(self.gram)
-
-    @property
-    def task_cosine(self) -> Matrix:
-        """Cosines of the tasks' mean weight changes, ``[T, T]``."""
-        return cosines(task_gram(self.gram, self.tasks, self.task_names))
-
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain JSON values; what is no number (NaN) becomes null."""
-        norms = np.sqrt(np.diag(self.gram))
-        checkpoints = [
-            {
-                "path": report.path,
-                "task": task,
-                "layout": report.fingerprint,
-                "num_parameters": report.num_parameters,
-                "norm_delta": float(norms[index]),
-                "projection": self.points[index].tolist(),
-                "outlier": self.outliers.get(index, []),
-            }
-            for index, (report, task) in enumerate(zip(self.reports, self.tasks, strict=True))
-        ]
-        cosine = self.cosine
-        content = {
-            "folder": self.folder,
-            "token_dim": self.token_dim,
-            "max_tokens": self.max_tokens,
-            "num_checkpoints": len(self.reports),
-            "layouts": self.layouts,
-            "modules": self.modules,
-            "spread": self.spread,
-            "tasks": [
-                {"name": name, "num_checkpoints": self.tasks.count(name), "cosine_within": self._within(name, cosine)}
-                for name in self.task_names
-            ],
-            "task_cosine": self.task_cosine.tolist(),
-            "between_tasks": self.between_tasks,
-            "explained": self.explained,
-            "checkpoints": checkpoints,
-            "cosine": cosine.tolist(),
-            "broken": self.broken,
-        }
-        return dict(_without_nan(content))
-
-    def _within(self, name: str, cosine: Matrix) -> float | None:
-        """Mean cosine of the pairs of one task; None where it has one checkpoint."""
-        who = [index for index, task in enumerate(self.tasks) if task == name]
-        pairs = cosine[np.ix_(who, who)][np.triu_indices(len(who), k=1)]
-        return float(pairs.mean()) if pairs.size else None
+        return {**_without_nan(asdict(self)), "num_checkpoints": len(self.checkpoints)}
 
 
-def analyze_zoo(
-    folder: Path,
-    *,
-    max_tokens: int | str = 512,
-    token_dim: int = 384,
-    read_options: dict[str, Any] | None = None,
-) -> ZooAnalysis:
+def analyze_zoo(folder: Path, *, max_tokens: int | str = 512, token_dim: int = 384, **read_options: Any) -> ZooAnalysis:
     """Analyze every checkpoint below ``folder``; one that cannot be read, or holds NaN or Inf, is named in ``broken``.
 
     Args:
@@ -142,42 +112,48 @@ def analyze_zoo(
 
     Raises:
         LoraTokenizerError: There are no checkpoints.
-        LoragenTrainError: None can be read, or a size makes no sense.
+        LoragenTrainError: None can be read.
     """
-    if (isinstance(max_tokens, int) and max_tokens < 1) or token_dim < 1:
-        raise LoragenTrainError(
-            f"--max-tokens is {max_tokens} and --token-dim is {token_dim}; both must be at least 1."
-        )
-    options = read_options or {}
-    paths = find_adapters(folder)
-    reports, broken = _describe(paths, token_dim, options)
+    reports, broken = _describe(find_adapters(folder), token_dim, read_options)
     if not reports:
-        first = next(iter(broken))
+        first = next(iter(broken.values()))
         raise LoragenTrainError(
-            f"None of the {len(broken)} checkpoints in {folder} can be used; the first: {broken[first]}"
+            f"None of the {counted(len(broken), 'checkpoint')} in {folder} can be used; the first: {first}"
         )
     commonest = Counter(report.fingerprint for report in reports).most_common(1)[0][0]
     alike = [report for report in reports if report.fingerprint == commonest]
-    tasks = [_task_of(Path(report.path), folder) for report in reports]
     with ProgressBar("comparing", total=len(reports), unit="checkpoint") as bar:
         readable = [Path(report.path) for report in reports]
-        gram = delta_gram(readable, lambda path: read_adapter(path, **options), on_done=bar.advance)
+        gram = delta_gram(readable, lambda path: read_adapter(path, **read_options), on_done=bar.advance)
+    tasks = [_task_of(path, folder) for path in readable]
+    names = list(dict.fromkeys(tasks))
+    means, cosine, norms = task_gram(gram, tasks, names), cosines(gram), np.sqrt(np.diag(gram))
     points, explained = principal_axes(gram)
+    outliers = find_outliers(gram, tasks)
     return ZooAnalysis(
         folder=str(folder),
         token_dim=token_dim,
         max_tokens=max_tokens,
-        reports=reports,
-        tasks=tasks,
-        task_names=list(dict.fromkeys(tasks)),
-        layouts=_layouts(reports, max_tokens, token_dim, options),
+        layouts=_layouts(reports, max_tokens),
         modules=_kinds_of_modules(alike),
-        spread=_spread(alike, token_dim, options),
-        gram=gram,
-        between_tasks=_between_tasks(gram, tasks),
-        points=points,
+        spread=_spread(alike, token_dim, read_options),
+        tasks=[_summary(name, np.array(tasks) == name, norms, cosine) for name in names],
+        task_cosine=cosines(means).tolist(),
+        between_tasks=_between_tasks(gram, means, [tasks.count(name) for name in names]),
         explained=explained,
-        outliers=find_outliers(gram, tasks),
+        checkpoints=[
+            CheckpointSummary(
+                path=report.path,
+                task=tasks[index],
+                layout=report.fingerprint,
+                num_parameters=report.num_parameters,
+                norm_delta=float(norms[index]),
+                projection=points[index].tolist(),
+                outlier=outliers.get(index, []),
+            )
+            for index, report in enumerate(reports)
+        ],
+        cosine=cosine.tolist(),
         broken=broken,
     )
 
@@ -189,13 +165,12 @@ def _describe(paths: list[Path], token_dim: int, options: dict[str, Any]) -> tup
         for path in paths:
             try:
                 report = inspect_adapter(path, token_dim=token_dim, **options)
-            except LoraTokenizerError as error:
-                broken[str(path)] = str(error)
-            else:
                 if report.num_nonfinite:
-                    broken[str(path)] = f"{path} holds {report.num_nonfinite} values that are NaN or Inf"
+                    broken[str(path)] = f"{path} holds {counted(report.num_nonfinite, 'value')} of NaN or Inf"
                 else:
                     reports.append(report)
+            except LoraTokenizerError as error:
+                broken[str(path)] = str(error)
             bar.advance()
     return reports, broken
 
@@ -206,19 +181,20 @@ def _task_of(path: Path, folder: Path) -> str:
     return folder.absolute().name if path.parent == folder else path.parent.relative_to(folder).as_posix()
 
 
-def _layouts(
-    reports: list[AdapterReport], max_tokens: int | str, token_dim: int, options: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _summary(name: str, members: Matrix, norms: Matrix, cosine: Matrix) -> TaskSummary:
+    pairs = cosine[np.ix_(members, members)][np.triu_indices(int(members.sum()), k=1)]
+    return TaskSummary(
+        name=name,
+        num_checkpoints=int(members.sum()),
+        mean_norm_delta=float(norms[members].mean()),
+        cosine_within=float(pairs.mean()) if pairs.size else None,
+    )
+
+
+def _layouts(reports: list[AdapterReport], max_tokens: int | str) -> list[dict[str, Any]]:
     described = []
     for fingerprint, count in Counter(report.fingerprint for report in reports).most_common():
         report = next(report for report in reports if report.fingerprint == fingerprint)
-        error = None
-        if isinstance(max_tokens, int) and report.num_tokens > max_tokens:
-            try:
-                adapter = read_adapter(report.path, **options)
-                TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens=max_tokens)
-            except LoraTokenizerError as refused:
-                error = str(refused)
         described.append(
             {
                 "fingerprint": fingerprint,
@@ -231,8 +207,7 @@ def _layouts(
                 "num_tokens": report.num_tokens,
                 "grid": list(report.grid),
                 "padding": report.padding,
-                "fits": error is None,
-                "error": error,
+                "fits": isinstance(max_tokens, str) or report.num_tokens <= max_tokens,
             }
         )
     return described
@@ -266,30 +241,27 @@ def _spread(reports: list[AdapterReport], token_dim: int, options: dict[str, Any
 
     def tokens() -> Iterator[torch.Tensor]:
         for report in reports:
-            adapter: LoraAdapter = read_adapter(report.path, **options)
-            yield layout.encode(adapter.to(torch.float32))
+            yield layout.encode(read_adapter(report.path, **options).to(torch.float32))
 
     stats = TokenStats.from_tokens(tokens())
     std = stats.std[layout.mask()].double()
-    is_constant = std <= stats.floor
     quantiles = np.quantile(std.numpy(), [0.0, 0.05, 0.5, 0.95, 1.0]).tolist()
     return {
         "num_checkpoints": len(reports),
         "num_positions": std.numel(),
-        "constant": float(is_constant.double().mean()),
+        "constant": float((std <= stats.floor).double().mean()),
         "std": dict(zip(("min", "p05", "median", "p95", "max"), quantiles, strict=True)),
         "rms_of_mean": float(stats.mean[layout.mask()].double().square().mean().sqrt()),
     }
 
 
-def _between_tasks(gram: Matrix, tasks: list[str]) -> float | None:
+def _between_tasks(gram: Matrix, means: Matrix, sizes: list[int]) -> float | None:
     """Share of the total scatter of ΔW that remains when every checkpoint is replaced by its task's mean."""
-    names = list(dict.fromkeys(tasks))
-    weights = np.array([tasks.count(name) for name in names]) / len(tasks)
-    means = task_gram(gram, tasks, names)
     centre = float(gram.mean())
     total = float(np.diag(gram).mean()) - centre
-    return float(weights @ np.diag(means) - centre) / total if total > 0 else None
+    between = float(np.average(np.diag(means), weights=sizes)) - centre
+    # Below round-off nothing varies.
+    return min(max(between / total, 0.0), 1.0) if total > 1e-12 * centre else None
 
 
 def _without_nan(value: Any) -> Any:
@@ -297,6 +269,4 @@ def _without_nan(value: Any) -> Any:
         return None
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value
+    return [_without_nan(item) for item in value] if isinstance(value, list) else value

@@ -42,41 +42,37 @@ def find_outliers(gram_MM: Matrix, tasks: Sequence[str]) -> dict[int, list[str]]
     distances_MM = np.sqrt(np.clip(squares_M[:, None] + squares_M[None] - 2 * gram_MM, 0.0, None))
     members = {task: [index for index, other in enumerate(tasks) if other == task] for task in dict.fromkeys(tasks)}
     medians = {task: float(np.median(norms_M[who])) for task, who in members.items()}
-    reasons: dict[int, list[str]] = {index: [] for index in range(len(tasks))}
+    reasons: dict[int, list[str]] = {
+        index: ["its weight change is zero"] for index in np.flatnonzero(norms_M == 0).tolist()
+    }
 
     ratios = {index: norms_M[index] / medians[task] for index, task in enumerate(tasks) if medians[task] > 0}
-    for index in np.flatnonzero(norms_M == 0).tolist():
-        reasons[index].append("its weight change is zero")
-    for index in _far({index: ratio for index, ratio in ratios.items() if ratio > 0}, both_sides=True):
-        reasons[index].append(f"its norm is {ratios[index]:.3g} times the median of its task")
+    for index in _far(ratios, both_sides=True):
+        reasons.setdefault(index, []).append(f"its norm is {ratios[index]:.3g} times the median of its task")
 
-    own = {
-        index: float(np.median([distances_MM[index, other] for other in who if other != index])) / medians[task]
-        for task, who in members.items()
-        for index in who
-        if len(who) > 1 and medians[task] > 0
-    }
-    for index in _far({index: distance for index, distance in own.items() if distance > 0}, both_sides=False):
-        reasons[index].append(f"its distance to the others of its task is {own[index]:.3g} times the task's norm")
+    def distance(index: int, task: str) -> float:
+        """The median of the distances to the other checkpoints of a task, in units of the norm of its own."""
+        others = [other for other in members[task] if other != index]
+        return float(np.median(distances_MM[index, others])) / medians[tasks[index]]
+
+    own = {index: distance(index, tasks[index]) for index in ratios if len(members[tasks[index]]) > 1}
+    for index in _far(own, both_sides=False):
+        text = f"its distance to the others of its task is {own[index]:.3g} times the task's norm"
+        reasons.setdefault(index, []).append(text)
     for index in own:
-        far = {
-            task: float(np.median(distances_MM[index, who])) / medians[tasks[index]]
-            for task, who in members.items()
-            if task != tasks[index]
-        }
+        far = {task: distance(index, task) for task in members if task != tasks[index]}
         nearest = min(far, key=far.__getitem__, default=None)
         if nearest is not None and far[nearest] < own[index]:
-            reasons[index].append(f"it is nearer to the task {nearest!r} than to its own")
-    return {index: why for index, why in reasons.items() if why}
+            reasons.setdefault(index, []).append(f"it is nearer to the task {nearest!r} than to its own")
+    return reasons
 
 
 def _far(values: dict[int, float], *, both_sides: bool) -> list[int]:
-    """Indices of the values, all positive, whose logarithms are far from the median one."""
+    """Indices of the values whose logarithms are far from the median one; zeros are left alone."""
+    values = {index: value for index, value in values.items() if value > 0}
     if len(values) < 3:
         return []
-    logs = np.log(np.array(list(values.values())))
+    logs = np.log(list(values.values()))
     deviations = logs - np.median(logs)
-    spread = max(float(np.median(np.abs(deviations))), _LEAST_MAD)
-    scores = 0.6745 * deviations / spread
-    far = np.abs(scores) > _FAR if both_sides else scores > _FAR
-    return [index for index, is_far in zip(values, far, strict=True) if is_far]
+    scores = 0.6745 * deviations / max(float(np.median(np.abs(deviations))), _LEAST_MAD)
+    return [index for index, score in zip(values, scores, strict=True) if (abs(score) if both_sides else score) > _FAR]

@@ -6,13 +6,14 @@ are open at a time; the matrix of inner products (the Gram matrix) is all that g
 Legend: M checkpoints, T tasks, R ranks of a block one after another, i inputs, o outputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from lora_tokenizer import LoraAdapter, delta_products
+from sklearn.decomposition import KernelPCA
 
 __all__ = ["cosines", "delta_gram", "principal_axes", "task_gram"]
 
@@ -20,15 +21,12 @@ Matrix = npt.NDArray[np.float64]
 _Key = tuple[str, int, int]
 _Stack = tuple[torch.Tensor, torch.Tensor, list[int], list[int]]
 
-# Files of this size together are open at a time, twice.
-_BLOCK_BYTES = 256 << 20
-
 
 def delta_gram(
     paths: Sequence[Path],
     read: Callable[[Path], LoraAdapter],
     *,
-    block_bytes: int = _BLOCK_BYTES,
+    block_size: int = 16,
     on_done: Callable[[], None] = lambda: None,
 ) -> Matrix:
     """Return the inner products ``[M, M]`` of the weight changes of all checkpoints, in float64.
@@ -39,39 +37,23 @@ def delta_gram(
     Args:
         paths: The checkpoints.
         read: Reads one.
-        block_bytes: Sizes of checkpoints that are open at a time, twice; each is read again for every block.
+        block_size: Number of checkpoints that are open at a time, twice; each is read again for every block.
         on_done: Is called once for every checkpoint that has been compared with all others.
 
     Raises:
         LoraTokenizerError: A checkpoint cannot be read.
     """
     gram_MM = np.zeros((len(paths), len(paths)))
-    blocks = list(_blocks(paths, block_bytes))
+    blocks = [slice(start, start + block_size) for start in range(0, len(paths), block_size)]
     for number, left in enumerate(blocks):
-        opened = [read(paths[index]) for index in left]
+        opened = [read(path) for path in paths[left]]
         for right in blocks[number:]:
-            others = opened if right == left else [read(paths[index]) for index in right]
-            part = _products(opened, others)
-            gram_MM[np.ix_(left, right)] = part
-            gram_MM[np.ix_(right, left)] = part.T
-        for _ in left:
+            others = opened if right == left else [read(path) for path in paths[right]]
+            gram_MM[left, right] = _products(opened, others)
+            gram_MM[right, left] = gram_MM[left, right].T
+        for _ in paths[left]:
             on_done()
     return gram_MM
-
-
-def _blocks(paths: Sequence[Path], block_bytes: int) -> Iterator[list[int]]:
-    block: list[int] = []
-    size = 0
-    for index, path in enumerate(paths):
-        files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-        num_bytes = sum(file.stat().st_size for file in files)
-        if block and size + num_bytes > block_bytes:
-            yield block
-            block, size = [], 0
-        block.append(index)
-        size += num_bytes
-    if block:
-        yield block
 
 
 def _products(left: Sequence[LoraAdapter], right: Sequence[LoraAdapter]) -> Matrix:
@@ -130,17 +112,14 @@ def task_gram(gram_MM: Matrix, tasks: Sequence[str], names: Sequence[str]) -> Ma
 def principal_axes(gram_MM: Matrix, num_axes: int = 2) -> tuple[Matrix, list[float]]:
     """Return coordinates ``[M, num_axes]`` on the main axes of the centred points, and the share of variance of each.
 
-    This is principal component analysis through the Gram matrix (classical scaling; W. S. Torgerson, Psychometrika 17,
-    1952): the eigenvectors of the doubly centred matrix, times the roots of their eigenvalues. The coordinate of the
-    largest magnitude on each axis is positive.
+    Principal component analysis through the Gram matrix; of fewer points than axes the other axes are zero.
     """
-    centred = gram_MM - gram_MM.mean(axis=0) - gram_MM.mean(axis=1, keepdims=True) + gram_MM.mean()
-    values, vectors = np.linalg.eigh(centred)
-    values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
-    total = float(values.sum())
-    points = np.zeros((len(gram_MM), num_axes))
-    known = min(num_axes, len(values))
-    points[:, :known] = vectors[:, :known] * np.sqrt(values[:known])
-    largest = np.take_along_axis(points, np.abs(points).argmax(axis=0)[None], axis=0)
-    shares = [float(value) / total if total > 0 else 0.0 for value in values[:known]]
-    return points * np.where(largest < 0, -1.0, 1.0), shares + [0.0] * (num_axes - known)
+    points, shares = np.zeros((len(gram_MM), num_axes)), np.zeros(num_axes)
+    total = float(np.trace(gram_MM) - gram_MM.sum() / len(gram_MM))
+    # Below round-off nothing varies, and there are no axes to be found.
+    if total > 1e-12 * np.trace(gram_MM):
+        axes = KernelPCA(num_axes, kernel="precomputed", eigen_solver="dense")
+        found = axes.fit_transform(gram_MM)
+        points[:, : found.shape[1]] = found
+        shares[: found.shape[1]] = axes.eigenvalues_ / total
+    return points, shares.tolist()

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 
 from loragen_infer.cli.command_line import run_command_line
 
+from loragen_train.cli.analyze import ANALYZE, TEST_TOKENIZER
+from loragen_train.cli.collect import COLLECT
 from loragen_train.cli.fit import FIT
-from loragen_train.cli.zoo import ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER
+from loragen_train.cli.prepare import PREPARE
+from loragen_train.cli.report import REPORT
 
 __all__ = ["main"]
 

@@ -105,6 +105,9 @@ class DataConfig:
     """Keep tokens and prompt embeddings in ``cache_dir``, so that the next start is fast; False makes them anew."""
     cache_dir: str | None = None
     """Folder of the cache, which several runs may share; by default ``~/.cache/loragen``."""
+    lora_alpha: float | None = None
+    """The alpha of all checkpoints, for those that do not tell it, such as some of Lightning's; by default what each
+    says."""
     skip_unreadable: bool = False
     """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
 
@@ -116,6 +119,8 @@ class DataConfig:
             prompts_per_condition=self.prompts_per_condition,
             max_checkpoints=self.max_checkpoints,
         )
+        if self.lora_alpha is not None:
+            check_positive("data.", lora_alpha=self.lora_alpha)
         if self.checkpoint_dir is not None and self.tasks:
             raise LoragenTrainError("Give either data.checkpoint_dir (one task) or data.tasks (several), not both.")
         if self.checkpoint_dir is None and not self.tasks:

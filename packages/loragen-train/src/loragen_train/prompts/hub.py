@@ -4,10 +4,9 @@ The library is an extra (``loragen-train[hf]``) and is imported when it is neede
 one sentence.
 """
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,9 @@ def read_hub_dataset(name: str, *, split: str) -> Iterable[Mapping[str, Any]]:
         ) from error
     reasons: list[str] = []
     offline = False
-    with _quiet(datasets):
+    # What the libraries log is of retries, and ends in an error if there is one.
+    logging.disable(logging.CRITICAL)
+    try:
         for path, config in _readings(name):
             try:
                 rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, config, split=split)
@@ -46,6 +47,8 @@ def read_hub_dataset(name: str, *, split: str) -> Iterable[Mapping[str, Any]]:
                 reasons.append((str(error).strip() or repr(error)).splitlines()[0].rstrip("."))
             else:
                 return rows
+    finally:
+        logging.disable(logging.NOTSET)
     if offline:
         forbidden = os.environ.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}
         cause = "HF_HUB_OFFLINE forbids the hub" if forbidden else "the hub cannot be reached"
@@ -70,21 +73,3 @@ def _readings(name: str) -> list[tuple[str, str | None]]:
     if name.count("/") == 1:
         return [(name, None), (head, config)]
     return [(head, config) if head else (name, None)]
-
-
-@contextlib.contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """Keep the library's progress bars and its lines about retries off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
-    levels = [logger.level for logger in loggers]
-    were_off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if not were_off:
-            datasets.enable_progress_bars()

@@ -25,14 +25,15 @@ import torch
 from loragen_infer.cli.command_line import nearest
 from loragen_infer.files import atomic_folder, write_json, write_jsonl
 from loragen_infer.models.base_model import load_base_model, save_base_model
-from loragen_infer.models.locate import locate_model
+from loragen_infer.models.locate import hub_name, locate_model
 from loragen_infer.samples import read_examples, tokenize_example
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
-from loragen_train.prompts.sources import Source, load_samples
+from loragen_train.prompts.sources import Source, read_samples
+from loragen_train.words import counted
 from loragen_train.zoo.loss_chart import draw_loss_chart
 from loragen_train.zoo.records import (
     check_base_model,
@@ -49,7 +50,7 @@ __all__ = ["collect"]
 
 logger = logging.getLogger(__name__)
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def collect(config: CollectConfig) -> list[Path]:
@@ -73,7 +74,7 @@ def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
     wanted = [task for task in config.tasks if not task.held_out]
     missing = [task for task in wanted if not _is_done(config, task, output_dir)]
     if missing and (output_dir / "initial_adapter").is_dir():
-        check_settings(output_dir / "initial_adapter", "settings.json", shared_settings(config))
+        check_settings(output_dir / "initial_adapter" / "settings.json", shared_settings(config))
     for task in config.tasks:
         if task.held_out or task in missing:
             _write_samples(config, task, output_dir)
@@ -83,90 +84,71 @@ def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
         for number, task in enumerate(missing, start=1):
             logger.info("Training the adapter of %s (%d of %d) in %s.", task.name, number, len(missing), precision)
             _train_task(config, task, output_dir, model, tokenizer, precision)
-    for task in wanted:
-        if task not in missing:
-            logger.info("The adapter of %s is there already.", task.name)
+    if kept := [task.name for task in wanted if task not in missing]:
+        logger.info("There already: the adapters of %s.", ", ".join(kept))
     if missing or (wanted and not (output_dir / "loss_curves.png").is_file()):
         draw_loss_chart(output_dir / "adapters", output_dir / "loss_curves.png")
     return [output_dir / "adapters" / task.name for task in wanted]
 
 
 def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -> None:
-    source = Source(
-        location=task.source,
-        prompt_column=task.prompt_column,
-        response_column=task.response_column,
-        split=task.split,
-    )
-    samples = load_samples(source, num_samples=task.num_train + task.num_test, seed=config.seed)
+    source = Source.of(task.source, task)
+    wanted = task.num_train + task.num_test
+    samples = read_samples(source, num_samples=wanted, seed=config.seed, purpose="collect")
+    rows = list(samples.by_place.values())
+    if len(rows) < wanted:
+        raise LoragenTrainError(
+            f"{task.source} has {len(rows)} different prompts, fewer than the {wanted} asked for; lower num_train or "
+            "num_test."
+        )
+    if samples.num_duplicates and not source.is_generator:
+        logger.info("%s: not used: %s.", task.name, counted(samples.num_duplicates, "duplicate"))
     # Generators may order their samples by difficulty; a shuffle makes train and test alike.
-    random.Random(config.seed).shuffle(samples)
-    for part, rows in (("train", samples[: task.num_train]), ("test", samples[task.num_train :])):
-        write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, rows))
+    random.Random(config.seed).shuffle(rows)
+    for part, chosen in (("train", rows[: task.num_train]), ("test", rows[task.num_train :])):
+        write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, chosen))
 
 
 def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
     folder = output_dir / "adapters" / task.name
-    if not folder.is_dir():
-        return False
-    check_settings(folder, "training.json", task_settings(config, task))
-    return True
+    if folder.is_dir():
+        check_settings(folder / "training.json", task_settings(config, task))
+    return folder.is_dir()
 
 
 def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     name = config.base_model
     if locate_model(name, kind="base model").endswith(".gguf"):
-        name = _unpacked(name, output_dir)
+        # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
+        name = str(save_base_model(name, output_dir / "base_model").resolve())
     base, tokenizer = load_base_model(name, dtype="float32")
     check_base_model(output_dir, config.base_model, base)
     initial = output_dir / "initial_adapter"
     if not initial.is_dir():
         torch.manual_seed(config.seed)
-        lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
         _check_target_modules(config, base)
+        lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
         fresh = get_peft_model(base, lora)
         with atomic_folder(initial) as part:
             fresh.save_pretrained(str(part))
+            known_as = {"base_model_name_or_path": hub_name(config.base_model) or name}
+            write_json(part / _CONFIG, {**read_record(part / _CONFIG), **known_as})
             write_json(part / "settings.json", {"settings": shared_settings(config)})
         fresh.unload()
     model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
+    # PEFT asks the hub about a hub name whenever it saves; about a folder it does not.
+    model.peft_config["default"].base_model_name_or_path = name
     return model, tokenizer
-
-
-def _unpacked(name: str, output_dir: Path) -> str:
-    """Return the folder of the model in a GGUF file, unpacked from it and from no other."""
-    folder, record = output_dir / "base_model", output_dir / "base_model_source.json"
-    location = Path(locate_model(name, kind="base model"))
-    with location.open("rb") as stream:
-        source = {"base_model": name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    if record.is_file():
-        if read_record(record) != source:
-            raise LoragenTrainError(
-                f"{folder} was unpacked from another file than {location} (see {record}); restore that file or choose "
-                "another output_dir."
-            )
-    elif folder.is_dir() and not (output_dir / "initial_adapter").is_dir():
-        raise LoragenTrainError(
-            f"{folder} is there, but nothing says what it was unpacked from; remove it or choose another output_dir."
-        )
-    else:
-        # Before it is unpacked, so that a folder of an interrupted run is never taken for that of another file.
-        write_json(record, source)
-    return str(save_base_model(name, folder).resolve())
 
 
 def _check_target_modules(config: CollectConfig, base: PreTrainedModel) -> None:
     """Name a target module that ``base`` lacks; PEFT keeps silent as long as it has one of them."""
-    # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
-    ends = {name.split(".", start)[-1] for name, _ in base.named_modules() for start in range(name.count(".") + 1)}
+    names = [name for name, _ in base.named_modules()]
     for module in config.lora.target_modules:
-        if module not in ends:
-            leaves = sorted(
-                {name.rpartition(".")[2] for name, part in base.named_modules() if not list(part.children())}
-            )
-            raise LoragenTrainError(
-                f"lora.target_modules names {module!r}, which {config.base_model} lacks{nearest(module, leaves)}."
-            )
+        # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
+        if not any(f".{name}".endswith(f".{module}") for name in names):
+            known = nearest(module, sorted({name.rpartition(".")[2] for name in names}))
+            raise LoragenTrainError(f"lora.target_modules names {module!r}, which {config.base_model} lacks{known}.")
 
 
 def _train_task(
@@ -181,9 +163,8 @@ def _train_task(
     sample_file = output_dir / "train" / f"{task.name}.jsonl"
     samples = read_examples(sample_file)
     items = [tokenize_example(tokenizer, sample, max_length=config.training.max_length) for sample in samples]
-    settings = task_settings(config, task)
     begun = {
-        "settings": settings,
+        "settings": task_settings(config, task),
         "precision": precision,
         "samples_sha256": hashlib.sha256(sample_file.read_bytes()).hexdigest(),
     }
@@ -200,8 +181,9 @@ def _train_task(
         for checkpoint in checkpoints_of(unfinished):
             # Not what the Trainer adds: its pickled arguments, which nobody should have to trust, and its state.
             (part / checkpoint.name).mkdir()
-            for file in _ADAPTER_FILES:
-                shutil.copyfile(checkpoint / file, part / checkpoint.name / file)
+            shutil.copyfile(checkpoint / _WEIGHTS, part / checkpoint.name / _WEIGHTS)
+            # Its settings are the same, but for the base model's name, which is not that on this machine.
+            shutil.copyfile(output_dir / "initial_adapter" / _CONFIG, part / checkpoint.name / _CONFIG)
         write_json(part / "training.json", {**begun, **_measured(trained)})
     _remove(unfinished)
     logger.info("%s: %.0f s at %.0f tokens/s.", task.name, trained.seconds, trained.num_tokens / trained.seconds)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from loragen_train.errors import LoragenTrainError
 from loragen_train.plots import colour_of, label_of, saved_figure
+from loragen_train.words import counted
 from loragen_train.zoo.records import read_record
 
 __all__ = ["draw_loss_chart"]
@@ -27,7 +28,7 @@ def draw_loss_chart(adapters: Path, path: Path) -> None:
             axes.plot(steps, losses, style, marker=".", color=colour_of(index), linewidth=1.2, label=label_of(task))
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss per response token (nats)")
-        axes.set_title(f"Trainings of {len(curves)} tasks")
+        axes.set_title(f"Trainings of {counted(len(curves), 'task')}")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

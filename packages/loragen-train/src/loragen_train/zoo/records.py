@@ -45,10 +45,10 @@ def only_process(output_dir: Path) -> Iterator[None]:
     Raises:
         LoragenTrainError: Another process holds it, or the folder cannot be written.
     """
+    lock = FileLock(output_dir / ".collect.lock", timeout=0)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output_dir / ".collect.lock")
-        lock.acquire(timeout=0)
+        lock.acquire()
     except Timeout as error:
         raise LoragenTrainError(
             f"Another process is collecting into {output_dir}; wait for it, or choose another output_dir."
@@ -84,71 +84,57 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         LoragenTrainError: It cannot be read, or holds something else.
     """
-    way_out = f"remove {path.parent} to have it made again, or choose another output_dir"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoragenTrainError(f"{path} cannot be read: {error.strerror or error}; {way_out}.") from error
-    except (ValueError, RecursionError) as error:
-        raise LoragenTrainError(f"{path} is damaged ({str(error).splitlines()[0]}); {way_out}.") from error
-    if not isinstance(record, dict):
-        raise LoragenTrainError(f"{path} is damaged (it holds no JSON object); {way_out}.")
+        if not isinstance(record, dict):
+            raise ValueError("it holds no JSON object")  # one of the ways to be damaged
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoragenTrainError(
+            f"{path} is missing or damaged ({str(error).splitlines()[0]}); remove {path.parent} to have it made again, "
+            "or choose another output_dir."
+        ) from error
     return record
 
 
-def check_settings(folder: Path, record_name: str, wanted: Mapping[str, Any]) -> None:
-    """Compare what ``folder`` was made with, as its record says, with what is wanted now.
+def check_settings(record: Path, wanted: Mapping[str, Any]) -> None:
+    """Compare what the folder of ``record`` was made with, as that file says, with what is wanted now.
 
     Raises:
         LoragenTrainError: There is no record, it is damaged, or a setting differs.
     """
-    file = folder / record_name
-    if not file.is_file():
+    folder = record.parent
+    if not record.is_file():
         raise LoragenTrainError(f"{folder} exists but was not written by collect; choose another output_dir.")
-    found = read_record(file).get("settings")
-    if not isinstance(found, dict):
+    noted = read_record(record).get("settings")
+    found = {key: noted.get(key) for key in wanted} if isinstance(noted, dict) else {}
+    difference = _first_difference("", found, dict(wanted))
+    if difference is not None:
         raise LoragenTrainError(
-            f"{file} is damaged (it has no 'settings'); remove {folder} to have it made again, or choose another "
-            "output_dir."
-        )
-    changed = next((key for key in wanted if found.get(key) != wanted[key]), None)
-    if changed is not None:
-        name, was, now = _first_difference(changed, found.get(changed), wanted[changed])
-        raise LoragenTrainError(
-            f"{folder} was made with other settings ({name}: {was}, and now {now}); remove it or choose another "
-            "output_dir."
+            f"{folder} was made with other settings ({difference}); remove it or choose another output_dir."
         )
 
 
-def _first_difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in {**was, **now}:
-            if was.get(key) != now.get(key):
-                return _first_difference(f"{name}.{key}", was.get(key), now.get(key))
-    return name, was, now
+def _first_difference(name: str, was: Any, now: Any) -> str | None:
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return None if was == now else f"{name}: {was}, and now {now}"
+    inner = (_first_difference(f"{name}.{key}".lstrip("."), was.get(key), now.get(key)) for key in {**was, **now})
+    return next((difference for difference in inner if difference is not None), None)
 
 
 def check_base_model(output_dir: Path, source: str, model: nn.Module) -> None:
-    """Note the weights that a zoo is trained on, or see that they are still those that it noted.
-
-    Args:
-        output_dir: The zoo.
-        source: The base model as the configuration names it.
-        model: The loaded model, without adapters.
+    """Note the weights of the base model, called ``source``, or see that they are still those that the zoo noted.
 
     Raises:
         LoragenTrainError: They are others.
     """
-    file = output_dir / "base_model.json"
-    digest = _hash_weights(model)
+    file, digest = output_dir / "base_model.json", _hash_weights(model)
     if not file.is_file():
         write_json(file, {"base_model": source, "weights_sha256": digest})
-        return
     noted = read_record(file)
-    if noted.get("weights_sha256") != digest:
+    if (noted.get("base_model"), noted.get("weights_sha256")) != (source, digest):
         raise LoragenTrainError(
-            f"The base model {source!r} is not what {output_dir} was begun with: its weights have changed since "
-            f"{file} was written (for {noted.get('base_model')!r}); restore them or choose another output_dir."
+            f"The base model {source!r} is not what {output_dir} was begun with: {file} notes other weights (of "
+            f"{noted.get('base_model')!r}); restore them or choose another output_dir."
         )
 
 
@@ -166,10 +152,9 @@ def decide_precision(config: CollectConfig, output_dir: Path) -> Precision:
         return config.training.precision
     file = output_dir / "initial_adapter" / "settings.json"
     record = read_record(file)
-    for known in ("fp32", "bf16"):
-        if record.get("precision") == known:
-            return known
-    measured = faster_precision()
-    logger.info("training.precision is auto: measured, and kept for this zoo: %s.", measured)
-    write_json(file, {**record, "precision": measured})
-    return measured
+    known: Precision | None = record.get("precision")
+    if known is None:
+        known = faster_precision()
+        logger.info("training.precision is auto: measured, and kept for this zoo: %s.", known)
+        write_json(file, {**record, "precision": known})
+    return known

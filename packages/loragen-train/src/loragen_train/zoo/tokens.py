@@ -1,17 +1,20 @@
-"""Reads the zoo: the checkpoints of every task as tokens under one layout, from the token store."""
+"""Reads the zoo: the checkpoints of every task as tokens under one layout, from the token cache."""
 
+import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lora_tokenizer import (
     LoraTokenizerError,
+    TokenCache,
     TokenLayout,
     TokenSet,
     TokenStats,
-    TokenStore,
     find_adapters,
     read_adapter,
 )
@@ -47,9 +50,8 @@ class Zoo:
         return list(dict.fromkeys(self.tasks))
 
     def content_hashes(self, task: str) -> list[str]:
-        """SHA-256 of every checkpoint of one task, over its settings and values."""
-        entries = self.tokens.manifest.entries
-        return [entry.content for entry, name in zip(entries, self.tasks, strict=True) if name == task]
+        """SHA-256 of every checkpoint of one task, over its tokens."""
+        return [entry["content"] for entry, name in zip(self.tokens.entries, self.tasks, strict=True) if name == task]
 
     def task_means(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and mean tokens ``[N, W]``, float32, of one task after the other; one sum is in memory at a time."""
@@ -59,7 +61,7 @@ class Zoo:
         for task, indices in members.items():
             total_NW = torch.zeros(self.stats.mean.shape, dtype=torch.float64)
             for index in indices:
-                total_NW += self.tokens.read(index)
+                total_NW += self.tokens[index]
             yield task, (total_NW / len(indices)).float()
 
 
@@ -70,83 +72,67 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
         data: Where the checkpoints are.
         model: The token grid's limits.
         task_names: The tasks; a single ``data.checkpoint_dir`` is the first one's.
-        cache_dir: Folder of the token store and of the statistics.
+        cache_dir: Folder of the token cache and of the statistics.
 
     Raises:
         LoragenTrainError: A checkpoint does not fit the grid, cannot be read, or differs from the first in shape or
             settings; or a task has none.
     """
-    files, tasks = _find_checkpoints(data, task_names)
-    layout, unreadable = _layout(files, data, model)
-    store = TokenStore(cache_dir / "tokens")
-    try:
-        tokens = _tokenize(store, [file for file in files if file not in unreadable], layout)
-    except LoraTokenizerError as error:
-        # The store stops at the first; the user wants to know the file, and maybe to go on without it.
-        problems = dict(_problems(files, layout))
-        if not problems:
-            raise
-        for file, problem in problems.items():
-            _refuse_or_skip(file, problem, data)
-        unreadable |= set(problems)
-        logger.debug("The store said: %s", error)
-        tokens = _tokenize(store, [file for file in files if file not in unreadable], layout)
-    kept = [task for file, task in zip(files, tasks, strict=True) if file not in unreadable]
+    files = _find_checkpoints(data, task_names)
+    options = {} if data.lora_alpha is None else {"lora_alpha": data.lora_alpha}
+    layout, first = _layout(list(files), data, model, options)
+
+    def refuse(file: Path, problem: str) -> None:
+        _refuse_or_skip(file, f"{problem} (all must fit {first}, the first that can be read)", data)
+
+    with ProgressBar("tokenize", total=len(files), unit="checkpoint") as bar:
+        cache = TokenCache(cache_dir / "tokens")
+        tokens = cache.get(list(files), layout, on_done=bar.advance, on_error=refuse, **options)
+    tasks = [files[Path(entry["path"])] for entry in tokens.entries]
+    counts = Counter(tasks)
     for name in task_names:
-        logger.info("%s: %d checkpoints.", name, kept.count(name))
-        if name not in kept:
+        logger.info("%s: %d checkpoints.", name, counts[name])
+        if not counts[name]:
             raise LoragenTrainError(f"No checkpoint of the task {name!r} can be read; mend them or remove the task.")
-    return Zoo(layout=layout, stats=_statistics(tokens, cache_dir), tokens=tokens, tasks=kept)
+    return Zoo(layout=layout, stats=_statistics(tokens, cache_dir), tokens=tokens, tasks=tasks)
 
 
-def _find_checkpoints(data: DataConfig, task_names: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _find_checkpoints(data: DataConfig, task_names: Sequence[str]) -> dict[Path, str]:
+    """Every checkpoint, by its absolute path, and the task that it is of."""
     folders = {task.name: task.checkpoint_dir for task in data.tasks}
     if data.checkpoint_dir is not None:
         folders = {task_names[0]: data.checkpoint_dir}
-    files: list[Path] = []
-    tasks: list[str] = []
+    files: dict[Path, str] = {}
     for task in task_names:
-        found = find_adapters(Path(folders[task]))[-data.max_checkpoints :]
-        files += found
-        tasks += [task] * len(found)
-    twice = {file for file in files if files.count(file) > 1}
-    if twice:
-        raise LoragenTrainError(f"{sorted(twice)[0]} is a checkpoint of two tasks; give each a folder of its own.")
-    return files, tasks
+        for file in find_adapters(Path(folders[task]).absolute())[-data.max_checkpoints :]:
+            if files.setdefault(file, task) != task:
+                raise LoragenTrainError(f"{file} is a checkpoint of two tasks; give each a folder of its own.")
+    return files
 
 
-def _layout(files: list[Path], data: DataConfig, model: ModelConfig) -> tuple[TokenLayout, set[Path]]:
-    """The layout of the first checkpoint that can be read, in float32, and the files before it that cannot."""
-    unreadable: set[Path] = set()
+def _layout(
+    files: list[Path], data: DataConfig, model: ModelConfig, options: dict[str, Any]
+) -> tuple[TokenLayout, Path]:
+    """The layout, in float32, of the first checkpoint that can be read, and which that is."""
     for file in files:
         try:
-            adapter = read_adapter(file).to(torch.float32)
+            adapter = read_adapter(file, **options).to(torch.float32)
         except LoraTokenizerError as error:
-            _refuse_or_skip(file, str(error), data)
-            unreadable.add(file)
-            continue
+            if not data.skip_unreadable:
+                _refuse_or_skip(file, str(error), data)
+            continue  # the token cache comes upon it again, and has it left out
         try:
             layout = TokenLayout.from_adapter(adapter, token_dim=model.output_dim, max_tokens=model.max_seq_len)
         except LoraTokenizerError as error:
+            reason = str(error).replace("max_tokens", "model.max_seq_len")
             raise LoragenTrainError(
                 f"{file} does not fit model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}: "
-                f"{error}"
+                f"{reason}"
             ) from error
-        return layout, unreadable
+        # Kernels that the grid is too small for are refused before anything is tokenized.
+        model.network(condition_dim=1, grid=layout.grid[:2])
+        return layout, file
     raise LoragenTrainError("No checkpoint of any task can be read; collect the zoo again.")
-
-
-def _problems(files: list[Path], layout: TokenLayout) -> Iterator[tuple[Path, str]]:
-    for file in files:
-        try:
-            adapter = read_adapter(file)
-        except LoraTokenizerError as error:
-            yield file, str(error)
-            continue
-        try:
-            layout.encode(adapter)
-        except LoraTokenizerError as error:
-            yield file, f"it differs from {files[0]}, the first checkpoint: {error}"
 
 
 def _refuse_or_skip(file: Path, problem: str, data: DataConfig) -> None:
@@ -157,25 +143,17 @@ def _refuse_or_skip(file: Path, problem: str, data: DataConfig) -> None:
     logger.warning("Left out the checkpoint %s: %s", file, problem)
 
 
-def _tokenize(store: TokenStore, files: list[Path], layout: TokenLayout) -> TokenSet:
-    with ProgressBar("tokenize", total=len(files), unit="checkpoint") as bar:
-        return store.get(files, layout, on_progress=lambda *_: bar.advance())
-
-
 def _statistics(tokens: TokenSet, cache_dir: Path) -> TokenStats:
-    """Statistics of a set, kept beside it: the set's name is a hash over its content."""
-    file = cache_dir / "statistics" / f"{tokens.path.stem}.safetensors"
+    """Statistics of a set, kept in the cache under a hash of what is in it."""
+    contents = "".join(entry["content"] for entry in tokens.entries)
+    file = cache_dir / "statistics" / f"{hashlib.sha256(contents.encode()).hexdigest()[:32]}.safetensors"
     if file.is_file():
         try:
-            return _in_memory(TokenStats.load(file))
+            stats = TokenStats.load(file)
         except LoraTokenizerError as error:
             logger.warning("Making the statistics in the cache again: %s", error)
-    stats = TokenStats.from_tokens(tokens.read(index) for index in range(len(tokens)))
-    file.parent.mkdir(parents=True, exist_ok=True)
+        else:  # a copy: what is mapped from a file that somebody cuts short would end the process
+            return replace(stats, mean=stats.mean.clone(), std=stats.std.clone())
+    stats = TokenStats.from_tokens(tokens)
     stats.save(file)
     return stats
-
-
-def _in_memory(stats: TokenStats) -> TokenStats:
-    """A copy: what is mapped from a file that somebody cuts short would end the process."""
-    return replace(stats, mean=stats.mean.clone(), std=stats.std.clone())

@@ -73,8 +73,7 @@ def train_lora(
         name: What the progress display calls the work.
         training: Steps, batch size, learning rate, which checkpoints to keep.
         seed: Seed of the order of samples and of dropout.
-        folder: Gets ``checkpoint-<step>/``, PEFT folders with the state of the training beside; a training that such
-            a folder holds is continued.
+        folder: Gets ``checkpoint-<step>/``, PEFT folders with the training's state; one that is there is continued.
         items: The samples.
         model: The language model with a trainable adapter.
         tokenizer: Its tokenizer, for padding.
@@ -84,11 +83,10 @@ def train_lora(
         LoragenTrainError: The training diverged.
     """
     order = order_of_samples([len(item.input_ids) for item in items], training, seed)
-    arguments = _arguments(training, seed, folder, precision)
     rows = [{"input_ids": item.input_ids, "labels": item.labels} for item in items]
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=_arguments(training, seed, folder, precision),
         train_dataset=[rows[index] for index in order],
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
     )
@@ -97,15 +95,18 @@ def train_lora(
     last = _last_complete(folder)
     if last is not None:
         logger.info("%s: going on after step %d.", name, _step_of(last))
-    watch = _Stopwatch(last)
+    watch = _StepProgress(name, last)
     trainer.add_callback(watch)
-    trainer.add_callback(_StepProgress(name))
     if last is not None and _step_of(last) >= training.max_steps:
         history = TrainerState.load_from_json(str(last / "trainer_state.json")).log_history
     else:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        _check_finite(name, training, model)
         history = trainer.state.log_history
+        if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
+            raise LoragenTrainError(
+                f"The training of {name} diverged (its weights are not finite); lower training.learning_rate, which is "
+                f"{training.learning_rate}."
+            )
     return TrainedLora(
         losses=[{"step": row["step"], "loss": row["loss"]} for row in history if "loss" in row],
         seconds=watch.seconds,
@@ -180,14 +181,6 @@ def _arguments(training: LoraTraining, seed: int, folder: Path, precision: Preci
     return arguments
 
 
-def _check_finite(name: str, training: LoraTraining, model: PeftModel) -> None:
-    if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
-        raise LoragenTrainError(
-            f"The training of {name} diverged (its weights are not finite); lower training.learning_rate, which is "
-            f"{training.learning_rate}."
-        )
-
-
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
@@ -210,41 +203,20 @@ def _work_of(checkpoint: Path) -> tuple[float, float] | None:
         return None
 
 
-class _Stopwatch(TrainerCallback):
-    """Takes the time of the steps, and keeps it with every checkpoint, whose completeness that record marks."""
-
-    def __init__(self, last: Path | None) -> None:
-        before = None if last is None else _work_of(last)
-        self._seconds_before, self._cpu_before = before or (0.0, 0.0)
-        self.seconds, self.cpu_seconds = self._seconds_before, self._cpu_before
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started, self._cpu_started = time.perf_counter(), time.process_time()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = self._seconds_before + time.perf_counter() - self._started
-        self.cpu_seconds = self._cpu_before + time.process_time() - self._cpu_started
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for file in checkpoint.iterdir():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        write_json(checkpoint / _COMPLETE, {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
-
-
 class _StepProgress(TrainerCallback):
-    """Shows the steps and the loss."""
+    """Shows the steps and the loss, takes their time, and keeps it with every checkpoint, which it makes complete."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, last: Path | None) -> None:
         self._name = name
         self._shown: dict[str, str] = {}
+        self.seconds, self.cpu_seconds = (None if last is None else _work_of(last)) or (0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = ProgressBar(self._name, total=state.max_steps, unit="step")
         for _ in range(state.global_step):
             self._bar.advance()
+        self._started = time.perf_counter() - self.seconds
+        self._cpu_started = time.process_time() - self.cpu_seconds
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -252,6 +224,15 @@ class _StepProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.advance(**self._shown)
+        self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = time.process_time() - self._cpu_started
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for file in checkpoint.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        write_json(checkpoint / _COMPLETE, {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()

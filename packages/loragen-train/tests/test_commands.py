@@ -6,7 +6,10 @@ import sys
 
 import pytest
 import yaml
-from loragen_train.cli.zoo import ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER
+from loragen_train.cli.analyze import ANALYZE, TEST_TOKENIZER
+from loragen_train.cli.collect import COLLECT
+from loragen_train.cli.prepare import PREPARE
+from loragen_train.cli.report import REPORT
 
 COMMANDS = [ANALYZE, COLLECT, PREPARE, REPORT, TEST_TOKENIZER]
 

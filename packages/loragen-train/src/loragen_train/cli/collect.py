@@ -1,0 +1,43 @@
+"""The command ``loragen-train collect``."""
+
+import json
+
+from jsonargparse import ArgumentParser, Namespace
+from loragen_infer.cli.command_line import Command
+
+from loragen_train.configs.collect import CollectConfig
+
+__all__ = ["COLLECT"]
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="Print folder, time and speed of each task as JSON.")
+
+
+def _collect(config: CollectConfig, options: Namespace) -> None:
+    from loragen_train.zoo.collect import collect
+    from loragen_train.zoo.records import read_record
+
+    folders = collect(config)
+    if not options.json:
+        for folder in folders:
+            print(folder)
+        return
+    keys = ("seconds", "cpu_seconds", "tokens_per_second", "loss")
+    described = []
+    for folder in folders:
+        record = read_record(folder / "training.json")
+        described.append({"task": folder.name, "folder": str(folder), **{key: record.get(key) for key in keys}})
+    print(json.dumps(described, indent=2))
+
+
+COLLECT = Command(
+    name="collect",
+    help="train LoRA checkpoints for several tasks",
+    description="Train a zoo of LoRA adapters, all from one initialisation. Tasks that are finished are kept, one that "
+    "was interrupted goes on after its last checkpoint. Prints the folder of each task.",
+    example="loragen-train collect --config config/collect.yaml",
+    run=_collect,
+    config_class=CollectConfig,
+    add_options=_add_options,
+)
