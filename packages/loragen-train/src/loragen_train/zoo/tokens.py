@@ -120,10 +120,13 @@ def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tupl
         try:
             layout = TokenLayout.from_adapter(adapter, token_dim=model.output_dim, max_tokens=model.max_seq_len)
         except LoraTokenizerError as error:
+            reason = str(error).replace("max_tokens", "model.max_seq_len")
             raise LoragenTrainError(
                 f"{file} does not fit model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}: "
-                f"{error}"
+                f"{reason}"
             ) from error
+        # Kernels that the grid is too small for are refused before anything is tokenized.
+        model.network(condition_dim=1, grid=layout.grid[:2])
         return layout, file
     raise LoragenTrainError("No checkpoint of any task can be read; collect the zoo again.")
 
