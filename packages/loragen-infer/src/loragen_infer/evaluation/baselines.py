@@ -13,9 +13,8 @@ Legend: K training tasks, D width of an embedding, N tokens, W values per token,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,14 +35,11 @@ _MAX_ROWS = 1024
 _CHUNK_VALUES = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True)
-class RidgeSettings:
-    """What leaving out one training task at a time has chosen."""
+class RidgeSettings(NamedTuple):
+    """What leaving out one training task at a time has chosen: of exp(-gamma · squared distance), and the penalty."""
 
     gamma: float
-    """Factor in the kernel exp(-gamma · squared distance)."""
     penalty: float
-    """Weight of the squared norm of the solution against the mean squared error of a task."""
 
 
 def nearest_task(tasks: TaskMeans, condition_D: torch.Tensor, among: Sequence[int]) -> int:

@@ -3,11 +3,11 @@
 Imports nothing heavy, so that ``--help`` is fast.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.words import nearest
 
 __all__ = ["ROWS", "EvaluateConfig", "EvaluateTask", "TrainingTask"]
 
@@ -137,8 +137,6 @@ class EvaluateConfig:
 def _check_rows(rows: list[str] | None) -> None:
     for row in rows or []:
         if row not in ROWS:
-            close = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.5)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise LoragenInferError(f"rows has {row!r}, but there are {', '.join(ROWS)}{meant}")
+            raise LoragenInferError(f"rows has {row!r}, but there are {', '.join(ROWS)}{nearest(row, ROWS)}")
     if rows is not None and not rows:
         raise LoragenInferError(f"rows is empty; name some of {', '.join(ROWS)}.")
