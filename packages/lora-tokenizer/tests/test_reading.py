@@ -383,13 +383,3 @@ def test_a_checkpoint_larger_than_the_memory_is_read(tmp_path: Path, make_adapte
             for item in source.namelist():
                 target.writestr(item, source.read(item))
     assert same_bits(read_adapter(tmp_path / "x.pt", lora_alpha=8), adapter)
-
-
-def test_what_is_read_is_no_view_of_the_file(tmp_path: Path, make_adapter: Any) -> None:
-    adapter = make_adapter()
-    save_file(dict(adapter.tensors), tmp_path / "x.safetensors")
-    torch.save(dict(adapter.tensors), tmp_path / "x.pt")
-    for path in (tmp_path / "x.safetensors", tmp_path / "x.pt"):
-        read = read_adapter(path, lora_alpha=8)
-        path.write_bytes(b"")
-        assert same_bits(read, adapter)

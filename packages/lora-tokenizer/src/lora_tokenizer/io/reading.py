@@ -19,7 +19,7 @@ from lora_tokenizer.adapter import LoraAdapter
 from lora_tokenizer.config import AdapterConfig, refuse_unrepresentable
 from lora_tokenizer.errors import LoraTokenizerError, warn_once
 from lora_tokenizer.io.finite import check_finite
-from lora_tokenizer.io.ranges import read_tensors
+from lora_tokenizer.io.ranges import map_tensors
 from lora_tokenizer.io.safetensors_file import find_lora_tensors
 from lora_tokenizer.io.settings import adapter_settings, find_state_dict
 from lora_tokenizer.io.torch_file import TorchFile
@@ -114,12 +114,7 @@ def _weights_file(path: Path, allow_bin: bool) -> Path:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder, which counts for every checkpoint in it; empty where there is none.
-
-    Raises:
-        LoraTokenizerError: it is not a JSON object, or too large.
-        OSError: the system refuses.
-    """
+    """The adapter_config.json of a folder, which counts for every checkpoint in it; empty where there is none."""
     path = folder / CONFIG_NAME
     try:
         with path.open("rb") as stream:
@@ -153,7 +148,7 @@ def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Con
             places = {new: opened.locate(name, state[name]) for name, new in renamed.items()}
             others = [name for name in state if not is_lora_name(name)]
             settings = adapter_settings(opened.root)
-    return _Content(read_tensors(file, places), others, settings)
+    return _Content(map_tensors(file, places), others, settings)
 
 
 def _rename(file: Path, names: Iterable[str], adapter_name: str | None, prefix: str | None) -> dict[str, str]:
