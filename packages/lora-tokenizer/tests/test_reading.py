@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,11 @@ def test_what_is_wrong_with_a_tensor_is_said(change: Any, message: str, tmp_path
 def test_a_rank_that_is_not_that_of_the_config(peft_folder: Path) -> None:
     with pytest.raises(LoraTokenizerError, match="do not fit the rank r=16"):
         read_adapter(peft_folder, r=16)
+
+
+def test_an_alpha_that_is_given_counts_beside_a_whole_config_too(peft_folder: Path) -> None:
+    config = read_adapter(peft_folder).config
+    assert read_adapter(peft_folder, config=config, lora_alpha=3).config == replace(config, lora_alpha=3)
 
 
 def test_a_slow_pattern_is_refused_and_not_run(peft_folder: Path) -> None:

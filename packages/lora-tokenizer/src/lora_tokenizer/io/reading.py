@@ -10,6 +10,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +57,8 @@ def read_adapter(
     Args:
         path: a PEFT folder, or a .safetensors, .pt, .pth, .ckpt (or, with `allow_bin`, .bin) file.
         config: settings to use instead of those beside or in the file; a mapping is merged over them.
-        r: rank, whatever the settings and the shapes say.
-        lora_alpha: alpha, whatever the settings say; needed where none do.
+        r: rank, in place of what the settings and the shapes say.
+        lora_alpha: alpha, in place of what the settings say; needed where none do.
         adapter_name: which adapter, where the file holds several.
         prefix: what to cut off the front of every tensor name; by default everything up to `base_model.model.`.
         allow_bin: read .bin files (no code of theirs is run, as with every file).
@@ -84,10 +85,10 @@ def read_adapter(
     if not content.tensors:
         raise LoraTokenizerError(f"{file} holds no LoRA tensors ({len(content.others)} others): give a LoRA checkpoint")
     try:
+        given = _merged({"r": r, "lora_alpha": lora_alpha})
         if isinstance(config, AdapterConfig):
-            chosen = config
+            chosen = replace(config, **given)
         else:
-            given = {"r": r, "lora_alpha": lora_alpha}
             chosen = _complete(_merged(content.settings, settings, config or {}, given), content.tensors)
         adapter = LoraAdapter(config=chosen, tensors=content.tensors)
     except LoraTokenizerError as error:

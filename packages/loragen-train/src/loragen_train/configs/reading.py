@@ -17,7 +17,7 @@ class ReadingConfig:
     token_dim: int = 384
     """Values per token."""
     lora_alpha: float | None = None
-    """Alpha, where a checkpoint does not say it."""
+    """Alpha, in place of what checkpoints say; needed where they do not."""
 
     def __post_init__(self) -> None:
         check_positive("", token_dim=self.token_dim)
