@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,11 @@ def test_a_rank_that_is_not_that_of_the_config(peft_folder: Path) -> None:
         read_adapter(peft_folder, r=16)
 
 
+def test_an_alpha_that_is_given_counts_beside_a_whole_config_too(peft_folder: Path) -> None:
+    config = read_adapter(peft_folder).config
+    assert read_adapter(peft_folder, config=config, lora_alpha=3).config == replace(config, lora_alpha=3)
+
+
 def test_a_slow_pattern_is_refused_and_not_run(peft_folder: Path) -> None:
     config = json.loads((peft_folder / "adapter_config.json").read_text())
     config["alpha_pattern"] = {"(a+)+b": 3}
@@ -383,13 +389,3 @@ def test_a_checkpoint_larger_than_the_memory_is_read(tmp_path: Path, make_adapte
             for item in source.namelist():
                 target.writestr(item, source.read(item))
     assert same_bits(read_adapter(tmp_path / "x.pt", lora_alpha=8), adapter)
-
-
-def test_what_is_read_is_no_view_of_the_file(tmp_path: Path, make_adapter: Any) -> None:
-    adapter = make_adapter()
-    save_file(dict(adapter.tensors), tmp_path / "x.safetensors")
-    torch.save(dict(adapter.tensors), tmp_path / "x.pt")
-    for path in (tmp_path / "x.safetensors", tmp_path / "x.pt"):
-        read = read_adapter(path, lora_alpha=8)
-        path.write_bytes(b"")
-        assert same_bits(read, adapter)

@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (inspect, round_trip):
         command.add_argument("path", help="PEFT folder, .safetensors, .pt, .pth, .ckpt or .bin file")
         command.add_argument("--token-dim", type=int, default=384, help="values per token (default: 384)")
-        command.add_argument("--lora-alpha", type=float, help="alpha, whatever the checkpoint says")
+        command.add_argument("--lora-alpha", type=float, help="alpha, in place of what the checkpoint says")
         command.add_argument("--adapter-name", help="which adapter, where the checkpoint holds several")
         command.add_argument("--prefix", help="what to cut off the front of every tensor name")
         command.add_argument("--allow-bin", action="store_true", help="read .bin files (no code in them is run)")

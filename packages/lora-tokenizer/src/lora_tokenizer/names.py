@@ -65,9 +65,6 @@ def parse_raw_name(name: str, *, prefix: str | None = None) -> RawName:
     """Take a checkpoint's LoRA tensor name apart.
 
     `prefix` is cut off the front; without it everything up to and including `base_model.model.` is.
-
-    Raises:
-        LoraTokenizerError: the name is not one that PEFT gives to a LoRA tensor of a linear or embedding layer.
     """
     if len(name) > MAX_NAME_LENGTH:
         raise LoraTokenizerError(f"a tensor name of {len(name)} characters ({name[:60]!r}…) is over {MAX_NAME_LENGTH}")

@@ -16,7 +16,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from lora_tokenizer.errors import LoraTokenizerError
 
@@ -53,11 +53,7 @@ class _RefusedError(ValueError):
 
 
 def load(data: bytes, where: str) -> Any:
-    """Read one pickle stream.
-
-    Raises:
-        LoraTokenizerError: the stream is damaged or uses an opcode that torch.save does not write.
-    """
+    """Read one pickle stream."""
     try:
         return _InertUnpickler(io.BytesIO(data), encoding="bytes").load()
     except (pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
@@ -71,8 +67,6 @@ _Unpickler: Any = pickle._Unpickler
 
 
 class _InertUnpickler(_Unpickler):  # type: ignore[misc]  # the type stubs take it for the one in C
-    dispatch: ClassVar = {code: do for code, do in _Unpickler.dispatch.items() if bytes([code]) not in _REFUSED}
-
     def __init__(self, stream: io.BytesIO, **options: Any) -> None:
         super().__init__(stream, **options)
         # Straight from the stream, which holds all there is: frames would only be copies of its parts.
@@ -84,9 +78,9 @@ class _InertUnpickler(_Unpickler):  # type: ignore[misc]  # the type stubs take 
         self.stack: list[Any] = []
         self.append = self.stack.append
         self.proto = 0
-        read, dispatch = self.read, self.dispatch
+        read = self.read
         while (code := read(1)) != pickle.STOP:
-            dispatch[code[0]](self)
+            _ACTIONS[code](self)
         return self.stack.pop()
 
     def find_class(self, module: str, name: str) -> Inert:
@@ -157,6 +151,7 @@ class _InertUnpickler(_Unpickler):  # type: ignore[misc]  # the type stubs take 
 _OWN: dict[bytes, Callable[[Any], None]] = {
     pickle.FRAME: _InertUnpickler._frame,
     pickle.BYTEARRAY8: _InertUnpickler._bytearray,
+    pickle.BINPERSID: lambda u: u.append(Persistent(u.stack.pop())),
     pickle.REDUCE: _InertUnpickler._call,
     pickle.NEWOBJ: _InertUnpickler._call,
     pickle.NEWOBJ_EX: _InertUnpickler._call_with_keywords,
@@ -170,4 +165,5 @@ _OWN: dict[bytes, Callable[[Any], None]] = {
     pickle.SETITEMS: lambda u: u._set(u.pop_mark()),
     pickle.DICT: _InertUnpickler._dict,
 }
-_InertUnpickler.dispatch.update({code[0]: handler for code, handler in _OWN.items()})
+_INHERITED = {bytes([code]): action for code, action in _Unpickler.dispatch.items() if bytes([code]) not in _REFUSED}
+_ACTIONS: dict[bytes, Callable[[Any], None]] = _INHERITED | _OWN

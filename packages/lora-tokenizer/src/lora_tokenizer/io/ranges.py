@@ -1,25 +1,26 @@
-"""Chosen tensors of a large file, read into memory of their own: of a checkpoint of a gigabyte, only the LoRA.
+"""Chosen tensors of a large file as views of a map of it: of a checkpoint of a gigabyte, only the LoRA is ever read.
 
-Both formats end in this form, a tensor as a run of bytes of the file. Nothing is mapped, so a checkpoint may be larger
-than the memory, and whoever rewrites or cuts the file afterwards changes nothing here.
+Both formats end in this form, a tensor as a run of bytes of the file. The map is private, so writing to a tensor does
+not reach the file. As with every map, whoever rewrites the file in place changes the tensors, and whoever cuts it short
+kills the reader; files that are replaced by renaming, as here, are safe.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import os
+import mmap
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lora_tokenizer.errors import LoraTokenizerError
 
-_ALIGNMENT = 8
+_WITHOUT_RESERVE = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE: a file may be larger than the memory
 
 
 class TensorRange(NamedTuple):
@@ -35,49 +36,30 @@ class TensorRange(NamedTuple):
     """Strides in values where the tensor does not lie in row-major order."""
 
 
-def read_tensors(path: Path, ranges: Mapping[str, TensorRange]) -> dict[str, Tensor]:
-    """The tensors, row-major, as views of one new buffer (copies where the file holds them in another order).
-
-    Raises:
-        LoraTokenizerError: the file ends before a tensor does, or together they are larger than it is.
-    """
-    needed = sum(max(place.num_bytes, math.prod(place.shape) * place.dtype.itemsize) for place in ranges.values())
+def map_tensors(path: Path, ranges: Mapping[str, TensorRange]) -> dict[str, Tensor]:
+    """The tensors, row-major: views of one map, and copies where the file has another order or alignment."""
     with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if needed > size:
-            raise LoraTokenizerError(
-                f"{path} has {size} bytes and its LoRA tensors {needed}: they overlap or the file was cut off: save it "
-                f"again"
-            )
-        ordered = sorted(ranges.items(), key=lambda item: item[1].start)
-        offsets, total = {}, 0
-        for name, place in ordered:
-            total = -(-total // _ALIGNMENT) * _ALIGNMENT
-            offsets[name] = total
-            total += place.num_bytes
-        buffer = torch.from_numpy(np.empty(-(-total // _ALIGNMENT) * _ALIGNMENT, np.uint8))
-        run_start = run_end = at = 0  # neighbours in the file are read at once
-        bytes_of_buffer = buffer.numpy().data
-        for name, place in ordered:
-            if place.start != run_end or offsets[name] - at != run_end - run_start:
-                _fill(path, stream.fileno(), bytes_of_buffer[at : at + run_end - run_start], run_start)
-                run_start, at = place.start, offsets[name]
-            run_end = place.start + place.num_bytes
-        _fill(path, stream.fileno(), bytes_of_buffer[at : at + run_end - run_start], run_start)
-    typed = {dtype: buffer.view(dtype) for dtype in {place.dtype for place in ranges.values()}}
+        flags, protection = mmap.MAP_PRIVATE | _WITHOUT_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        mapped = mmap.mmap(stream.fileno(), 0, flags=flags, prot=protection)
+    size = len(mapped)
+    needed = sum(math.prod(place.shape) * place.dtype.itemsize for place in ranges.values())
+    if needed > size or any(place.start + place.num_bytes > size for place in ranges.values()):
+        raise LoraTokenizerError(
+            f"{path} has {size} bytes and its LoRA tensors {needed}: they overlap or it was cut off: save it again"
+        )
+    file_bytes = torch.frombuffer(mapped, dtype=torch.uint8)
+    typed = {
+        dtype: file_bytes[: size // dtype.itemsize * dtype.itemsize].view(dtype)
+        for dtype in {place.dtype for place in ranges.values()}
+    }
     tensors = {}
-    for name, (dtype, shape, _, _, stride) in ranges.items():
-        tensor = typed[dtype].as_strided(shape, stride or row_major(shape), offsets[name] // dtype.itemsize)
+    for name, (dtype, shape, start, num_bytes, stride) in ranges.items():
+        values, (offset, remainder) = typed[dtype], divmod(start, dtype.itemsize)
+        if remainder:  # a view needs whole values from the start of the file
+            values, offset = file_bytes[start : start + num_bytes].clone().view(dtype), 0
+        tensor = values.as_strided(shape, stride or row_major(shape), offset)
         tensors[name] = tensor if stride is None else tensor.contiguous()
     return tensors
-
-
-def _fill(path: Path, descriptor: int, target: memoryview, position: int) -> None:
-    while target:
-        count = os.preadv(descriptor, [target], position)  # at most 2 GB at a time
-        if count == 0:
-            raise LoraTokenizerError(f"{path} ends inside a tensor: copy the file again")
-        target, position = target[count:], position + count
 
 
 @functools.lru_cache(maxsize=4096)

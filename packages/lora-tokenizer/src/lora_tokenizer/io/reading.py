@@ -10,6 +10,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from lora_tokenizer.adapter import LoraAdapter
 from lora_tokenizer.config import AdapterConfig, refuse_unrepresentable
 from lora_tokenizer.errors import LoraTokenizerError, warn_once
 from lora_tokenizer.io.finite import check_finite
-from lora_tokenizer.io.ranges import read_tensors
+from lora_tokenizer.io.ranges import map_tensors
 from lora_tokenizer.io.safetensors_file import find_lora_tensors
 from lora_tokenizer.io.settings import adapter_settings, find_state_dict
 from lora_tokenizer.io.torch_file import TorchFile
@@ -56,8 +57,8 @@ def read_adapter(
     Args:
         path: a PEFT folder, or a .safetensors, .pt, .pth, .ckpt (or, with `allow_bin`, .bin) file.
         config: settings to use instead of those beside or in the file; a mapping is merged over them.
-        r: rank, whatever the settings and the shapes say.
-        lora_alpha: alpha, whatever the settings say; needed where none do.
+        r: rank, in place of what the settings and the shapes say.
+        lora_alpha: alpha, in place of what the settings say; needed where none do.
         adapter_name: which adapter, where the file holds several.
         prefix: what to cut off the front of every tensor name; by default everything up to `base_model.model.`.
         allow_bin: read .bin files (no code of theirs is run, as with every file).
@@ -84,10 +85,10 @@ def read_adapter(
     if not content.tensors:
         raise LoraTokenizerError(f"{file} holds no LoRA tensors ({len(content.others)} others): give a LoRA checkpoint")
     try:
+        given = _merged({"r": r, "lora_alpha": lora_alpha})
         if isinstance(config, AdapterConfig):
-            chosen = config
+            chosen = replace(config, **given)
         else:
-            given = {"r": r, "lora_alpha": lora_alpha}
             chosen = _complete(_merged(content.settings, settings, config or {}, given), content.tensors)
         adapter = LoraAdapter(config=chosen, tensors=content.tensors)
     except LoraTokenizerError as error:
@@ -114,12 +115,7 @@ def _weights_file(path: Path, allow_bin: bool) -> Path:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder, which counts for every checkpoint in it; empty where there is none.
-
-    Raises:
-        LoraTokenizerError: it is not a JSON object, or too large.
-        OSError: the system refuses.
-    """
+    """The adapter_config.json of a folder, which counts for every checkpoint in it; empty where there is none."""
     path = folder / CONFIG_NAME
     try:
         with path.open("rb") as stream:
@@ -153,7 +149,7 @@ def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Con
             places = {new: opened.locate(name, state[name]) for name, new in renamed.items()}
             others = [name for name in state if not is_lora_name(name)]
             settings = adapter_settings(opened.root)
-    return _Content(read_tensors(file, places), others, settings)
+    return _Content(map_tensors(file, places), others, settings)
 
 
 def _rename(file: Path, names: Iterable[str], adapter_name: str | None, prefix: str | None) -> dict[str, str]:

@@ -34,11 +34,7 @@ _MAX_NODES = 10_000
 
 
 def find_state_dict(root: object, file: Path) -> dict[str, Any]:
-    """The mapping of names to tensors: the content itself, or the first of the usual keys that holds LoRA tensors.
-
-    Raises:
-        LoraTokenizerError: no mapping with LoRA tensor names is there.
-    """
+    """The mapping of names to tensors: the content itself, or the first of the usual keys that holds LoRA tensors."""
     content = as_mapping(root)
     candidates = [content, *(as_mapping(content[key]) for key in _STATE_KEYS if key in content)]
     for candidate in candidates:

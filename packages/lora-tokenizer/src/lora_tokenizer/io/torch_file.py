@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -43,11 +44,7 @@ class _CappedFile(io.FileIO):
 
 
 class TorchFile:
-    """One open file of torch.save: `root` is its inert content, `locate` the place of a tensor of it.
-
-    Raises:
-        LoraTokenizerError: not such a file, damaged, compressed, or larger than the limits.
-    """
+    """One open file of torch.save: `root` is its inert content, `locate` the place of a tensor of it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -105,8 +102,7 @@ class TorchFile:
     def _data_start(self, member: str) -> int:
         """First byte of a member's data, behind its own header (APPNOTE 4.3.7)."""
         info = self._members[member]
-        self._file.seek(max(0, info.header_offset))
-        header = self._file.read(30)
+        header = os.pread(self._file.fileno(), 30, max(0, info.header_offset))
         if len(header) != 30 or not header.startswith(b"PK\3\4"):
             raise LoraTokenizerError(f"{self._path} is damaged or cut off: copy the file again")
         name_length, extra_length = struct.unpack("<26xHH", header)
@@ -114,11 +110,7 @@ class TorchFile:
         return start
 
     def locate(self, name: str, value: object) -> TensorRange:
-        """Where the tensor lies that `value` of the pickle stands for.
-
-        Raises:
-            LoraTokenizerError: not a dense float tensor, or it reaches outside its storage.
-        """
+        """Where the tensor lies that `value` of the pickle stands for."""
         storage, offset, shape, stride = self._unwrap(name, value)
         match storage:
             case Persistent(key=("storage", Inert(name=storage_type), str(key), _, int(num_stored))):

@@ -159,22 +159,21 @@ class TokenLayout:
                     f"the token layout has format {content['format']!r} and this version reads {FORMAT}: make it again"
                 )
             _check_settings(content["token_dim"], content["canonical"])
-            tensors = {
-                str(name): (_shape(name, shape), _dtype(name, dtype)) for name, shape, dtype in content["tensors"]
-            }
-            config = AdapterConfig(**content["config"])
-            grid = tuple(content["grid"])
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, LoraTokenizerError):
-                raise
+            layout = cls(
+                config=AdapterConfig(**content["config"]),
+                token_dim=content["token_dim"],
+                packing=pack(
+                    {name: (tuple(shape), dtype) for name, shape, dtype in content["tensors"]}, content["token_dim"]
+                ),
+                canonical=content["canonical"],
+            )
+            if layout.grid != tuple(content["grid"]):
+                raise LoraTokenizerError(f"the token layout claims another grid than its tensors make, {layout.grid}")
+            layout.empty_adapter()  # which checks names, shapes and dtypes
+        except LoraTokenizerError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise LoraTokenizerError(f"the text is not a token layout ({type(error).__name__}: {error})") from error
-        if not tensors:
-            raise LoraTokenizerError("the token layout has no tensors")
-        packing = pack(tensors, content["token_dim"])
-        layout = cls(config=config, token_dim=content["token_dim"], packing=packing, canonical=content["canonical"])
-        if layout.grid != grid:
-            raise LoraTokenizerError(f"the token layout claims the grid {grid} and its tensors make {layout.grid}")
-        layout.empty_adapter()
         return layout
 
     def empty_adapter(self) -> LoraAdapter:
@@ -255,19 +254,3 @@ def _check_settings(token_dim: object, canonical: object) -> None:
         raise LoraTokenizerError(f"token_dim is {token_dim!r}, where a number from 1 to {MAX_TOKEN_DIM} belongs")
     if canonical not in (None, "svd"):
         raise LoraTokenizerError(f"canonical is {canonical!r}, where None or 'svd' belongs")
-
-
-def _shape(name: str, value: object) -> tuple[int, ...]:
-    if (
-        not isinstance(value, list)
-        or not 1 <= len(value) <= 2
-        or not all(type(n) is int and 0 < n < 1 << 40 for n in value)
-    ):
-        raise LoraTokenizerError(f"the token layout gives tensor {name!r} an impossible shape")
-    return tuple(value)
-
-
-def _dtype(name: str, value: object) -> str:
-    if value not in DTYPES:
-        raise LoraTokenizerError(f"the token layout gives tensor {name!r} the unknown dtype {value!r}")
-    return str(value)

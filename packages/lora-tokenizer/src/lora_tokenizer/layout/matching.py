@@ -21,11 +21,7 @@ def fits(dtype: torch.dtype, stored: str) -> bool:
 
 
 def check_same(adapter: LoraAdapter, config: AdapterConfig, slots: Sequence[Slot]) -> None:
-    """Refuse an adapter whose tensors are not those of the slots or whose settings act in another way.
-
-    Raises:
-        LoraTokenizerError: it differs.
-    """
+    """Refuse an adapter whose tensors are not those of the slots or whose settings act in another way."""
     for slot in slots:
         tensor = adapter.tensors.get(slot.name)
         if tensor is None:

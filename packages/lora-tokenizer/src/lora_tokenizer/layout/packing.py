@@ -73,11 +73,7 @@ def _place(
 
 
 def check_budget(packing: Packing, token_dim: int, max_tokens: int | str) -> None:
-    """Refuse a packing over the budget, saying what would fit.
-
-    Raises:
-        LoraTokenizerError: `max_tokens` is too small or not a number.
-    """
+    """Refuse a packing over the budget, saying what would fit."""
     if max_tokens == "auto":
         return
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:

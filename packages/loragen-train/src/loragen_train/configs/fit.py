@@ -108,7 +108,7 @@ class DataConfig:
     skip_unreadable: bool = False
     """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
     lora_alpha: float | None = None
-    """Alpha of all checkpoints, in place of what they say; needed where they do not, as Lightning's may not."""
+    """Alpha of all checkpoints, in place of what they say; needed where they do not."""
 
     def __post_init__(self) -> None:
         check_positive(
