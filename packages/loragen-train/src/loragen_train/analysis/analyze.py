@@ -56,10 +56,8 @@ def analyze_zoo(
     """
     reports, broken = _describe(find_adapters(folder), token_dim, read_options)
     if not reports:
-        first = next(iter(broken.values()))
-        raise LoragenTrainError(
-            f"None of the {counted(len(broken), 'checkpoint')} in {folder} can be used; the first: {first}"
-        )
+        all_of_them, first = counted(len(broken), "checkpoint"), next(iter(broken.values()))
+        raise LoragenTrainError(f"None of the {all_of_them} in {folder} can be used; the first: {first}")
     layouts = _layouts(reports, max_tokens)
     alike = [report for report in reports if report.fingerprint == layouts[0]["fingerprint"]]
     readable = [Path(report.path) for report in reports]
