@@ -19,9 +19,9 @@ from lora_tokenizer import (
     TokenLayout,
     TokenStats,
     find_adapters,
-    inspect_adapter,
     read_adapter,
 )
+from lora_tokenizer.inspecting import report_on
 from loragen_infer.progress import ProgressBar
 from loragen_infer.words import counted
 
@@ -103,11 +103,7 @@ def _describe(paths: list[Path], token_dim: int, options: dict[str, Any]) -> tup
     with ProgressBar("reading", total=len(paths), unit="checkpoint") as bar:
         for path in paths:
             try:
-                report = inspect_adapter(path, token_dim=token_dim, **options)
-                if report.num_nonfinite:
-                    broken[str(path)] = f"{path} holds {counted(report.num_nonfinite, 'value')} of NaN or Inf"
-                else:
-                    reports.append(report)
+                reports.append(report_on(read_adapter(path, **options), str(path), token_dim=token_dim))
             except LoraTokenizerError as error:
                 broken[str(path)] = str(error)
             bar.advance()
