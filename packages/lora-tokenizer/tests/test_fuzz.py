@@ -235,8 +235,8 @@ def hostile_pickles(ran: Path) -> Iterator[bytes]:
     yield torch_zip(b"\x80\x02}(" + b")" + b"2\x86" * 60 + b"Nu.")
     yield torch_zip(b"\x80\x04\x8e" + struct.pack("<Q", 2**63) + b".")
     yield torch_zip(b"cposix\nsystem\n(S'touch x'\ntR.")
-    for filler in (b"(", b"]", b"}", b"\x8f", b"N\x85"):
-        yield torch_zip(b"\x80\x02" + filler * ((15 << 20) // len(filler)) + b".")
+    for filler, size in ((b"(", 15 << 20), (b"]", 2 << 20), (b"}", 2 << 20), (b"\x8f", 2 << 20), (b"N\x85", 2 << 20)):
+        yield torch_zip(b"\x80\x02" + filler * (size // len(filler)) + b".")
     yield torch_zip(b"N" * (17 << 20))
     yield torch_zip(b"")
     yield torch_zip(b"\0" * (32 << 20), method=zipfile.ZIP_DEFLATED)

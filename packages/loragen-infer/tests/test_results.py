@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from loragen_infer.evaluation.report import format_evaluation
-from loragen_infer.evaluation.results import ScoredTask, summarise
+from loragen_infer.evaluation.results import TaskResult, summarise
 from loragen_infer.evaluation.scoring import ExampleScores
 
 
@@ -18,7 +18,7 @@ def scored(name, nll, *, held_out=True, exact=None, correct=None, num_examples=4
         )
         for row, value in nll.items()
     }
-    return ScoredTask(task=name, held_out=held_out, wrong_tasks=[], rows=rows, costs={}, notes={})
+    return TaskResult(task=name, held_out=held_out, wrong_tasks=[], rows=rows, costs={}, notes={})
 
 
 def find(tasks, **options):
@@ -46,7 +46,7 @@ def test_scores_of_a_task_are_those_of_its_examples():
 
 def test_tokens_weigh_alike_in_a_task_and_tasks_weigh_alike_in_a_group():
     uneven = ExampleScores(answer_nll=(1.0, 9.0), num_tokens=(1, 4), exact=(True, False), correct=None)
-    first = ScoredTask(task="a", held_out=True, wrong_tasks=[], rows={"generated": uneven}, costs={}, notes={})
+    first = TaskResult(task="a", held_out=True, wrong_tasks=[], rows={"generated": uneven}, costs={}, notes={})
     found = find([first, scored("b", {"generated": 4.0}, num_examples=8)])
     assert found.tasks[0].scores["generated"].nll == 2.0
     (group,) = found.groups
@@ -112,7 +112,7 @@ def test_without_any_true_difference_a_verdict_is_rare(num_tasks, between, withi
                 row: ExampleScores(answer_nll=tuple(nll), num_tokens=(1,) * 20, exact=(False,) * 20, correct=None)
                 for row, nll in (("ridge", ridge), ("generated", ridge + difference))
             }
-            tasks.append(ScoredTask(task=str(place), held_out=True, wrong_tasks=[], rows=rows, costs={}, notes={}))
+            tasks.append(TaskResult(task=str(place), held_out=True, wrong_tasks=[], rows=rows, costs={}, notes={}))
         given += find(tasks).verdicts[0].outcome != "neither"
     assert given <= 0.1 * 200
 

@@ -33,7 +33,7 @@ ROW = FinishedRow(
 @pytest.fixture
 def config(zoo, make, tmp_path):
     tasks = []
-    for name, count in (("one", 120), ("two", 80)):
+    for name, count in (("one", 4), ("two", 3)):
         examples = [{"prompt": f"{name} says {number}", "response": str(number)} for number in range(count)]
         path = str(make.rows(tmp_path / f"{name}.jsonl", examples))
         tasks.append(EvaluateTask(name=name, test=path, prompts=path, adapter=str(zoo.adapters[0])))
@@ -51,64 +51,80 @@ def finished_rows(config, tmp_path):
     return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "r/rows").glob("*.json")}
 
 
-def test_a_row_comes_back_as_it_was_written(tmp_path):
+def refuse():
+    raise AssertionError("this row is finished")
+
+
+def test_a_row_comes_back_as_it_was_scored(tmp_path):
     store = RowStore(tmp_path)
-    assert store.read("a task/..", "wrong prompts", "0f") is None
-    store.write("a task/..", "wrong prompts", "0f", ROW)
-    assert store.read("a task/..", "wrong prompts", "0f") == ROW
-    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["a-task-.wrong-prompts.0f.json"]
     bare = dataclasses.replace(ROW, scores=dataclasses.replace(ROW.scores, correct=None), cost=None)
-    store.write("t", "base", "1f", bare)
-    assert store.read("t", "base", "1f") == bare
+    for key, row in (("0f", ROW), ("1f", bare)):
+        assert store.finish("a task/..", "wrong prompts", key, lambda row=row: row, wait=False) == row
+        assert store.finish("a task/..", "wrong prompts", key, refuse, wait=False) == row
+    names = sorted(path.name for path in (tmp_path / "rows").glob("[!.]*"))
+    assert names == ["a-task-.wrong-prompts.0f.json", "a-task-.wrong-prompts.1f.json"]
 
 
-def test_a_row_is_claimed_by_one_at_a_time(tmp_path):
+def test_a_row_is_scored_by_one_at_a_time(tmp_path):
     first, second = RowStore(tmp_path), RowStore(tmp_path)
-    waited = []
+    found = []
 
-    def wait():
-        with second.claim("0f", wait=True) as claimed:
-            waited.append((claimed, time.monotonic()))
-
-    with first.claim("0f", wait=False) as claimed:
-        assert claimed
-        with second.claim("0f", wait=False) as also:
-            assert not also
-        with second.claim("1f", wait=False) as another:
-            assert another
-        thread = threading.Thread(target=wait)
+    def score():
+        assert second.finish("t", "base", "0f", refuse, wait=False) is None
+        assert second.finish("t", "base", "1f", lambda: ROW, wait=False) == ROW
         thread.start()
-        time.sleep(0.2)
-        released = time.monotonic()
+        time.sleep(0.1)
+        assert not found
+        return ROW
+
+    thread = threading.Thread(target=lambda: found.append(second.finish("t", "base", "0f", refuse, wait=True)))
+    assert first.finish("t", "base", "0f", score, wait=False) == ROW
     thread.join(timeout=10)
-    assert waited[0][0]
-    assert waited[0][1] >= released
+    assert found == [ROW]
+
+
+# Ends itself, as kill -9 would, in the middle of the fourth row, with a file half written beside the finished ones.
+KILLED = """
+import json, os, signal, sys, torch
+from pathlib import Path
+from lora_tokenizer.io.atomic import atomic_file
+from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
+from loragen_infer.evaluation import run
+
+torch.set_num_threads(2)
+settings = json.loads(sys.argv[1])
+score, scored = run.Scorer.score, []
+
+def dying(self, model):
+    if len(scored) == 3:
+        with atomic_file(Path(settings["output_dir"]) / "rows" / "half.json") as part:
+            part.write_text("{")
+            os.kill(os.getpid(), signal.SIGKILL)
+    scored.append(score(self, model))
+    return scored[-1]
+
+run.Scorer.score = dying
+run.evaluate(EvaluateConfig(**{**settings, "tasks": [EvaluateTask(**task) for task in settings["tasks"]]}))
+"""
 
 
 def test_after_kill_9_what_is_finished_is_kept_and_the_rest_is_as_if_nothing_had_happened(config, tmp_path):
-    settings = tmp_path / "config.json"
-    settings.write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
-    command = [sys.executable, "-m", "loragen_infer.cli", "evaluate", "--config", str(settings)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(finished_rows(config, tmp_path)) < 3:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-c", KILLED, json.dumps(dataclasses.asdict(config))]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -9
     kept = finished_rows(config, tmp_path)
-    assert 3 <= len(kept) < 12, "the test needs a process that was killed in the middle"
+    assert len(kept) == 3
     assert not (tmp_path / "r/evaluation.json").exists()
-    # Not in this process, whose number of threads may make other last bits of what is generated.
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert list((tmp_path / "r/rows").glob(".half.json.*"))
+    resumed = evaluate(config)
     after = finished_rows(config, tmp_path)
     assert kept.items() <= after.items()
     assert len(after) == 12
-    assert not [path for path in (tmp_path / "r").rglob(".*") if ".tmp-" in path.name]
-    resumed = json.loads((tmp_path / "r/evaluation.json").read_text(encoding="utf-8"))
+    assert not list((tmp_path / "r/rows").glob(".half.json.*"))
     whole = evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
-    for found, expected in zip(resumed["tasks"], whole.tasks, strict=True):
-        assert list(found["scores"]) == list(expected.scores)
+    for found, expected in zip(resumed.tasks, whole.tasks, strict=True):
+        assert list(found.scores) == list(expected.scores)
         for row, score in expected.scores.items():
-            assert found["scores"][row]["nll"] == pytest.approx(score.nll, rel=1e-4)
+            assert found.scores[row].nll == pytest.approx(score.nll, rel=1e-4)
 
 
 def test_two_at_once_share_the_rows_and_find_the_same(config, monkeypatch):

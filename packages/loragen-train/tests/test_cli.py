@@ -169,6 +169,8 @@ def test_an_adapter_that_does_not_fit_the_grid_is_named(fails, fit_config, tmp_p
     config = write_yaml(tmp_path / "fit.yaml", fit_config)
     line = fails(1, "fit", "--config", config, "--model.max_seq_len", "10")
     assert "checkpoint-1 does not fit model.max_seq_len=10" in line
+    assert "pass model.max_seq_len=" in line
+    assert "max_tokens" not in line
 
 
 @pytest.mark.parametrize(

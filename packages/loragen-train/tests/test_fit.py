@@ -12,7 +12,7 @@ import yaml
 from hyperconv import GeneratorConfig
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from lora_tokenizer import read_adapter
+from lora_tokenizer import TokenLayout, read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator
 from loragen_infer.bundle.bundle import find_bundle
 from loragen_train import LoragenTrainError
@@ -189,6 +189,13 @@ def test_every_option_of_the_network_can_be_set(config, tmp_path):
         ModelConfig(generator=GeneratorConfig(kernel_size=5))
     with pytest.raises(LoragenTrainError, match=r"model\.kernel_size is 4, expected an odd integer"):
         ModelConfig(kernel_size=4)
+
+
+def test_a_kernel_that_the_zoo_is_too_small_for_is_refused_before_anything_is_tokenized(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(TokenLayout, "encode", None)
+    config = replace(short(config, tmp_path), model=replace(config.model, kernel_size=5))
+    with pytest.raises(LoragenTrainError, match=r"model\.kernel_size is 5, longer than the axis L of size 3"):
+        fit(config)
 
 
 def test_the_losses_of_single_steps_are_logged_every_so_many(config, tmp_path):

@@ -235,34 +235,35 @@ class AdapterConfig:
         """What `adapter_config.json` needs so that PEFT 0.21 loads the adapter."""
         return {
             **asdict(self),
-            "target_modules": list(self.target_modules),
+            **{name: list(value) for name, value in asdict(self).items() if isinstance(value, tuple)},
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": dict(self.alpha_pattern),
-            "layers_to_transform": None if self.layers_to_transform is None else list(self.layers_to_transform),
-            "layers_pattern": None if self.layers_pattern is None else list(self.layers_pattern),
             "peft_type": "LORA",
             "bias": "none",
             "inference_mode": True,
         }
 
 
-def refuse_unrepresentable(data: Mapping[str, Any]) -> None:
+def refuse_unrepresentable(data: Mapping[str, Any], where: str = "") -> None:
     """Raise a LoraTokenizerError that names the first setting which this package cannot represent."""
     peft_type = data.get("peft_type", "LORA")
     if peft_type != "LORA":
-        raise LoraTokenizerError(f"peft_type is {_one_line(peft_type)}: only LORA adapters can be tokenized")
+        raise LoraTokenizerError(f"{where}peft_type is {_one_line(peft_type)}: only LORA adapters can be tokenized")
     if data.get("bias", "none") not in ("none", None):
         raise LoraTokenizerError(
-            f"bias is {_one_line(data['bias'])}: trained biases of the base model are not LoRA; train with bias='none'"
+            f"{where}bias is {_one_line(data['bias'])}: trained biases of the base model are not LoRA; train "
+            f"with bias='none'"
         )
     init = data.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
         raise LoraTokenizerError(
-            f"init_lora_weights is {init!r}, which changes the base weights: save it as plain LoRA with PEFT's "
-            f"save_pretrained(path_initial_model_for_weight_conversion=…)"
+            f"{where}init_lora_weights is {_one_line(init)}, which changes the base weights: save it as plain LoRA "
+            f"with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"
         )
     known = {f.name for f in fields(AdapterConfig)} | _TRAINING_ONLY | {"bias", "exclude_modules"}
     for name, value in data.items():
         if name not in known and value:
             why = REFUSED.get(name, "this version does not know what it means")
-            raise LoraTokenizerError(f"{str(name)[:80]} is {_one_line(value)}, which cannot be represented: {why}")
+            raise LoraTokenizerError(
+                f"{where}{str(name)[:80]} is {_one_line(value)}, which cannot be represented: {why}"
+            )

@@ -29,13 +29,13 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LoraTokenizerError(_cannot_write(target, error)) from error
-
-
-def _cannot_write(target: Path, error: OSError) -> str:
-    if error.errno in _NO_SPACE:
-        return f"no space left to write {target} ({error.strerror}): free some and run it again"
-    return f"cannot write {target}: {error.strerror or error}: choose another place or free it"
+        if error.errno in _NO_SPACE:
+            raise LoraTokenizerError(
+                f"no space left to write {target} ({error.strerror}): free some and run it again"
+            ) from error
+        raise LoraTokenizerError(
+            f"cannot write {target}: {error.strerror or error}: choose another place or free it"
+        ) from error
 
 
 @functools.lru_cache(maxsize=1024)

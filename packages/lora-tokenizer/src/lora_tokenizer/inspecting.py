@@ -26,56 +26,38 @@ from lora_tokenizer.layout.layout import TokenLayout
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleReport:
-    """One adapted module."""
+    """One adapted module: its shapes, the factor on B @ A, Frobenius norms (`norm_delta` of scaling * B @ A)."""
 
     module: str
-    """Full name."""
     r: int
-    """Rank."""
     scaling: float
-    """Factor on B @ A."""
     shape_a: tuple[int, ...]
-    """Shape of A, `[r, in]`."""
     shape_b: tuple[int, ...]
-    """Shape of B, `[out, r]`."""
     dtype: str
-    """Dtype of A and, if another, of B."""
+    """Of A and, if another, of B."""
     norm_a: float
-    """Frobenius norm of A."""
     norm_b: float
-    """Frobenius norm of B."""
     norm_delta: float
-    """Frobenius norm of scaling * B @ A."""
     num_nonfinite: int
-    """Number of NaN and Inf values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterReport:
-    """One adapter."""
+    """One adapter: its settings as PEFT has them, its sizes, its layout, and its modules in natural order."""
 
     path: str
-    """Where it was read from."""
     config: dict[str, Any]
-    """Its settings, as PEFT has them."""
     num_parameters: int
-    """Values in all tensors."""
     dtypes: tuple[str, ...]
-    """Dtypes that occur."""
     token_dim: int
-    """Values per token."""
     num_tokens: int
-    """Tokens that the adapter needs."""
     grid: tuple[int, int, int]
-    """`(L, H, W)`."""
     padding: float
     """Share of token values that hold nothing."""
     fingerprint: str
-    """Fingerprint of its layout."""
+    """Of its layout."""
     num_nonfinite: int
-    """Number of NaN and Inf values."""
     modules: tuple[ModuleReport, ...]
-    """Its modules, in natural order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +65,6 @@ class RoundTripReport:
     """Proof that a checkpoint survives tokenizing."""
 
     report: AdapterReport
-    """The checkpoint."""
     tokens_equal: bool
     """decode(encode(adapter)) has the same names, dtypes and bits."""
     files_equal: bool

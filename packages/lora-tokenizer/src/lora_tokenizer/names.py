@@ -50,11 +50,7 @@ class RawName:
 
 @functools.lru_cache(maxsize=65536)
 def natural_key(text: str) -> tuple[str | int, ...]:
-    """Sort key that reads digits as numbers.
-
-    >>> sorted(["checkpoint-10", "checkpoint-9"], key=natural_key)
-    ['checkpoint-9', 'checkpoint-10']
-    """
+    """Sort key that reads digits as numbers."""
     pieces = _DIGITS.split(text)
     return tuple(int(piece[:4000]) if index % 2 else piece for index, piece in enumerate(pieces))
 
@@ -72,9 +68,6 @@ def parse_raw_name(name: str, *, prefix: str | None = None) -> RawName:
 
     Raises:
         LoraTokenizerError: the name is not one that PEFT gives to a LoRA tensor of a linear or embedding layer.
-
-    >>> parse_raw_name("model.base_model.model.layers.0.q_proj.lora_A.default.weight")
-    RawName(module='layers.0.q_proj', part='lora_A.weight', adapter='default')
     """
     if len(name) > MAX_NAME_LENGTH:
         raise LoraTokenizerError(f"a tensor name of {len(name)} characters ({name[:60]!r}…) is over {MAX_NAME_LENGTH}")
@@ -110,11 +103,7 @@ def check_module_name(module: str, name: str) -> None:
 
 @functools.lru_cache(maxsize=65536)
 def split_name(name: str) -> tuple[str, str]:
-    """`base_model.model.<module>.<part>` as `(module, part)`; anything else is a LoraTokenizerError.
-
-    >>> split_name("base_model.model.lm_head.lora_B.weight")
-    ('lm_head', 'lora_B.weight')
-    """
+    """`base_model.model.<module>.<part>` as `(module, part)`; anything else is a LoraTokenizerError."""
     if name.startswith(PREFIX) and len(name) <= MAX_NAME_LENGTH:
         for part in PARTS:
             if name.endswith(f".{part}"):

@@ -59,11 +59,7 @@ class TokenizedExample:
 
 
 def iter_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of every line that has text, one at a time, without white space around it.
-
-    Raises:
-        LoragenInferError: A line is not text.
-    """
+    """Yield the number and the text of every line that has text, one at a time, without white space around it."""
     # Bytes are split at newlines only; text would also split at characters that JSON holds as they are, such as U+2028.
     for number, line in enumerate(stream, start=1):
         where = f"{name}, line {number}"
@@ -79,11 +75,7 @@ def iter_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
 
 
 def iter_jsonl(stream: BinaryIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a JSON-lines file, one at a time, each with its line's number; or those of one JSON list.
-
-    Raises:
-        LoragenInferError: As :func:`iter_lines`; or a line is not a JSON object.
-    """
+    """Yield the objects of a JSON-lines file, one at a time, each with its line's number; or those of one JSON list."""
     lines = iter_lines(stream, name)
     number, line = next(lines, (0, ""))
     if line.startswith("["):
@@ -108,11 +100,7 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file (or of one JSON list), in order.
-
-    Raises:
-        LoragenInferError: As :func:`iter_jsonl`; or the file is missing or empty.
-    """
+    """Return the objects of a JSON-lines file (or of one JSON list), in order; there must be one at least."""
     try:
         with Path(path).open("rb") as stream:
             rows = [row for _, row in iter_jsonl(stream, str(path))]
@@ -126,14 +114,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_examples(path: Path, *, need_response: bool = True) -> list[Example]:
-    """Return the samples of a JSON or JSONL file that has one of the usual column names.
-
-    The prompt is in ``prompt``, ``question``, ``instruction`` or ``text``; the response in ``response``,
-    ``answer``, ``output`` or ``completion``.
-
-    Raises:
-        LoragenInferError: As :func:`read_jsonl`; or a row lacks a column, or holds no text in it.
-    """
+    """Return the samples of a JSON or JSONL file that has one of the usual column names."""
     return [
         example_of(row, f"{path}, row {number}", need_response=need_response)
         for number, row in enumerate(read_jsonl(path), start=1)
@@ -151,9 +132,7 @@ def example_of(
     """Return the sample in ``row``, from the named columns or the first of the usual ones that it has.
 
     Without ``need_response`` the response may be missing or no text, and is then empty, unless its column is named.
-
-    Raises:
-        LoragenInferError: ``row``, which the sentence calls ``where``, lacks a column, or holds no text in it.
+    Errors call the row ``where``.
     """
     prompt = _text(row, PROMPT_COLUMNS if prompt_column is None else (prompt_column,), where)
     columns = RESPONSE_COLUMNS if response_column is None else (response_column,)
@@ -190,10 +169,7 @@ def tokenize_example(
     The prompt goes through the tokenizer's chat template as one user turn, and an answer ends as the template ends the
     assistant's turn. A tokenizer without a template gets the prompt, a newline and the response as one text, closed by
     the end-of-sequence token. Solved examples given as ``shots`` come before the prompt and belong to it: as turns of
-    user and assistant, or each with its response and a blank line.
-
-    Raises:
-        LoragenInferError: The sequence is longer than ``max_length`` tokens.
+    user and assistant, or each with its response and a blank line. More than ``max_length`` tokens are an error.
     """
     if tokenizer.chat_template is not None:
         turns = [(role, text) for shot in shots for role, text in (("user", shot.prompt), ("assistant", shot.response))]
@@ -242,21 +218,11 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase", _template: str) -> tuple[int
 
 
 def batches_by_length(lengths: Iterable[int], batch_size: int) -> list[list[int]]:
-    """Return the indices of ``lengths`` in batches of like length, the longest first, so that little is padded.
-
-    Example:
-        >>> batches_by_length([5, 9, 1, 8], 2)
-        [[1, 3], [0, 2]]
-    """
-    order = sorted(range(len(sizes := list(lengths))), key=lambda index: -sizes[index])
+    """Return the indices of ``lengths`` in batches of like length, the longest first, so that little is padded."""
+    order = [index for index, _ in sorted(enumerate(lengths), key=lambda pair: -pair[1])]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def prompt_hash(prompt: str) -> str:
-    """Return sixteen hexadecimal digits (BLAKE2b, 64 bits) that tell a sample's prompt again, whatever its white space.
-
-    Example:
-        >>> prompt_hash("What is 2 + 3?") == prompt_hash(" What is  2 + 3?\\n")
-        True
-    """
+    """Return 16 hexadecimal digits (BLAKE2b, 64 bits) that tell a sample's prompt again, whatever its white space."""
     return hashlib.blake2b(" ".join(prompt.split()).encode(), digest_size=8).hexdigest()

@@ -18,8 +18,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_file", "atomic_folder", "clear_leftovers", "is_temporary"]
-
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<host>[^-]*)-(?P<pid>[^-]*)-[0-9a-f]+", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -28,20 +26,11 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def atomic_file(target: Path) -> Iterator[Path]:
     """An empty temporary file to write to, which becomes `target` when the block ends well, replacing what is there.
 
-    The folder of `target` is made where it is missing. When the block raises, the temporary file is removed and
-    `target` is as it was. The file gets at least the permissions of an ordinary new file, even if a library in the
+    Missing folders are made. The file gets at least the permissions of an ordinary new one, even if a library in the
     block made it for its owner only, as safetensors does.
 
     Raises:
-        OSError: the system refuses (permissions, a full disk, a name that is too long), or `target` is a folder, a
-            device or a pipe, which a file must not take the place of.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     with atomic_file(Path(root) / "sub" / "x.txt") as temporary:
-    ...         _ = temporary.write_text("whole")
-    ...     (Path(root) / "sub" / "x.txt").read_text()
-    'whole'
+        OSError: the system refuses, or `target` is a folder, a device or a pipe, which no file must take the place of.
     """
     _refuse_special(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +53,8 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty temporary folder to fill, which becomes `target` when the block ends well; permissions as `atomic_file`.
 
     `target` must be missing or empty, or, with `replace`, anything: it is then exchanged for the new folder and
-    removed. On Linux the exchange is one step of the file system, so that every reader sees either the old folder or
-    the new one. Where the system or file system cannot exchange, the old folder is renamed aside, the new one renamed
-    into its place, and the old one renamed back if that fails; a reader, or a process that is killed, between the two
-    renames finds no `target`, and `clear_leftovers` puts the old folder back.
+    removed, on Linux in one step. Where the system cannot do that, the old folder is renamed aside and the new one into
+    its place; after a kill between the two there is no `target` until `clear_leftovers` puts the old folder back.
 
     Raises:
         OSError: as `atomic_file`, or `target` holds something and `replace` is off.
@@ -148,10 +135,7 @@ def _remove(path: Path) -> None:
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Put `temporary` in the place of `target`; the old one is left under the temporary name, for the caller to remove.
-
-    Where the two cannot be exchanged, the old one is removed here.
-    """
+    """Put `temporary` in the place of `target`; what was there is removed here, or by the caller as `temporary`."""
     if _exchange(temporary, target):
         return
     aside = _temporary_beside(target, "old")
@@ -180,10 +164,9 @@ def _exchange(left: Path, right: Path) -> bool:
 
 
 def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
+    with contextlib.suppress(PermissionError, OverflowError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
     return True

@@ -82,9 +82,5 @@ def _fill(path: Path, descriptor: int, target: memoryview, position: int) -> Non
 
 @functools.lru_cache(maxsize=4096)
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides, in values, of a tensor that lies in row-major order.
-
-    >>> row_major((2, 3, 4))
-    (12, 4, 1)
-    """
+    """Strides, in values, of a tensor that lies in row-major order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

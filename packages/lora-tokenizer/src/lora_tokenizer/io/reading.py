@@ -76,7 +76,7 @@ def read_adapter(
         file = _weights_file(source, allow_bin)
         settings = read_settings(file.parent)
         if config is None:
-            _refuse_settings(file.parent, settings)
+            refuse_unrepresentable(settings, where=f"{file.parent / CONFIG_NAME}: ")
         content = _read_file(file, adapter_name, prefix)
     except OSError as error:
         raise LoraTokenizerError(f"cannot read {source}: {error.strerror or error}") from error
@@ -98,18 +98,12 @@ def read_adapter(
 
 
 def _weights_file(path: Path, allow_bin: bool) -> Path:
-    if path.is_dir():
-        file = path / WEIGHTS_NAME
-        if not file.is_file():
-            file = path / BIN_NAME
-        if not file.is_file():
-            raise LoraTokenizerError(f"{path} holds no {WEIGHTS_NAME}: give a PEFT adapter folder or a checkpoint file")
-    else:
-        file = path
-    if not file.exists():
-        raise LoraTokenizerError(f"{path} does not exist: give an adapter folder or a checkpoint file")
-    if not file.is_file():
-        raise LoraTokenizerError(f"{path} is not a regular file: give an adapter folder or a checkpoint file")
+    names = [path / WEIGHTS_NAME, path / BIN_NAME] if path.is_dir() else [path]
+    file = next((name for name in names if name.is_file()), None)
+    if file is None:
+        wrong = f"holds no {WEIGHTS_NAME}" if path.is_dir() else "is not a regular file"
+        wrong = wrong if path.exists() else "does not exist"
+        raise LoraTokenizerError(f"{path} {wrong}: give an adapter folder or a checkpoint file")
     if file.suffix == ".bin" and not allow_bin:
         raise LoraTokenizerError(f"{file} is a pickle file: pass allow_bin=True to read it (no code in it is run)")
     if file.suffix not in (".safetensors", ".bin", *TORCH_SUFFIXES):
@@ -132,22 +126,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
             raw = stream.read(MAX_CONFIG_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise LoraTokenizerError(f"{path} is over {MAX_CONFIG_BYTES} bytes, which no adapter config is")
     try:
-        settings = json.loads(raw)
+        settings = json.loads(raw) if len(raw) <= MAX_CONFIG_BYTES else f"of over {MAX_CONFIG_BYTES} bytes"
     except (ValueError, RecursionError) as error:
         raise LoraTokenizerError(f"{path} is not JSON: {error}") from error
     if not isinstance(settings, dict):
-        raise LoraTokenizerError(f"{path} is not a JSON object")
+        raise LoraTokenizerError(f"{path} is not a JSON object that an adapter config could be")
     return settings
-
-
-def _refuse_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        refuse_unrepresentable(settings)
-    except LoraTokenizerError as error:
-        raise LoraTokenizerError(f"{folder / CONFIG_NAME}: {error}") from error
 
 
 def _merged(*sources: Mapping[str, Any]) -> dict[str, Any]:

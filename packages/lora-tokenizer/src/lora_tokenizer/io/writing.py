@@ -25,8 +25,7 @@ def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool =
     """Write `adapter_config.json` and `adapter_model.safetensors` into a new folder.
 
     The folder appears under its name only when both files are on the disk. With `overwrite`, an adapter folder (and no
-    other kind of folder) of that name is replaced, with everything in it: on Linux in one step, so that readers see
-    the old adapter or the new one; elsewhere see `atomic_folder` for the moment between two renames.
+    other kind of folder) of that name is replaced, with everything in it, as `atomic_folder` does.
 
     Raises:
         LoraTokenizerError: the folder holds something, a tensor holds NaN or Inf, or the disk refuses.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ FORMAT = 1
 """Version of the packing rules and of the JSON; it is part of every fingerprint."""
 
 MAX_TOKEN_DIM = 1 << 20
+_CONFIG_FIELDS = frozenset(field.name for field in fields(AdapterConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +137,7 @@ class TokenLayout:
             "token_dim": self.token_dim,
             "canonical": self.canonical,
             "grid": list(self.grid),
-            "config": {
-                **asdict(self.config),
-                "rank_pattern": dict(self.config.rank_pattern),
-                "alpha_pattern": dict(self.config.alpha_pattern),
-            },
+            "config": {name: value for name, value in self.config.to_peft().items() if name in _CONFIG_FIELDS},
             "tensors": [[slot.name, list(slot.shape), slot.dtype] for slot in self.slots],
         }
 

@@ -98,25 +98,17 @@ def _leaf(name: str) -> str:
 
 
 def _what_to_leave_out(slots: Iterable[Slot], token_dim: int, max_tokens: int) -> list[str]:
-    """The kinds of module (q_proj, …) whose absence would fit: the smallest that does alone, else the largest first."""
+    """The kinds of module (q_proj, …) whose absence would fit, the largest first, until the rest does; at best one."""
     kept = {slot.name: (slot.shape, slot.dtype) for slot in slots}
-
-    def tokens_without(leaf: str) -> int:
-        rest = {name: spec for name, spec in kept.items() if _leaf(name) != leaf}
-        if not rest:
-            return 0
-        packing = pack(rest, token_dim)
-        return packing.num_rows * packing.row_tokens
-
     left_out: list[str] = []
-    while True:
-        leaves = sorted({_leaf(name) for name in kept})
-        if len(leaves) < 2 or len(leaves) > 64:
-            return []
-        sizes = {leaf: tokens_without(leaf) for leaf in leaves}
+    while 1 < len(leaves := sorted({_leaf(name) for name in kept})) <= 64:
+        rests = {leaf: {name: spec for name, spec in kept.items() if _leaf(name) != leaf} for leaf in leaves}
+        packings = {leaf: pack(rest, token_dim) for leaf, rest in rests.items()}
+        sizes = {leaf: packing.num_rows * packing.row_tokens for leaf, packing in packings.items()}
         fitting = [leaf for leaf in leaves if sizes[leaf] <= max_tokens]
         chosen = max(fitting, key=sizes.__getitem__) if fitting else min(leaves, key=sizes.__getitem__)
         left_out.append(chosen)
         if fitting:
             return left_out
-        kept = {name: spec for name, spec in kept.items() if _leaf(name) != chosen}
+        kept = rests[chosen]
+    return []

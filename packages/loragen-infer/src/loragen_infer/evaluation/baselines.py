@@ -13,9 +13,8 @@ Legend: K training tasks, D width of an embedding, N tokens, W values per token,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,14 +35,11 @@ _MAX_ROWS = 1024
 _CHUNK_VALUES = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True)
-class RidgeSettings:
-    """What leaving out one training task at a time has chosen."""
+class RidgeSettings(NamedTuple):
+    """What leaving out one training task at a time has chosen: of exp(-gamma · squared distance), and the penalty."""
 
     gamma: float
-    """Factor in the kernel exp(-gamma · squared distance)."""
     penalty: float
-    """Weight of the squared norm of the solution against the mean squared error of a task."""
 
 
 def nearest_task(tasks: TaskMeans, condition_D: torch.Tensor, among: Sequence[int]) -> int:
@@ -53,16 +49,7 @@ def nearest_task(tasks: TaskMeans, condition_D: torch.Tensor, among: Sequence[in
 
 
 class Ridge:
-    """Kernel ridge regression from mean prompt embeddings to adapters.
-
-    Example:
-        >>> tasks = TaskMeans(
-        ...     names=("a", "b", "c"), condition_means=torch.eye(3), token_means=torch.eye(3)[:, None] * 5
-        ... )
-        >>> tokens = Ridge(tasks).tokens(torch.tensor([1.0, 0.0, 0.0]), among=[0, 1, 2], num_prompts=8)
-        >>> tokens.shape, int(tokens.argmax())
-        (torch.Size([1, 3]), 0)
-    """
+    """Kernel ridge regression from mean prompt embeddings to adapters."""
 
     def __init__(self, tasks: TaskMeans) -> None:
         self._tasks = tasks
@@ -75,11 +62,12 @@ class Ridge:
 
         Only the training tasks numbered in ``among`` are fitted on; of a single one its tokens are returned.
         """
-        weights = np.ones(1)
-        if len(among) > 1:
-            rows_nD, settings = self._fit(tuple(among), num_prompts)
-            weights = _weights(rows_nD, condition_D.double().numpy()[None], settings, len(among))[0]
-        total_NW = torch.zeros(self._tasks.token_shape[1:])
+        if len(among) == 1:
+            only_NW: torch.Tensor = self._tasks.token_means[among[0]]
+            return only_NW
+        rows_nD, settings = self._fit(tuple(among), num_prompts)
+        weights = _weights(rows_nD, condition_D.double().numpy()[None], settings, len(among))[0]
+        total_NW = torch.zeros_like(self._tasks.token_means[0])
         for index, weight in zip(among, weights, strict=True):
             total_NW.add_(self._tasks.token_means[index], alpha=float(weight))
         return total_NW
@@ -88,8 +76,6 @@ class Ridge:
         key = (among, num_prompts)
         if key not in self._fits:
             num_subsets = max(1, min(_MAX_SUBSETS, _MAX_ROWS // len(among)))
-            if all(len(self._prompts[task]) <= num_prompts for task in among):
-                num_subsets = 1  # they would all be the same
             rows_nD = np.concatenate([self._subset_means(task, num_prompts, num_subsets) for task in among])
             self._fits[key] = rows_nD, _choose(rows_nD, self._gram[np.ix_(among, among)])
         return self._fits[key]
@@ -105,7 +91,7 @@ class Ridge:
     @cached_property
     def _gram(self) -> Array:
         """Inner products ``[K, K]`` of all tasks' tokens, each token less its mean over the tasks."""
-        num_tasks, num_tokens, width = self._tasks.token_shape
+        num_tasks, (num_tokens, width) = len(self._tasks.names), self._tasks.token_means[0].shape
         gram: Array = np.zeros((num_tasks, num_tasks))
         step = max(1, _CHUNK_VALUES // (num_tasks * width))
         for start in range(0, num_tokens, step):
@@ -135,13 +121,13 @@ def _choose(rows_nD: Array, gram_KK: Array) -> RidgeSettings:
 
 
 def _left_out_errors(rows_nD: Array, gram_KK: Array, gamma: float) -> list[float]:
-    """For each penalty, the sum over the tasks of the squared error of predicting each by the others.
+    """For each penalty, the sum over the tasks of its subsets' mean squared error, when it is left out."""
+    from sklearn.metrics.pairwise import rbf_kernel
+    from sklearn.preprocessing import KernelCenterer
 
-    Of a task that is the mean over its subsets.
-    """
     num_tasks, num_rows = len(gram_KK), len(rows_nD)
     size = num_rows // num_tasks
-    values_n, vectors_nn = np.linalg.eigh(_centred_kernel(rows_nD, gamma)[0])
+    values_n, vectors_nn = np.linalg.eigh(KernelCenterer().fit_transform(rbf_kernel(rows_nD, gamma=gamma)))
     errors = []
     for penalty in _PENALTIES:
         smoother_nn = (vectors_nn * (values_n / (values_n + penalty * size))) @ vectors_nn.T + 1 / num_rows
@@ -158,21 +144,14 @@ def _weights(rows_nD: Array, queries_QD: Array, settings: RidgeSettings, num_tas
     """Weights ``[Q, K]`` of the tasks in the prediction for each query; they sum to one."""
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.metrics.pairwise import rbf_kernel
+    from sklearn.preprocessing import KernelCenterer
 
     size = len(rows_nD) // num_tasks
-    kernel_nn, centerer = _centred_kernel(rows_nD, settings.gamma)
+    centerer = KernelCenterer()
+    kernel_nn = centerer.fit_transform(rbf_kernel(rows_nD, gamma=settings.gamma))
     # Targets of one column per task make each prediction a list of weights.
     targets_nK = np.repeat(np.eye(num_tasks) - 1 / num_tasks, size, axis=0)
     model = KernelRidge(kernel="precomputed", alpha=settings.penalty * size).fit(kernel_nn, targets_nK)
     kernel_Qn = centerer.transform(rbf_kernel(queries_QD, rows_nD, gamma=settings.gamma))
     weights: Array = 1 / num_tasks + model.predict(kernel_Qn)
     return weights
-
-
-def _centred_kernel(rows_nD: Array, gamma: float) -> tuple[Array, Any]:
-    """The Gaussian kernel ``[n, n]`` of the rows, centred, and what centres that of others alike."""
-    from sklearn.metrics.pairwise import rbf_kernel
-    from sklearn.preprocessing import KernelCenterer
-
-    centerer = KernelCenterer()
-    return centerer.fit_transform(rbf_kernel(rows_nD, gamma=gamma)), centerer

@@ -3,11 +3,11 @@
 Imports nothing heavy, so that ``--help`` is fast.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.words import nearest
 
 __all__ = ["ROWS", "EvaluateConfig", "EvaluateTask", "TrainingTask"]
 
@@ -112,7 +112,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise LoragenInferError("tasks is empty; name at least one task to evaluate on.")
-        _check_rows(self.rows)
+        for row in self.rows or []:
+            if row not in ROWS:
+                raise LoragenInferError(f"rows has {row!r}, but there are {', '.join(ROWS)}{nearest(row, ROWS)}")
+        if self.rows == []:
+            raise LoragenInferError(f"rows is empty; name some of {', '.join(ROWS)}.")
         if len(self.tasks) < 2 and "wrong prompts" in self.wanted_rows:
             raise LoragenInferError(
                 "tasks has 1 task, but two are needed: each is also generated for with the prompts of others, as a "
@@ -122,23 +126,12 @@ class EvaluateConfig:
             names = [task.name for task in getattr(self, field) or []]
             if len(set(names)) < len(names):
                 raise LoragenInferError(f"{field} has two of one name: {', '.join(sorted(names))}.")
-        least = {"num_resamples": 100, "seed": 0}
-        for field in ("num_prompts", "num_wrong_tasks", "num_examples", "batch_size", "num_shots", *least):
-            value = getattr(self, field)
-            if value is not None and value < least.get(field, 1):
-                raise LoragenInferError(f"{field} is {value}, but must be at least {least.get(field, 1)}.")
+        counts = ("num_prompts", "num_wrong_tasks", "num_examples", "batch_size", "num_shots")
+        for field, least in {**dict.fromkeys(counts, 1), "num_resamples": 100, "seed": 0}.items():
+            if (value := getattr(self, field)) is not None and value < least:
+                raise LoragenInferError(f"{field} is {value}, but must be at least {least}.")
 
     @property
     def wanted_rows(self) -> tuple[str, ...]:
         """The rows asked for, in the order of ``ROWS``."""
         return ROWS if self.rows is None else tuple(row for row in ROWS if row in self.rows)
-
-
-def _check_rows(rows: list[str] | None) -> None:
-    for row in rows or []:
-        if row not in ROWS:
-            close = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.5)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise LoragenInferError(f"rows has {row!r}, but there are {', '.join(ROWS)}{meant}")
-    if rows is not None and not rows:
-        raise LoragenInferError(f"rows is empty; name some of {', '.join(ROWS)}.")

@@ -11,21 +11,17 @@ from typing import Any
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
-from loragen_infer.samples import Example, read_examples, read_jsonl
+from loragen_infer.samples import Example, example_of, read_examples, read_jsonl
 
 __all__ = ["TaskInputs", "TestExample", "read_inputs", "read_task_prompts", "read_test_examples"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestExample:
+class TestExample(Example):
     """An example to score a model on."""
 
     __test__ = False  # pytest takes a class of this name for a test
 
-    prompt: str
-    """What the language model is asked."""
-    response: str
-    """What it should answer."""
     choices: tuple[str, ...] = ()
     """Different answers, the response among them, to compare by likelihood; empty for a task without choices."""
 
@@ -50,11 +46,7 @@ class TaskInputs:
 
 
 def read_inputs(task: EvaluateTask, config: EvaluateConfig) -> TaskInputs:
-    """Return all that ``task`` is evaluated with.
-
-    Raises:
-        LoragenInferError: A file cannot be read or has too few examples, or one to show is one to test.
-    """
+    """Return all that ``task`` is evaluated with; what is shown with its response must not be tested."""
     prompts = read_task_prompts(task.name, Path(task.prompts))[: config.num_prompts]
     examples = read_test_examples(task)[: config.num_examples]
     shots: list[Example] = []
@@ -64,9 +56,8 @@ def read_inputs(task: EvaluateTask, config: EvaluateConfig) -> TaskInputs:
             raise LoragenInferError(
                 f"{task.shots} has {len(shots)} of the {config.num_shots} examples to show; lower num_shots."
             )
-    tested = {example.prompt for example in examples}
     for shot in shots:
-        if shot.prompt in tested:
+        if any(shot.prompt == example.prompt for example in examples):
             raise LoragenInferError(
                 f"{task.shots} would show {shot.prompt[:60]!r} with its response, but the task {task.name!r} is tested "
                 "on it; name a file of other examples under shots."
@@ -75,34 +66,27 @@ def read_inputs(task: EvaluateTask, config: EvaluateConfig) -> TaskInputs:
 
 
 def read_task_prompts(name: str, path: Path) -> list[str]:
-    """Return the prompts of a file, or of one with a ``task`` column those of the task called ``name``.
-
-    Raises:
-        LoragenInferError: The file cannot be read, or has no prompts of the task.
-    """
-    rows = read_jsonl(path)
-    prompts = [example.prompt for example in read_examples(path, need_response=False)]
-    if any("task" in row for row in rows):
-        prompts = [prompt for prompt, row in zip(prompts, rows, strict=True) if row.get("task") == name]
+    """Return the prompts of a file, or of one with a ``task`` column those of the task called ``name``."""
+    rows = {f"{path}, row {number}": row for number, row in enumerate(read_jsonl(path), start=1)}
+    if any("task" in row for row in rows.values()):
+        rows = {where: row for where, row in rows.items() if row.get("task") == name}
+    prompts = [example_of(row, where, need_response=False).prompt for where, row in rows.items()]
     if not prompts:
         raise LoragenInferError(f"{path} has no prompts of the task {name!r}; name another file for it.")
     return prompts
 
 
 def read_test_examples(task: EvaluateTask) -> list[TestExample]:
-    """Return the examples of the file that ``task`` is tested on.
-
-    Raises:
-        LoragenInferError: As :func:`~loragen_infer.samples.read_examples`; or choices are no list of different texts,
-            or lack the response, or only some examples have them.
-    """
+    """Return the examples of the file that ``task`` is tested on; all of them have choices, or none has."""
     path = Path(task.test)
     found = []
-    for number, (row, example) in enumerate(zip(read_jsonl(path), read_examples(path), strict=True), start=1):
-        choices = _choices(task, row, example.prompt, f"{path}, row {number}")
+    for number, row in enumerate(read_jsonl(path), start=1):
+        where = f"{path}, row {number}"
+        example = example_of(row, where)
+        choices = _choices(task, row, example.prompt, where)
         if choices and example.response not in choices:
             raise LoragenInferError(
-                f"{path}, row {number}: the response {example.response!r} is none of the choices "
+                f"{where}: the response {example.response!r} is none of the choices "
                 f"{', '.join(map(repr, choices))}; mend the row, or the choices of the task {task.name!r}."
             )
         found.append(TestExample(prompt=example.prompt, response=example.response, choices=choices))

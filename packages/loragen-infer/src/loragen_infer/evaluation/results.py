@@ -7,7 +7,7 @@ more.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from loragen_infer.evaluation.config import ROWS, EvaluateConfig
 from loragen_infer.evaluation.scoring import ExampleScores
 from loragen_infer.evaluation.store import Cost
 
-__all__ = ["Evaluation", "GroupResult", "Score", "ScoredTask", "TaskResult", "Verdict", "summarise", "to_json"]
+__all__ = ["Evaluation", "GroupResult", "Score", "TaskResult", "Verdict", "summarise", "to_json"]
 
 _GROUPS = {True: "held-out tasks", False: "training tasks", None: "tasks"}
 _BASELINES = ("base", "few-shot", "mean", "nearest", "ridge", "joint")
@@ -49,7 +49,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredTask:
+class TaskResult:
     """One task's finished rows."""
 
     task: str
@@ -60,23 +60,12 @@ class ScoredTask:
     """The tasks whose prompts the control ``wrong prompts`` was given."""
     rows: Mapping[str, ExampleScores]
     """Scores of the same examples, by row."""
+    scores: dict[str, Score] = field(default_factory=dict)
+    """What :func:`summarise` makes of them, by row."""
     costs: dict[str, Cost]
     """What making the adapter took, for the rows of which it is known."""
     notes: dict[str, str]
     """What else there is to know of a row, such as which task was the nearest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """The rows of one task; fields as in :class:`ScoredTask`."""
-
-    task: str
-    held_out: bool | None
-    wrong_tasks: list[str]
-    scores: dict[str, Score]
-    """By row."""
-    costs: dict[str, Cost]
-    notes: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,31 +75,25 @@ class GroupResult:
     name: str
     """``held-out tasks``, ``training tasks``, or ``tasks`` where it is not known which they are."""
     tasks: list[str]
-    """Their names."""
     scores: dict[str, Score]
-    """By row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a paired difference says of the generator on one group of tasks."""
+    """What the paired difference of NLL, ``generated`` minus the row ``against``, says of one group of tasks."""
 
     group: str
-    """Name of the group."""
     against: str
-    """The row that ``generated`` is compared with."""
     difference: float
-    """NLL of ``generated`` minus that of ``against``: below zero is better."""
+    """Below zero is better."""
     interval: Interval | None
     """Of 95 %, over tasks and their examples; None for fewer tasks than allow one."""
     num_tasks: int
-    """Number of tasks in the group."""
     num_better: int
-    """Number of them on which the difference is below zero."""
+    """Number of tasks on which the difference is below zero."""
     outcome: Literal["better", "worse", "neither"] | None
     """What holds of the generator beyond doubt; None for too few tasks."""
     sentence: str
-    """The same in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,19 +107,13 @@ class Evaluation:
     """What the evaluation cannot tell, and why."""
 
 
-def summarise(tasks: Sequence[ScoredTask], *, num_resamples: int, seed: int, remarks: Sequence[str] = ()) -> Evaluation:
+def summarise(tasks: Sequence[TaskResult], *, num_resamples: int, seed: int, remarks: Sequence[str] = ()) -> Evaluation:
     """Return the results of the tasks' finished rows, with what else there is to remark."""
     samples = [_sample(task.rows, num_resamples=num_resamples, seed=(seed, index)) for index, task in enumerate(tasks)]
+    counts = [len(next(iter(task.rows.values())).exact) for task in tasks]
     results = [
-        TaskResult(
-            task=task.task,
-            held_out=task.held_out,
-            wrong_tasks=task.wrong_tasks,
-            scores=_scores(sampled, _num_examples(task)),
-            costs=task.costs,
-            notes=task.notes,
-        )
-        for task, sampled in zip(tasks, samples, strict=True)
+        replace(task, scores=_scores(sampled, count))
+        for task, sampled, count in zip(tasks, samples, counts, strict=True)
     ]
     groups, verdicts, said = [], [], []
     for held_out, name in _GROUPS.items():
@@ -145,15 +122,17 @@ def summarise(tasks: Sequence[ScoredTask], *, num_resamples: int, seed: int, rem
             continue
         parts = [samples[index] for index in members]
         mean = _mean_samples(parts, seed=(seed, len(tasks)))
-        count = sum(_num_examples(tasks[index]) for index in members)
         names = [tasks[index].task for index in members]
-        groups.append(GroupResult(name=name, tasks=names, scores=_scores(mean, count)))
+        groups.append(
+            GroupResult(name=name, tasks=names, scores=_scores(mean, sum(counts[index] for index in members)))
+        )
+        named = f"the {name.removesuffix('s')} {names[0]}" if len(names) == 1 else f"the {len(names)} {name}"
         verdicts += [
-            _verdict(name, names, against, mean, parts)
+            _verdict(name, named, against, mean, parts)
             for against in _MEANINGS
             if {"generated", against} <= mean.keys()
         ]
-        said += _remarks(_named(name, names), mean)
+        said += _remarks(named, mean)
     if not any(task.held_out for task in tasks):
         said.append("No task is known to be held out, so this says nothing of tasks that training has not seen.")
     elif any(task.held_out is False for task in tasks):
@@ -165,11 +144,10 @@ def summarise(tasks: Sequence[ScoredTask], *, num_resamples: int, seed: int, rem
 
 def to_json(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
     """Return the results as plain JSON values, with the configuration that gave them."""
-    return {"config": asdict(config), **asdict(evaluation)}
-
-
-def _num_examples(task: ScoredTask) -> int:
-    return len(next(iter(task.rows.values())).exact)
+    content = {"config": asdict(config), **asdict(evaluation)}
+    for task in content["tasks"]:
+        del task["rows"]  # of every single example
+    return content
 
 
 def _sample(
@@ -177,20 +155,23 @@ def _sample(
 ) -> dict[str, dict[str, Sampled]]:
     """By row and score, the values and their resamples."""
     num_tokens = next(iter(rows.values())).num_tokens
-    columns: dict[tuple[str, str], Sequence[float]] = {("", "nll"): num_tokens, ("", "share"): (1,) * len(num_tokens)}
+    columns: dict[tuple[str, str], Sequence[float]] = {
+        ("", "tokens"): num_tokens,
+        ("", "count"): (1,) * len(num_tokens),
+    }
     for row, scores in rows.items():
         columns[row, "nll"], columns[row, "exact_match"] = scores.answer_nll, scores.exact
         if scores.correct is not None:
             columns[row, "accuracy"] = scores.correct
     values_nK = np.array(list(columns.values()), dtype=np.float64).T
     sums_RK = resample_sums(values_nK, num_resamples=num_resamples, seed=seed)
-    summed = {
-        name: Sampled(value=float(whole), resamples=sums_R)
-        for name, whole, sums_R in zip(columns, values_nK.sum(axis=0), sums_RK.T, strict=True)
-    }
+    tokens, count, *summed = (
+        Sampled(value=float(whole), resamples=sums_R)
+        for whole, sums_R in zip(values_nK.sum(axis=0), sums_RK.T, strict=True)
+    )
     sampled: dict[str, dict[str, Sampled]] = {row: {} for row in rows}
-    for row, score in list(columns)[2:]:
-        sampled[row][score] = summed[row, score] / summed["", "nll" if score == "nll" else "share"]
+    for (row, score), total in zip(list(columns)[2:], summed, strict=True):
+        sampled[row][score] = total / (tokens if score == "nll" else count)
     return sampled
 
 
@@ -246,14 +227,14 @@ _MEANINGS = {
 }
 
 
-def _verdict(group: str, names: Sequence[str], against: str, mean: _Samples, parts: Sequence[_Samples]) -> Verdict:
+def _verdict(group: str, named: str, against: str, mean: _Samples, parts: Sequence[_Samples]) -> Verdict:
     difference = mean["generated"]["nll"] - mean[against]["nll"]
     num_better = sum(part["generated"]["nll"].value < part[against]["nll"].value for part in parts)
-    of_tasks = f"below zero on {num_better} of {len(names)} {'task' if len(names) == 1 else 'tasks'}"
-    measured = f"On {_named(group, names)}, generated − {against} is {difference.value:+z.3f} nats per answer token"
+    of_tasks = f"below zero on {num_better} of {len(parts)} {'task' if len(parts) == 1 else 'tasks'}"
+    measured = f"On {named}, generated − {against} is {difference.value:+z.3f} nats per answer token"
     outcome: Literal["better", "worse", "neither"] | None = None
     # The interval of a single task is over its examples, and says nothing of another task.
-    interval = difference.interval if len(names) >= MIN_TASKS else None
+    interval = difference.interval if len(parts) >= MIN_TASKS else None
     if interval is None:
         sentence = f"{measured}, {of_tasks}; that is no verdict, which needs {MIN_TASKS} tasks or more."
     else:
@@ -265,7 +246,7 @@ def _verdict(group: str, names: Sequence[str], against: str, mean: _Samples, par
         against=against,
         difference=difference.value,
         interval=interval,
-        num_tasks=len(names),
+        num_tasks=len(parts),
         num_better=num_better,
         outcome=outcome,
         sentence=sentence,
@@ -287,9 +268,3 @@ def _remarks(named: str, sampled: _Samples) -> list[str]:
             f"{sampled['generated']['nll'].value:.3f}."
         )
     return remarks
-
-
-def _named(group: str, tasks: Sequence[str]) -> str:
-    if len(tasks) == 1:
-        return f"the {group.removesuffix('s')} {tasks[0]}"
-    return f"the {len(tasks)} {group}"

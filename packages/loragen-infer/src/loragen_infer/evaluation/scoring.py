@@ -43,10 +43,6 @@ class ExampleScores:
     correct: tuple[float, ...] | None
     """1 where the response is the most likely of the choices, else 0; None for a task without choices."""
 
-    def __post_init__(self) -> None:
-        if len({len(values) for values in vars(self).values() if values is not None}) > 1:
-            raise ValueError("its scores are of different numbers of examples")
-
     @property
     def nll(self) -> float:
         """Mean negative log-likelihood per answer token, in nats."""
@@ -69,18 +65,7 @@ def mean_scores(parts: Sequence[ExampleScores]) -> ExampleScores:
 
 
 class Scorer:
-    """Scores models on a fixed list of examples.
-
-    Args:
-        tokenizer: The tokenizer of the base model, with a padding token.
-        examples: Prompts with responses, with or without choices.
-        batch_size: Sequences per forward pass.
-        shots: Solved examples to show before every prompt.
-        max_tokens: Most tokens of a sequence that the model takes; None where it has no limit.
-
-    Raises:
-        LoragenInferError: A sequence is longer than ``max_tokens``.
-    """
+    """Scores models on a fixed list of examples, each after the ``shots``; a model takes at most ``max_tokens``."""
 
     def __init__(
         self,
@@ -118,11 +103,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, model: Any) -> ExampleScores:
-        """Return the scores of ``model``, a causal language model in eval mode, with or without an adapter.
-
-        Raises:
-            LoragenInferError: The model's logits are not finite.
-        """
+        """Return the scores of ``model``, a causal language model in eval mode, with or without an adapter."""
         nll = [0.0] * len(self._items)
         exact = [False] * len(self._items)
         common = self._read_common(model)

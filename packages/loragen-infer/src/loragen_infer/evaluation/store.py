@@ -14,8 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,30 +41,22 @@ _NOT_THE_MODEL = ("_name_or_path", "transformers_version")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What making one adapter takes."""
+    """What making one adapter takes: wall-clock time, and that of all processor cores together, if it is known."""
 
     seconds: float
-    """Wall-clock time."""
     cpu_seconds: float | None = None
-    """Time of all processor cores together; None where nobody has measured it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRow:
-    """The scores of one row on one task."""
+    """The scores of one row on one task, and what making its adapter took, where there is one and it is known."""
 
     scores: ExampleScores
-    """Example by example."""
     cost: Cost | None
-    """What making its adapter took; None for a row without one, or where it is not known."""
 
 
 class RowStore:
-    """The finished rows below one output folder, in which ``rows`` is made.
-
-    Raises:
-        LoragenInferError: The folder cannot be made.
-    """
+    """The finished rows below one output folder, in which ``rows`` is made."""
 
     def __init__(self, output_dir: Path) -> None:
         self._folder = output_dir / "rows"
@@ -75,58 +66,49 @@ class RowStore:
                 clear_leftovers(folder)
         except OSError as error:
             raise LoragenInferError(
-                f"output_dir {output_dir} cannot be written to: {error.strerror or error}; choose another place or "
-                "free it."
+                f"output_dir {output_dir} cannot be written to: {error.strerror or error}; choose another place."
             ) from error
 
-    @contextmanager
-    def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
-        """Hold the right to score the row ``key`` during the block; False where another process does and not wait."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(FileLock(self._folder / f".{key}.lock", blocking=wait))
-                claimed = True
-            except Timeout:
-                claimed = False
-            except OSError as error:
-                raise LoragenInferError(f"{self._folder} cannot be written to: {error.strerror or error}.") from error
-            yield claimed
-
-    def read(self, task: str, row: str, key: str) -> FinishedRow | None:
-        """Return a finished row, or None where it is not there or not readable, of which a warning tells."""
-        path = self._path(task, row, key)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']!r}")
-            scores: dict[str, Any] = {
-                name: None if values is None else tuple(values) for name, values in content["scores"].items()
-            }
-            cost = None if content["cost"] is None else Cost(**content["cost"])
-            return FinishedRow(scores=ExampleScores(**scores), cost=cost)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s is damaged (%s) and scored again.", path, error)
-            return None
-
-    def write(self, task: str, row: str, key: str, finished: FinishedRow) -> None:
-        """Keep a finished row, whole or not at all."""
-        write_json(self._path(task, row, key), {"format": _FORMAT, "task": task, "row": row, **asdict(finished)})
-
-    def _path(self, task: str, row: str, key: str) -> Path:
+    def finish(
+        self, task: str, row: str, key: str, score: Callable[[], FinishedRow], *, wait: bool
+    ) -> FinishedRow | None:
+        """Return a row, from the disk or scored now and kept there; or None while another process scores it."""
         # The name is for people; the key alone says what it is.
         plain_task, plain_row = (re.sub(r"[^A-Za-z0-9_-]+", "-", name) for name in (task, row))
-        return self._folder / f"{plain_task[:60]}.{plain_row}.{key}.json"
+        path = self._folder / f"{plain_task[:60]}.{plain_row}.{key}.json"
+        try:
+            with FileLock(self._folder / f".{key}.lock", blocking=wait):
+                finished = _read(path)
+                if finished is None:
+                    finished = score()
+                    write_json(path, {"format": _FORMAT, "task": task, "row": row, **asdict(finished)})
+                return finished
+        except Timeout:
+            return None
+        except OSError as error:
+            raise LoragenInferError(f"{self._folder} cannot be written to: {error.strerror or error}.") from error
+
+
+def _read(path: Path) -> FinishedRow | None:
+    """A finished row; None where it is not there or not readable, of which a warning tells."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        scores: dict[str, Any] = {
+            name: None if values is None else tuple(values) for name, values in content["scores"].items()
+        }
+        cost = None if content["cost"] is None else Cost(**content["cost"])
+        return FinishedRow(scores=ExampleScores(**scores), cost=cost)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is damaged (%s) and scored again.", path, error)
+        return None
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return 24 hexadecimal digits over plain JSON values.
-
-    Example:
-        >>> fingerprint("a", 1) == fingerprint("a", 1), fingerprint("a", 1) == fingerprint("a", 2)
-        (True, False)
-    """
+    """Return 24 hexadecimal digits over plain JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

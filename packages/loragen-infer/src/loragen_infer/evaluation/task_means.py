@@ -1,8 +1,7 @@
 """What an evaluation's baselines need of the training tasks: embeddings of their prompts, and their mean tokens.
 
-The mean tokens are as large as all adapters together, so they lie in a file of their own beside the bundle, written
-and read one task at a time. The file is safetensors; its header is short whatever there are for tasks and written last,
-into the place that was kept for it.
+The mean tokens are as large as all adapters together, so they lie in a safetensors file of their own, written and read
+one task at a time; its header comes last, into the place that was kept for it.
 
 Legend: K training tasks, P prompts of a task, D width of an embedding, N tokens, W values per token.
 """
@@ -34,18 +33,7 @@ _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskMeans:
-    """Means over the prompts and over the checkpoints of each training task.
-
-    Raises:
-        LoragenInferError: The parts differ in the number of tasks, or a name is there twice.
-
-    Example:
-        >>> means = TaskMeans(
-        ...     names=("sums", "capitals"), condition_means=torch.zeros(2, 384), token_means=torch.zeros(2, 600, 384)
-        ... )
-        >>> means.token_means[means.names.index("capitals")].shape
-        torch.Size([600, 384])
-    """
+    """Means over the prompts and over the checkpoints of each training task."""
 
     names: tuple[str, ...]
     """Names of the K tasks."""
@@ -56,22 +44,6 @@ class TaskMeans:
     slice of a file, which reads what it is indexed with."""
     prompt_embeddings: Sequence[Tensor] | None = None
     """By task, L2-normalised embeddings ``[P, D]`` of single training prompts; None where only the means are known."""
-
-    def __post_init__(self) -> None:
-        counts = {len(self.names), len(self.condition_means), self.token_shape[0]}
-        if self.prompt_embeddings is not None:
-            counts.add(len(self.prompt_embeddings))
-        if len(counts) > 1 or not self.names:
-            raise LoragenInferError(f"the task means are of {sorted(counts)} tasks, where one number over 0 belongs.")
-        if len(set(self.names)) < len(self.names):
-            name = next(name for name in self.names if self.names.count(name) > 1)
-            raise LoragenInferError(f"the task means have the task {name!r} twice; give every task a name of its own.")
-
-    @property
-    def token_shape(self) -> tuple[int, ...]:
-        """K, N and W."""
-        is_tensor = isinstance(self.token_means, Tensor)
-        return tuple(self.token_means.shape if is_tensor else self.token_means.get_shape())
 
 
 class TaskMeansWriter:
@@ -121,10 +93,9 @@ class TaskMeansWriter:
         """
         if name in self._names:
             raise LoragenInferError(f"the task means have the task {name!r} twice; give every task a name of its own.")
-        if tuple(mean_tokens_NW.shape) != self._token_shape or prompt_embeddings_PD.dim() != 2:
+        if tuple(mean_tokens_NW.shape) != self._token_shape:
             raise LoragenInferError(
-                f"the task means of {name!r} have tokens {tuple(mean_tokens_NW.shape)} and embeddings "
-                f"{tuple(prompt_embeddings_PD.shape)}, where {self._token_shape} and [P, D] belong."
+                f"the task means of {name!r} have tokens {tuple(mean_tokens_NW.shape)}, not {self._token_shape}."
             )
         prompts, tokens = (value.detach().float().cpu() for value in (prompt_embeddings_PD, mean_tokens_NW))
         mean = prompts.mean(dim=0)
@@ -173,21 +144,20 @@ def read_task_means(bundle: Path) -> TaskMeans | None:
     Raises:
         LoragenInferError: A file is damaged.
     """
-    file, prefix = bundle.parent / TASK_MEANS_NAME, ""
-    if not file.is_file():
-        if bundle.suffix != ".safetensors":
-            return None
-        file, prefix = bundle, "tasks."
+    file = bundle.parent / TASK_MEANS_NAME
+    is_old = not file.is_file()
+    if is_old and bundle.suffix != ".safetensors":
+        return None
     try:
-        with safe_open(file, framework="pt") as reader:
-            prompts = None
-            if prefix:
-                names = (reader.metadata() or {}).get("task_names")
+        with safe_open(bundle if is_old else file, framework="pt") as reader:
+            if is_old:
+                names, prompts = (reader.metadata() or {}).get("task_names"), None
             else:
                 names = bytes(reader.get_tensor("names").tolist())
                 prompts = reader.get_tensor("prompt_embeddings").split(reader.get_tensor("num_prompts").tolist())
             if names is None:
                 return None
+            prefix = "tasks." if is_old else ""
             return TaskMeans(
                 names=tuple(json.loads(names)),
                 condition_means=reader.get_tensor(f"{prefix}condition_means"),
@@ -195,4 +165,5 @@ def read_task_means(bundle: Path) -> TaskMeans | None:
                 prompt_embeddings=prompts,
             )
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise LoragenInferError(f"{file} has no readable task means ({error}); copy or train it again.") from error
+        where = bundle if is_old else file
+        raise LoragenInferError(f"{where} has no readable task means ({error}); copy or train it again.") from error

@@ -1,7 +1,6 @@
 """What is known of the tasks that the generator was trained on, and what follows for the evaluated ones.
 
 Which they are, and the hashes of their samples, only the bundle can say; a configuration's word is checked against it.
-Their means for the baselines lie beside the bundle, or are made of the prompts and adapters a configuration names.
 
 Legend: P prompts, D width of an embedding, N tokens, W values per token.
 """
@@ -9,6 +8,7 @@ Legend: P prompts, D width of an embedding, N tokens, W values per token.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
@@ -17,7 +17,7 @@ from loragen_infer.bundle import TrainingTasks
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask, TrainingTask
 from loragen_infer.evaluation.examples import TaskInputs, read_task_prompts
-from loragen_infer.evaluation.task_means import TaskMeans, read_task_means
+from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeans, TaskMeansWriter, read_task_means
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.samples import prompt_hash
 
@@ -41,11 +41,7 @@ class Training:
         return None if self.tasks is None else task.name not in self.tasks.names
 
     def others(self, task: EvaluateTask) -> list[int]:
-        """Return which of the means ``nearest`` and ``ridge`` may use: of a held-out task, not its own.
-
-        Raises:
-            LoragenInferError: There is no other.
-        """
+        """Return which of the means ``nearest`` and ``ridge`` may use: of a held-out task, not its own."""
         assert self.means is not None, "the rows that ask are left out"  # noqa: S101
         own = task.name if task.held_out else None
         found = [index for index, name in enumerate(self.means.names) if name != own]
@@ -54,11 +50,7 @@ class Training:
         return found
 
     def check(self, inputs: TaskInputs) -> None:
-        """Refuse what contradicts the bundle: a wrong ``held_out``, and test examples that were trained on.
-
-        Raises:
-            LoragenInferError: As said.
-        """
+        """Refuse what contradicts the bundle: a wrong ``held_out``, and test examples that were trained on."""
         task = inputs.task
         if self.tasks is None:
             return
@@ -88,11 +80,11 @@ class Training:
 
     def near_duplicates(self, task: EvaluateTask, prompts_PD: torch.Tensor) -> list[str]:
         """Return a sentence for every training task that ``task``, not known as one, comes too close to."""
-        if self.means is None or self.held_out(task) is False:
+        if self.means is None or self.means.prompt_embeddings is None or self.held_out(task) is False:
             return []
         sentences = []
         for index, name in enumerate(self.means.names):
-            if self.means.prompt_embeddings is None or name == task.name:
+            if name == task.name:
                 continue
             near_P = (prompts_PD @ self.means.prompt_embeddings[index].T).amax(dim=1)
             means = torch.cosine_similarity(prompts_PD.mean(dim=0), self.means.condition_means[index], dim=0).item()
@@ -113,51 +105,48 @@ def read_training(config: EvaluateConfig, generator: LoraGenerator, bundle: Path
         LoragenInferError: Prompts or adapters cannot be read, an adapter is of another shape than the generated ones,
             or ``training_tasks`` names one that the generator was not trained on.
     """
-    tasks = generator.bundle.training_tasks
-    means = _read_means(config.training_tasks, generator) if config.training_tasks else read_task_means(bundle)
-    if means is not None and tasks is not None and (unknown := set(means.names) - set(tasks.names)):
-        where = "training_tasks has" if config.training_tasks else f"The task means beside {bundle} have"
+    tasks, layout = generator.bundle.training_tasks, generator.bundle.layout
+    where = f"The task means beside {bundle}"
+    if config.training_tasks:
+        where = "training_tasks"
+        means: TaskMeans | None = _configured_means(config.training_tasks, generator)
+    else:
+        means = read_task_means(bundle)
+    if means is None:
+        return Training(tasks=tasks, means=None)
+    if tasks is not None and (unknown := set(means.names) - set(tasks.names)):
         raise LoragenInferError(
-            f"{where} {min(unknown)!r}, but the generator was trained on {', '.join(tasks.names)}; name only such."
+            f"{where} name {min(unknown)!r}, but the generator was trained on {', '.join(tasks.names)}; name only such."
         )
-    if means is not None and means.token_shape[1:] != (
-        generator.bundle.layout.num_tokens,
-        generator.bundle.layout.token_dim,
-    ):
-        raise LoragenInferError(
-            f"The task means beside {bundle} are of another model; copy those of its training there."
-        )
+    if means.token_means[0].shape != (layout.num_tokens, layout.token_dim):
+        raise LoragenInferError(f"{where} are of another model; copy those of its training there.")
     return Training(tasks=tasks, means=means)
 
 
-def read_own_adapter(whose: str, path: Path) -> tuple[LoraAdapter, Path]:
-    """Return the adapter at ``path``, of a folder of checkpoints the last, and where it lies.
+def _configured_means(tasks: list[TrainingTask], generator: LoraGenerator) -> TaskMeans | None:
+    """Means of the prompts and adapters that a configuration names, in a file that is gone when they are."""
+    layout = generator.bundle.layout
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / TASK_MEANS_NAME
+        with TaskMeansWriter(path, num_tokens=layout.num_tokens, token_dim=layout.token_dim) as writer:
+            for task in tasks:
+                prompts_PD = generator.encoder.encode(read_task_prompts(task.name, Path(task.prompts)))
+                try:
+                    found = find_adapters(Path(task.adapter))
+                    total_NW = sum(layout.encode(read_adapter(adapter)).double() for adapter in found)
+                except LoraTokenizerError as error:
+                    raise LoragenInferError(
+                        f"The adapter of the training task {task.name!r} cannot be used: {error}"
+                    ) from error
+                writer.add(task.name, prompts_PD, torch.as_tensor(total_NW / len(found)))
+        # Opened now, the file can still be read when its name is gone.
+        return read_task_means(path)
 
-    Raises:
-        LoragenInferError: There is none, or it cannot be read.
-    """
+
+def read_own_adapter(whose: str, path: Path) -> tuple[LoraAdapter, Path]:
+    """Return the adapter at ``path``, of a folder of checkpoints the last, and where it lies."""
     try:
         found = find_adapters(path)[-1]
         return read_adapter(found), found
     except LoraTokenizerError as error:
         raise LoragenInferError(f"The adapter of {whose} cannot be read: {error}") from error
-
-
-def _read_means(tasks: list[TrainingTask], generator: LoraGenerator) -> TaskMeans:
-    layout = generator.bundle.layout
-    prompts = [generator.encoder.encode(read_task_prompts(task.name, Path(task.prompts))) for task in tasks]
-    means_KNW = torch.zeros(len(tasks), layout.num_tokens, layout.token_dim)
-    for mean_NW, task in zip(means_KNW, tasks, strict=True):
-        try:
-            found = find_adapters(Path(task.adapter))
-            mean_NW.copy_(sum(layout.encode(read_adapter(path)).double() for path in found) / len(found))
-        except LoraTokenizerError as error:
-            raise LoragenInferError(
-                f"The adapter of the training task {task.name!r} cannot be used: {error}"
-            ) from error
-    return TaskMeans(
-        names=tuple(task.name for task in tasks),
-        condition_means=torch.stack([embeddings_PD.mean(dim=0) for embeddings_PD in prompts]),
-        token_means=means_KNW,
-        prompt_embeddings=prompts,
-    )

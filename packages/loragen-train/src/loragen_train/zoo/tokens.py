@@ -111,7 +111,10 @@ def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tupl
             layout = TokenLayout.from_adapter(adapter, token_dim=model.output_dim, max_tokens=model.max_seq_len)
         except LoraTokenizerError as error:
             limits = f"model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}"
-            raise LoragenTrainError(f"{file} does not fit {limits}: {error}") from error
+            reason = str(error).replace("max_tokens", "model.max_seq_len")
+            raise LoragenTrainError(f"{file} does not fit {limits}: {reason}") from error
+        # Kernels that the grid is too small for are refused before anything is tokenized.
+        model.network(condition_dim=1, grid=layout.grid[:2])
         return layout, file
     raise LoragenTrainError("No checkpoint of any task can be read; collect the zoo again.")
 
