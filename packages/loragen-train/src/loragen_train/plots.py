@@ -41,12 +41,7 @@ def colour_of(index: int) -> str:
 
 
 def label_of(name: str, *, limit: int = 28) -> str:
-    """Return what stands for ``name`` in a picture: printable, short, and never hidden by a leading "_".
-
-    Example:
-        >>> label_of("_a\\nb"), label_of("x" * 40, limit=9)
-        (' _a b', 'xxxx…xxxx')
-    """
+    """Return what stands for ``name`` in a picture: printable, short, and never hidden by a leading "_"."""
     text = "".join(character if character.isprintable() else " " for character in name)
     if len(text) > limit:
         half = (limit - 1) // 2

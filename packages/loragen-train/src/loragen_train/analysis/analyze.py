@@ -19,9 +19,9 @@ from lora_tokenizer import (
     TokenLayout,
     TokenStats,
     find_adapters,
-    inspect_adapter,
     read_adapter,
 )
+from lora_tokenizer.inspecting import report_on
 from loragen_infer.progress import ProgressBar
 from loragen_infer.words import counted
 
@@ -56,10 +56,8 @@ def analyze_zoo(
     """
     reports, broken = _describe(find_adapters(folder), token_dim, read_options)
     if not reports:
-        first = next(iter(broken.values()))
-        raise LoragenTrainError(
-            f"None of the {counted(len(broken), 'checkpoint')} in {folder} can be used; the first: {first}"
-        )
+        all_of_them, first = counted(len(broken), "checkpoint"), next(iter(broken.values()))
+        raise LoragenTrainError(f"None of the {all_of_them} in {folder} can be used; the first: {first}")
     layouts = _layouts(reports, max_tokens)
     alike = [report for report in reports if report.fingerprint == layouts[0]["fingerprint"]]
     readable = [Path(report.path) for report in reports]
@@ -105,11 +103,7 @@ def _describe(paths: list[Path], token_dim: int, options: dict[str, Any]) -> tup
     with ProgressBar("reading", total=len(paths), unit="checkpoint") as bar:
         for path in paths:
             try:
-                report = inspect_adapter(path, token_dim=token_dim, **options)
-                if report.num_nonfinite:
-                    broken[str(path)] = f"{path} holds {counted(report.num_nonfinite, 'value')} of NaN or Inf"
-                else:
-                    reports.append(report)
+                reports.append(report_on(read_adapter(path, **options), str(path), token_dim=token_dim))
             except LoraTokenizerError as error:
                 broken[str(path)] = str(error)
             bar.advance()

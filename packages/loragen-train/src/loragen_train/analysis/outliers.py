@@ -1,16 +1,10 @@
 """Which checkpoints of a zoo stand out; a rule that a few odd ones cannot shift, since it uses medians only.
 
-A checkpoint is an outlier if
-
-1. its weight change is zero;
-2. its norm is far from the median norm of its task;
-3. it is far from the other checkpoints of its task: the median of its distances to them, in units of the task's median
-   norm, is far above that of the zoo's checkpoints;
-4. it is nearer to another task: the median of its distances to that task's checkpoints is below that to its own.
-
-"Far" in 2 and 3 is a modified z-score over 3.5 (B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers, 1993):
-``0.6745 (x - median) / MAD`` of the logarithm x over the zoo, MAD being the median absolute deviation from the median,
-but at least 0.1: what differs by less than 1.7 times is never far.
+A checkpoint is an outlier if its weight change is zero; if its norm is far from its task's median; if the median of its
+distances to the others of its task, in units of that norm, is far above the zoo's; or if the median of its distances to
+another task's checkpoints is below that to its own. "Far" is a modified z-score over 3.5 (B. Iglewicz and D. Hoaglin,
+How to Detect and Handle Outliers, 1993): ``0.6745 (x - median) / MAD`` of the logarithm x over the zoo, MAD being the
+median absolute deviation from the median, but at least 0.1: what differs by less than 1.7 times is never far.
 """
 
 from collections.abc import Sequence
@@ -26,13 +20,7 @@ _LEAST_MAD = 0.1
 
 
 def find_outliers(gram_MM: Matrix, tasks: Sequence[str]) -> dict[int, list[str]]:
-    """Return why checkpoints are outliers, by their indices, from the inner products and tasks of all M.
-
-    Example:
-        >>> weights = np.array([[1.0, 0.0], [1.1, 0.0], [0.9, 0.0], [1.0, 0.1], [9.0, 0.0]])
-        >>> find_outliers(weights @ weights.T, ["sums"] * 5)[4][0]
-        'its norm is 8.96 times the median of its task'
-    """
+    """Return why checkpoints are outliers, by their indices, from the inner products and tasks of all M."""
     squares_M = np.diag(gram_MM)
     norms_M = np.sqrt(squares_M)
     distances_MM = np.sqrt(np.clip(squares_M[:, None] + squares_M[None] - 2 * gram_MM, 0.0, None))
@@ -41,7 +29,6 @@ def find_outliers(gram_MM: Matrix, tasks: Sequence[str]) -> dict[int, list[str]]
     reasons: dict[int, list[str]] = {
         index: ["its weight change is zero"] for index in np.flatnonzero(norms_M == 0).tolist()
     }
-
     ratios = {index: norms_M[index] / medians[task] for index, task in enumerate(tasks) if medians[task] > 0}
     for index in _far(ratios, both_sides=True):
         reasons.setdefault(index, []).append(f"its norm is {ratios[index]:.3g} times the median of its task")

@@ -1,7 +1,6 @@
 """How alike the weight changes of many checkpoints are: inner products of ΔW, without ever making one.
 
-They come from the thin factors (:mod:`lora_tokenizer.delta`), those of a block of checkpoints at once. Only two blocks
-are open at a time; the matrix of inner products (the Gram matrix) is all that grows.
+They come from the thin factors (:mod:`lora_tokenizer.delta`), those of a block of checkpoints at once.
 
 Legend: M checkpoints, T tasks, R ranks of a block one after another, i inputs, o outputs.
 """
@@ -77,12 +76,7 @@ def _stack(
 
 
 def cosines(gram: Matrix) -> Matrix:
-    """Return the cosines that belong to inner products; that with a vector of zeros is 0.
-
-    Example:
-        >>> cosines(np.array([[4.0, 3.0], [3.0, 9.0]])).tolist()
-        [[1.0, 0.5], [0.5, 1.0]]
-    """
+    """Return the cosines that belong to inner products; that with a vector of zeros is 0."""
     norms = np.sqrt(np.diag(gram))
     products = np.outer(norms, norms)
     cosine: Matrix = np.clip(gram / np.where(products > 0, products, 1.0), -1.0, 1.0)
@@ -98,10 +92,7 @@ def task_gram(gram_MM: Matrix, tasks: Sequence[str], names: Sequence[str]) -> Ma
 
 
 def principal_axes(gram_MM: Matrix, num_axes: int = 2) -> tuple[Matrix, list[float]]:
-    """Return coordinates ``[M, num_axes]`` on the main axes of the centred points, and the share of variance of each.
-
-    Principal component analysis through the Gram matrix; of fewer points than axes the other axes are zero.
-    """
+    """Return coordinates ``[M, num_axes]`` on the principal axes, and the share of variance of each; zeros if none."""
     points, shares = np.zeros((len(gram_MM), num_axes)), np.zeros(num_axes)
     total = float(np.trace(gram_MM) - gram_MM.sum() / len(gram_MM))
     # Below round-off nothing varies, and there are no axes to be found.

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from loragen_infer.words import counted
 
 from loragen_train.plots import colour_of, label_of, saved_figure
 
-__all__ = ["as_text", "draw_analysis"]
+__all__ = ["as_text", "draw_analysis", "size_text"]
 
 # Beyond so many tasks a table of all pairs is no longer read, nor are names beside a heat-map.
 _MAX_TABLE = 12
@@ -21,17 +22,12 @@ def as_text(zoo: dict[str, Any]) -> str:
     sizes = (counted(len(zoo["checkpoints"]), "checkpoint"), counted(len(zoo["tasks"]), "task"))
     lines = [f"{zoo['folder']}: {', '.join(sizes)}, {len(zoo['broken'])} broken"]
     for layout in zoo["layouts"]:
-        rows, per_row, width = layout["grid"]
         verdict = f"fits {zoo['max_tokens']}"
         if not layout["fits"]:
             verdict = f"does not fit {zoo['max_tokens']}; give --max-tokens {layout['num_tokens']} or auto"
-        lines.append(
-            f"layout {layout['fingerprint'][:8]}, {counted(layout['num_checkpoints'], 'checkpoint')}: "
-            f"{counted(layout['num_modules'], 'module')}, r {'/'.join(map(str, layout['ranks']))}, "
-            f"{layout['num_parameters']:,} values ({', '.join(layout['dtypes'])}), "
-            f"{counted(layout['num_tokens'], 'token')} of {width} ({counted(rows, 'row')} of {per_row}), "
-            f"padding {layout['padding']:.2%}; {verdict}"
-        )
+        checkpoints = counted(layout["num_checkpoints"], "checkpoint")
+        dtypes = ", ".join(layout["dtypes"])
+        lines.append(f"layout {layout['fingerprint'][:8]}, {checkpoints} in {dtypes}: {size_text(layout)}; {verdict}")
     if len(zoo["layouts"]) > 1:
         lines.append(
             "Checkpoints of several layouts cannot be trained on together; modules and spread are those of the first."
@@ -49,6 +45,16 @@ def as_text(zoo: dict[str, Any]) -> str:
     broken = [f"  {why if path in why else f'{path}: {why}'}" for path, why in zoo["broken"].items()]
     lines += ["", f"Outliers: {len(outliers) or 'none'}", *outliers, f"Broken: {len(broken) or 'none'}", *broken]
     return "\n".join(lines)
+
+
+def size_text(size: dict[str, Any]) -> str:
+    """Say what :func:`loragen_train.analysis.analyze.size_of` returns."""
+    rows, per_row, width = size["grid"]
+    return (
+        f"{counted(size['num_modules'], 'module')}, r {'/'.join(map(str, size['ranks']))}, "
+        f"{counted(size['num_parameters'], 'value')}, {counted(size['num_tokens'], 'token')} of {width} "
+        f"({counted(rows, 'row')} of {per_row}), padding {size['padding']:.2%}"
+    )
 
 
 def _module_rows(zoo: dict[str, Any]) -> list[list[str]]:
@@ -80,17 +86,16 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 
 def draw_analysis(zoo: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``similarity.png`` and ``projection.png`` to ``folder`` and return their paths.
-
-    Raises:
-        LoragenInferError: They cannot be written.
-    """
-    return [_draw_similarity(zoo, folder / "similarity.png"), _draw_projection(zoo, folder / "projection.png")]
-
-
-def _draw_similarity(zoo: dict[str, Any], path: Path) -> Path:
-    """The cosines of all pairs of checkpoints, those of a task side by side."""
+    """Write ``similarity.png`` and ``projection.png`` to ``folder`` and return their paths."""
+    paths = [folder / "similarity.png", folder / "projection.png"]
     tasks = np.array([found["task"] for found in zoo["checkpoints"]])
+    _draw_similarity(zoo, tasks, paths[0])
+    _draw_projection(zoo, tasks, paths[1])
+    return paths
+
+
+def _draw_similarity(zoo: dict[str, Any], tasks: npt.NDArray[np.str_], path: Path) -> None:
+    """The cosines of all pairs of checkpoints, those of a task side by side."""
     order = np.concatenate([np.flatnonzero(tasks == task["name"]) for task in zoo["tasks"]])
     sizes = np.array([task["num_checkpoints"] for task in zoo["tasks"]])
     ends = np.cumsum(sizes)
@@ -109,22 +114,21 @@ def _draw_similarity(zoo: dict[str, Any], path: Path) -> Path:
             axes.set_yticks(centres, names, fontsize=size)
         axes.tick_params(length=0)
         axes.set_title(f"{counted(len(order), 'checkpoint')} of {counted(len(names), 'task')}")
-    return path
 
 
-def _draw_projection(zoo: dict[str, Any], path: Path) -> Path:
+def _draw_projection(zoo: dict[str, Any], tasks: npt.NDArray[np.str_], path: Path) -> None:
     """The checkpoints on the two main axes of their weight changes, outliers ringed."""
+    points = np.array([found["projection"] for found in zoo["checkpoints"]])
+    ringed = points[[bool(found["outlier"]) for found in zoo["checkpoints"]]]
     named = len(zoo["tasks"]) <= _MAX_LABELS
     with saved_figure(path, width=8.4 if named else 6.4, height=5.4) as figure:
         axes = figure.add_subplot()
-        for number, task in enumerate(zoo["tasks"]):
-            x, y = zip(
-                *(found["projection"] for found in zoo["checkpoints"] if found["task"] == task["name"]), strict=True
-            )
-            marker, label = _MARKERS[number // 13 % len(_MARKERS)], label_of(task["name"])
-            axes.scatter(x, y, s=34, marker=marker, color=colour_of(number), alpha=0.75, label=label)
-        if ringed := [found["projection"] for found in zoo["checkpoints"] if found["outlier"]]:
-            x, y = zip(*ringed, strict=True)
+        for number, name in enumerate(task["name"] for task in zoo["tasks"]):
+            x, y = points[tasks == name].T
+            marker = _MARKERS[number // 13 % len(_MARKERS)]
+            axes.scatter(x, y, s=34, marker=marker, color=colour_of(number), alpha=0.75, label=label_of(name))
+        if len(ringed):
+            x, y = ringed.T
             axes.scatter(x, y, s=150, facecolors="none", edgecolors="black", linewidths=1, label="outlier")
         axes.set_xlabel(f"main axis 1 ({zoo['explained'][0]:.0%} of the variance)")
         axes.set_ylabel(f"main axis 2 ({zoo['explained'][1]:.0%})")
@@ -132,7 +136,5 @@ def _draw_projection(zoo: dict[str, Any], path: Path) -> Path:
         axes.axhline(0, color="black", linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
         if named:
-            figure.legend(
-                loc="outside right upper", fontsize=8, frameon=False, ncols=1 if len(zoo["tasks"]) <= 30 else 2
-            )
-    return path
+            columns = 1 if len(zoo["tasks"]) <= 30 else 2
+            figure.legend(loc="outside right upper", fontsize=8, frameon=False, ncols=columns)

@@ -7,7 +7,6 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
-from loragen_infer.words import counted
 
 from loragen_train.configs.collect import check_positive
 from loragen_train.errors import LoragenTrainError
@@ -71,32 +70,27 @@ def _add_test_options(parser: ArgumentParser) -> None:
 
 
 def _test_tokenizer(config: ReadingConfig, options: Namespace) -> None:
-    from lora_tokenizer import check_round_trip, inspect_adapter
+    from lora_tokenizer import check_round_trip
 
     from loragen_train.analysis.analyze import size_of
+    from loragen_train.analysis.views import size_text
 
     read_options = {"lora_alpha": config.lora_alpha, "allow_bin": options.allow_bin, "token_dim": config.token_dim}
-    report = inspect_adapter(options.checkpoint, **read_options)
-    size = size_of(report, config.max_tokens)
-    content = {"checkpoint": options.checkpoint, **asdict(config), "fingerprint": report.fingerprint, **size}
-    if options.json and not size["fits"]:
-        print(json.dumps({**content, "ok": False}, indent=2, ensure_ascii=False))
-    # Where it does not fit, this is the error that says what would.
-    proof = check_round_trip(options.checkpoint, max_tokens=config.max_tokens, **read_options)
+    proof = check_round_trip(options.checkpoint, max_tokens="auto", **read_options)
+    size = size_of(proof.report, config.max_tokens)
     equal = {name: getattr(proof, name) for name in ("tokens_equal", "files_equal", "layout_equal")}
     if options.json:
-        print(json.dumps({**content, "ok": proof.ok, **equal}, indent=2, ensure_ascii=False))
+        verdict = {"ok": proof.ok and size["fits"], "fingerprint": proof.report.fingerprint, **equal}
+        content = {"checkpoint": options.checkpoint, **asdict(config), **size, **verdict}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    if not size["fits"]:  # the error says what would
+        check_round_trip(options.checkpoint, max_tokens=config.max_tokens, **read_options)
     if not proof.ok:
         lost = ", ".join(name for name, holds in equal.items() if not holds)
         raise LoragenTrainError(f"{options.checkpoint} is not the same after a round trip ({lost}); please report it.")
     if not options.json:
-        rows, per_row, width = size["grid"]
-        print(
-            f"{options.checkpoint}: {counted(size['num_modules'], 'module')}, r {'/'.join(map(str, size['ranks']))}, "
-            f"{counted(size['num_parameters'], 'value')}\n{counted(size['num_tokens'], 'token')} of {width} "
-            f"({counted(rows, 'row')} of {per_row}), padding {size['padding']:.2%}\n"
-            "Equal to the bit after encoding and decoding, and after writing and reading the files."
-        )
+        print(f"{options.checkpoint}: {size_text(size)}")
+        print("Equal to the bit after encoding and decoding, and after writing and reading the files.")
 
 
 TEST_TOKENIZER = Command(

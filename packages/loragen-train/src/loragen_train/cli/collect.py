@@ -20,14 +20,14 @@ def _collect(config: CollectConfig, options: Namespace) -> None:
 
     folders = collect(config)
     if not options.json:
-        for folder in folders:
-            print(folder)
+        print(*folders, sep="\n")
         return
     keys = ("seconds", "cpu_seconds", "tokens_per_second", "loss")
-    described = []
-    for folder in folders:
-        record = read_record(folder / "training.json")
-        described.append({"task": folder.name, "folder": str(folder), **{key: record.get(key) for key in keys}})
+    records = {folder: read_record(folder / "training.json") for folder in folders}
+    described = [
+        {"task": folder.name, "folder": str(folder), **{key: record.get(key) for key in keys}}
+        for folder, record in records.items()
+    ]
     print(json.dumps(described, indent=2))
 
 

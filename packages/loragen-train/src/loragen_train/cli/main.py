@@ -20,12 +20,10 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with ``argv`` (default: the process's) and return the exit code."""
-    description = "Train a generator of LoRA adapters on a zoo of them."
-    commands = [COLLECT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT]
     return run_command_line(
         "loragen-train",
-        description,
-        commands,
+        "Train a generator of LoRA adapters on a zoo of them.",
+        [COLLECT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT],
         argv,
         errors=(LoragenTrainError, LoragenInferError, LoraTokenizerError, HyperConvError),
         loggers=("loragen_train", "loragen_infer", "lora_tokenizer", "hyperconv"),

@@ -13,8 +13,7 @@ __all__ = ["PREPARE"]
 
 def _add_options(parser: ArgumentParser) -> None:
     source_help = (
-        "JSON/JSONL files, reasoning-gym:NAME or hf:DATASET/CONFIG, one task each; a task is called after its source, "
-        "or NAME with NAME=SOURCE."
+        "JSON/JSONL files, reasoning-gym:NAME or hf:DATASET/CONFIG, one task each; NAME=SOURCE names the task."
     )
     parser.add_argument("--source", nargs="+", required=True, help=source_help)
     parser.add_argument("--overwrite", action="store_true", help="Replace other prompts in the folder.")

@@ -11,10 +11,9 @@ __all__ = ["REPORT"]
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    plots_help = "Folder of the PNG files; by default the name of the page, with _plots for its suffix."
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="Folders that fit has written.")
     parser.add_argument("--output", default="report.html", help="The page to write.")
-    parser.add_argument("--plots", metavar="DIR", help=plots_help)
+    parser.add_argument("--plots", metavar="DIR", help="Folder of the PNG files; by default named after the page.")
     parser.add_argument("--json", action="store_true", help="Print the paths and the metrics as JSON.")
 
 
@@ -36,8 +35,7 @@ REPORT = Command(
     name="report",
     help="show one or several trainings as a page with pictures",
     description="Write loss and metric curves, errors of every module and predicted against target values, several "
-    "experiments side by side, as PNG files and one HTML page that needs nothing but itself. What an experiment does "
-    "not have (yet) is named.",
+    "experiments side by side, as PNG files and one HTML page. What an experiment does not have (yet) is named.",
     example="loragen-train report experiments/mine_20260101_120000 --output report.html",
     run=_report,
     add_options=_add_options,

@@ -34,10 +34,7 @@ def check_task_names(names: list[str]) -> None:
 
 
 def check_positive(section: str, **values: float | str | None) -> None:
-    """Raise LoragenTrainError for a number that is not positive and finite; ``section`` is the prefix of its key.
-
-    Where a number may be left out or to be found, None and a word such as ``auto`` are in order.
-    """
+    """Raise LoragenTrainError for a number that is not positive and finite; None and words (``auto``) pass."""
     for name, value in values.items():
         if not isinstance(value, str | None) and not 0 < value < math.inf:
             raise LoragenTrainError(f"{section}{name} is {value}, but must be positive and finite.")

@@ -27,11 +27,10 @@ __all__ = ["PromptRow", "combine", "prepare", "unused_samples"]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRow:
-    """One line of ``train_prompts.jsonl`` or ``val_prompts.jsonl``."""
+    """One line of ``train_prompts.jsonl`` or ``val_prompts.jsonl``: the prompts of several samples, joined."""
 
     task: str
     prompt: str
-    """The samples' prompts, joined."""
     sample_ids: list[int]
     """Which samples: their 0-based positions in the source."""
     sample_hashes: list[str]
@@ -48,12 +47,10 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
         overwrite: Replace other prompts that are there.
 
     Returns:
-        The manifest: the settings; per task its source, counts (samples, those with a response, what is not used,
-        prompts) and SHA-256; per written file its number of prompts and SHA-256.
+        The manifest: the settings; counts and SHA-256 of the samples of every task and of the prompts in each file.
 
     Raises:
-        LoragenTrainError: Two tasks of one name, too few samples for two prompts, a source that cannot be had, or
-            other prompts in the folder.
+        LoragenTrainError: A source cannot be had or is too small, two tasks share a name, or other prompts are there.
         LoragenInferError: A file cannot be read or written.
     """
     named = [Source.of(*_name_and_location(str(text)), config) for text in sources]
@@ -95,11 +92,7 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
 def combine(
     samples: Samples, samples_per_prompt: int, *, val_share: float, seed: int
 ) -> tuple[list[PromptRow], list[PromptRow]]:
-    """Return prompts to train and to validate with: random combinations of samples, no sample in two of them.
-
-    Raises:
-        LoragenTrainError: There are too few samples for one prompt of either kind.
-    """
+    """Return prompts to train and to validate with: random combinations of samples, no sample in two of them."""
     task = samples.source.task
     prompts = {place: example.prompt for place, example in samples.by_place.items()}
     ids = sorted(prompts)

@@ -43,10 +43,6 @@ def read_prompts(data: DataConfig, seed: int) -> TaskPrompts:
     """Return the prompts of the tasks that ``data`` names; of a single task without a name, all in ``prompts_dir``.
 
     ``seed`` decides how the samples of tasks with samples of their own are joined.
-
-    Raises:
-        LoragenInferError: A file cannot be read.
-        LoragenTrainError: A line is not one that ``prepare`` writes, or the tasks of the files and of ``data`` differ.
     """
     train: dict[str, list[PromptRow]] = {}
     val: dict[str, list[PromptRow]] = {}

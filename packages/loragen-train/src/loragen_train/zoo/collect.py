@@ -26,14 +26,7 @@ from loragen_train.errors import LoragenTrainError
 from loragen_train.plots import colour_of, label_of, saved_figure
 from loragen_train.prompts.combine import unused_samples
 from loragen_train.prompts.sources import Source, read_samples
-from loragen_train.zoo.records import (
-    check_base_model,
-    check_settings,
-    decide_precision,
-    read_record,
-    shared_settings,
-    task_settings,
-)
+from loragen_train.zoo import records
 from loragen_train.zoo.train_lora import checkpoints_of, train_lora
 
 __all__ = ["collect"]
@@ -41,8 +34,6 @@ __all__ = ["collect"]
 logger = logging.getLogger(__name__)
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Beyond so many tasks the legend of the losses would be larger than the picture.
-_MAX_NAMED = 36
 
 
 def collect(config: CollectConfig) -> list[Path]:
@@ -52,11 +43,9 @@ def collect(config: CollectConfig) -> list[Path]:
     alone, and so are its samples, which say what it was trained on.
 
     Raises:
-        LoragenTrainError: ``output_dir`` holds a task or an initialisation made with other settings or another base
-            model, a record of it is damaged, a source has too few samples, the base model lacks a target module, or a
-            training diverged.
-        LoragenInferError: The base model or a sample file cannot be read, the zoo cannot be written, or another process
-            works on it.
+        LoragenTrainError: What is there was made with other settings or another base model, a source has too
+            few samples, the base model lacks a target module, or a training diverged.
+        LoragenInferError: A file or the base model cannot be read or written, or another process works on the zoo.
     """
     output_dir = Path(config.output_dir)
     taken = f"Another process is collecting into {output_dir}; wait for it, or choose another output_dir."
@@ -68,13 +57,13 @@ def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
     wanted = [task for task in config.tasks if not task.held_out]
     missing = [task for task in wanted if not _is_done(config, task, output_dir)]
     if missing and (output_dir / "initial_adapter").is_dir():
-        check_settings(output_dir / "initial_adapter" / "settings.json", shared_settings(config))
+        records.check_settings(output_dir / "initial_adapter" / "settings.json", records.shared_settings(config))
     for task in config.tasks:
         if task.held_out or task in missing:
             _write_samples(config, task, output_dir)
     if missing:
         model, tokenizer = _model_with_adapter(config, output_dir)
-        precision = decide_precision(config, output_dir)
+        precision = records.decide_precision(config, output_dir)
         for number, task in enumerate(missing, start=1):
             logger.info("Training the adapter of %s (%d of %d) in %s.", task.name, number, len(missing), precision)
             _train_task(config, task, output_dir, model, tokenizer, precision)
@@ -88,7 +77,7 @@ def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
 def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
     folder = output_dir / "adapters" / task.name
     if folder.is_dir():
-        check_settings(folder / "training.json", task_settings(config, task))
+        records.check_settings(folder / "training.json", records.task_settings(config, task))
     return folder.is_dir()
 
 
@@ -116,7 +105,7 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftMo
         # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
         name = str(save_base_model(name, output_dir / "base_model").resolve())
     base, tokenizer = load_base_model(name, dtype="float32")
-    check_base_model(output_dir, config.base_model, base)
+    records.check_base_model(output_dir, config.base_model, base)
     initial = output_dir / "initial_adapter"
     if not initial.is_dir():
         torch.manual_seed(config.seed)
@@ -126,8 +115,8 @@ def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftMo
         with atomic_folder(initial) as part:
             fresh.save_pretrained(str(part))
             known_as = {"base_model_name_or_path": hub_name(config.base_model) or name}
-            write_json(part / _CONFIG, {**read_record(part / _CONFIG), **known_as})
-            write_json(part / "settings.json", {"settings": shared_settings(config)})
+            write_json(part / _CONFIG, {**records.read_record(part / _CONFIG), **known_as})
+            write_json(part / "settings.json", {"settings": records.shared_settings(config)})
         fresh.unload()
     model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
     # PEFT asks the hub about a hub name whenever it saves; about a folder it does not.
@@ -158,13 +147,13 @@ def _train_task(
     samples = read_examples(sample_file)
     items = [tokenize_example(tokenizer, sample, max_length=config.training.max_length) for sample in samples]
     begun = {
-        "settings": task_settings(config, task),
+        "settings": records.task_settings(config, task),
         "precision": precision,
         "samples_sha256": hashlib.sha256(sample_file.read_bytes()).hexdigest(),
     }
     unfinished = output_dir / "unfinished" / task.name
     begun_file = unfinished / "begun.json"
-    if unfinished.is_dir() and (not begun_file.is_file() or read_record(begun_file) != begun):
+    if unfinished.is_dir() and (not begun_file.is_file() or records.read_record(begun_file) != begun):
         logger.warning("%s was begun with other settings or samples; it starts over.", unfinished)
         shutil.rmtree(unfinished)
     write_json(begun_file, begun)
@@ -179,10 +168,10 @@ def _train_task(
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
     with atomic_folder(output_dir / "adapters" / task.name) as part:
         for checkpoint in checkpoints_of(unfinished):
-            # Not what the Trainer adds: its pickled arguments, which nobody should have to trust, and its state.
+            # Without what the Trainer adds: its state, and pickled arguments that nobody should have to trust.
             (part / checkpoint.name).mkdir()
             shutil.copyfile(checkpoint / _WEIGHTS, part / checkpoint.name / _WEIGHTS)
-            # Its settings are the same, but for the base model's name, which is not that on this machine.
+            # With the base model's name on the hub, and not that on this machine.
             shutil.copyfile(output_dir / "initial_adapter" / _CONFIG, part / checkpoint.name / _CONFIG)
         write_json(part / "training.json", {**begun, "versions": versions, **trained})
     _remove(unfinished)
@@ -197,9 +186,8 @@ def _remove(unfinished: Path) -> None:
 
 def _draw_losses(adapters: Path, path: Path) -> None:
     """Draw the loss curves in ``adapters/<task>/training.json``."""
-    curves = {file.parent.name: read_record(file)["loss"] for file in sorted(adapters.glob("*/training.json"))}
-    named = len(curves) <= _MAX_NAMED
-    with saved_figure(path, width=8.6 if named else 6.4, height=4.2) as figure:
+    curves = {file.parent.name: records.read_record(file)["loss"] for file in sorted(adapters.glob("*/training.json"))}
+    with saved_figure(path, width=8.6, height=4.2) as figure:
         axes = figure.add_subplot()
         for index, (task, rows) in enumerate(curves.items()):
             steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
@@ -211,5 +199,6 @@ def _draw_losses(adapters: Path, path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if named:
+        # With more names it would be larger than the picture.
+        if len(curves) <= 36:
             figure.legend(loc="outside right upper", fontsize=7, frameon=False)

@@ -1,9 +1,4 @@
-"""What a zoo keeps about itself, so that it is continued only as it was begun.
-
-<output_dir>/base_model.json                which base model, and a hash of its weights
-<output_dir>/initial_adapter/settings.json  what decided the initialisation, and the precision of the trainings
-<output_dir>/adapters/<task>/training.json  settings, loss curve, speed
-"""
+"""What a zoo notes about its base model, its initialisation and its tasks, so that it is continued only as begun."""
 
 import hashlib
 import json
@@ -34,10 +29,8 @@ def shared_settings(config: CollectConfig) -> dict[str, Any]:
 def task_settings(config: CollectConfig, task: CollectTask) -> dict[str, Any]:
     """Return what decides the weights of a task's adapter."""
     described = asdict(task)
-    # Only where they are chosen, so that a zoo of before these keys existed can be continued.
-    for key, default in (("prompt_column", None), ("response_column", None), ("split", "train")):
-        if described[key] == default:
-            del described[key]
+    if task.split == "train":
+        del described["split"]  # so that a zoo of before this key existed can be continued
     return {**shared_settings(config), "training": asdict(config.training), "task": described}
 
 

@@ -29,19 +29,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Zoo:
-    """The tokenized checkpoints of all tasks; their values stay on disk until they are asked for.
-
-    Legend: M checkpoints, N tokens, W values per token.
-    """
+    """The tokenized checkpoints of all tasks; their values stay on disk until they are asked for."""
 
     layout: TokenLayout
     """The layout that all checkpoints share."""
     stats: TokenStats
-    """Mean and standard deviation over the checkpoints, per position."""
     tokens: TokenSet
-    """Tokens ``[N, W]`` of the M checkpoints, as stored."""
+    """Tokens ``[N, W]`` of each checkpoint, as stored."""
     tasks: list[str]
-    """The task of each checkpoint, of length M."""
+    """The task of each checkpoint."""
 
     @property
     def names(self) -> list[str]:
@@ -66,10 +62,6 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
     """Tokenize the checkpoints that ``data`` names, or find their tokens in the cache.
 
     A single ``data.checkpoint_dir`` is that of the first of ``task_names``.
-
-    Raises:
-        LoragenTrainError: A checkpoint does not fit the grid of ``model``, cannot be read, or differs from the first in
-            shape or settings; or a task has none.
     """
     files = _find_checkpoints(data, task_names)
     layout, first = _layout(files, data, model)
@@ -118,11 +110,9 @@ def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tupl
         try:
             layout = TokenLayout.from_adapter(adapter, token_dim=model.output_dim, max_tokens=model.max_seq_len)
         except LoraTokenizerError as error:
+            limits = f"model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}"
             reason = str(error).replace("max_tokens", "model.max_seq_len")
-            raise LoragenTrainError(
-                f"{file} does not fit model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}: "
-                f"{reason}"
-            ) from error
+            raise LoragenTrainError(f"{file} does not fit {limits}: {reason}") from error
         # Kernels that the grid is too small for are refused before anything is tokenized.
         model.network(condition_dim=1, grid=layout.grid[:2])
         return layout, file

@@ -74,8 +74,7 @@ def train_lora(
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
         raise LoragenTrainError(
-            f"The training of {name} diverged (its weights are not finite); lower training.learning_rate, which is "
-            f"{training.learning_rate}."
+            f"The training of {name} diverged; lower training.learning_rate, which is {training.learning_rate}."
         )
     num_tokens = sum(len(items[index].input_ids) for index in order)
     return {
@@ -88,14 +87,7 @@ def train_lora(
 
 
 def order_of_samples(lengths: list[int], training: LoraTraining, seed: int) -> list[int]:
-    """Return which sample is seen when: each epoch a permutation of its own, in batches of like length.
-
-    Example:
-        >>> training = LoraTraining(max_steps=3, batch_size=2, save_every=1)
-        >>> order = order_of_samples([5, 9, 1], training, seed=0)
-        >>> len(order), sorted(order[:3]), sorted(order[3:])
-        (6, [0, 1, 2], [0, 1, 2])
-    """
+    """Return which sample is seen when: each epoch a permutation of its own, in batches of like length."""
     group: Callable[..., list[int]] = get_length_grouped_indices
     generator = torch.Generator().manual_seed(seed)
     wanted = training.max_steps * training.batch_size
@@ -128,7 +120,6 @@ def _arguments(training: LoraTraining, seed: int, folder: Path, precision: Preci
         max_steps=training.max_steps,
         per_device_train_batch_size=training.batch_size,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="linear",
         warmup_steps=max(1, training.max_steps // 10),
         bf16=precision == "bf16",
         train_sampling_strategy="sequential",
