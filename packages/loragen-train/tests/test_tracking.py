@@ -1,4 +1,4 @@
-"""Trackers: what they record, that the run's state is right, and that none of them can end a training."""
+"""Loggers: what they record, that SwanLab's run has the right state, and that it cannot end a training."""
 
 import contextlib
 import json
@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from lightning.pytorch.loggers import Logger
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig
 from loragen_train.configs.logging import LoggingConfig, SwanLabConfig
-from loragen_train.training.tracking import Tracker, make_trackers, with_team_of_environment
+from loragen_train.training.tracking import SwanLab, make_loggers, with_team_of_environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -24,23 +26,22 @@ def config(mode: str = "disabled", *, tensorboard: bool = False, **swanlab: str)
     return FitConfig(data=DataConfig(checkpoint_dir="x"), logging=logging, name="zoo")
 
 
-def record(trackers: list[Tracker], outcome: str = "success") -> None:
-    for tracker in trackers:
-        tracker.log_hyperparams({"data": {"batch_size": 4}})
+def record(loggers: list[Logger]) -> None:
+    for logger in loggers:
+        logger.log_hyperparams({"data": {"batch_size": 4}})
         for step in range(5):
-            tracker.log_metrics({"train_loss": 1 / (step + 1)}, step)
-        tracker.finalize("success")
-        tracker.close(outcome, "out of luck" if outcome == "crashed" else None)
+            logger.log_metrics({"train_loss": 1 / (step + 1)}, step)
+        logger.finalize("success")
 
 
 def test_the_csv_log_goes_on_where_a_resumed_run_does(tmp_path):
-    record(make_trackers(config(), tmp_path))
+    record(make_loggers(config(), tmp_path))
     file = tmp_path / "csv_logs" / "metrics.csv"
     before = file.read_text().splitlines()
     assert len(before) == 6
-    (tracker,) = make_trackers(config(), tmp_path, resumed_step=3)
-    tracker.log_metrics({"train_loss": 7.0, "val_loss": 8.0}, 3)
-    tracker.finalize("success")
+    (logger,) = make_loggers(config(), tmp_path, resumed_step=3)
+    logger.log_metrics({"train_loss": 7.0, "val_loss": 8.0}, 3)
+    logger.finalize("success")
     rows = [line.split(",") for line in file.read_text().splitlines()]
     assert rows[0] == ["step", "train_loss", "val_loss"]
     assert [row[0] for row in rows[1:]] == ["0", "1", "2", "3"]
@@ -48,18 +49,18 @@ def test_the_csv_log_goes_on_where_a_resumed_run_does(tmp_path):
 
 
 def test_tensorboard_reads_what_was_recorded(tmp_path):
-    record(make_trackers(config(tensorboard=True), tmp_path))
+    record(make_loggers(config(tensorboard=True), tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard_logs")).Reload()
     assert [(event.step, round(event.value, 3)) for event in events.Scalars("train_loss")][:2] == [(0, 1.0), (1, 0.5)]
 
 
-def test_a_tracker_that_fails_warns_once_and_is_silent(caplog):
+def test_swanlab_that_fails_warns_once_and_is_silent(caplog):
     def fail() -> None:
         raise ConnectionError("the server\nis away")
 
-    tracker = Tracker("Somebody's tracker", fail)
-    record([tracker, tracker])
-    assert caplog.text.count("stopped recording (the server is away); the training goes on without it") == 1
+    swanlab = SwanLab(fail)
+    record([swanlab, swanlab])
+    assert caplog.text.count("SwanLab stopped recording (the server is away); the training goes on without it") == 1
 
 
 SCRIPT = """
@@ -69,65 +70,106 @@ from loragen_train.configs.fit import DataConfig, FitConfig
 from loragen_train.configs.logging import LoggingConfig, SwanLabConfig
 from loragen_train.training.tracking import tracked, with_team_of_environment
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-folder, outcome, swanlab = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-config = FitConfig(
-    data=DataConfig(checkpoint_dir="x"), name="zoo",
-    logging=LoggingConfig(tensorboard=False, swanlab=SwanLabConfig(**swanlab)),
-)
-before = dict(os.environ)
-config = with_team_of_environment(config)
 errors = {"success": None, "aborted": KeyboardInterrupt, "crashed": ValueError}
-try:
-    with tracked(config, folder, None) as trackers:
-        for tracker in trackers:
-            for step in range(5):
-                tracker.log_metrics({"train_loss": 1 / (step + 1)}, step)
-            tracker.finalize("success")
-        if errors[outcome]:
-            raise errors[outcome]("out of luck")
-except (KeyboardInterrupt, ValueError):
-    pass
-assert os.environ.get("SWANLAB_PROJECT") == before.get("SWANLAB_PROJECT")
-assert ("swanlab" in sys.modules) == (swanlab.get("mode") != "disabled")
+known = dict(os.environ)
+for folder, outcome, swanlab, variables in json.loads(sys.argv[1]):
+    print("=== run", file=sys.stderr)
+    os.environ.clear()
+    os.environ.update({**known, **variables})
+    before = dict(os.environ)
+    Path(folder).mkdir(exist_ok=True)
+    logging_config = LoggingConfig(tensorboard=False, swanlab=SwanLabConfig(**swanlab))
+    config = FitConfig(data=DataConfig(checkpoint_dir="x"), name="zoo", logging=logging_config)
+    try:
+        with tracked(with_team_of_environment(config), Path(folder), None) as loggers:
+            for logger in loggers:
+                for step in range(5):
+                    logger.log_metrics({"train_loss": 1 / (step + 1)}, step)
+                logger.finalize("success")
+            if errors[outcome]:
+                raise errors[outcome]("out of luck")
+    except (KeyboardInterrupt, ValueError):
+        pass
+    assert os.environ.get("SWANLAB_PROJECT") == before.get("SWANLAB_PROJECT")
+    assert "swanlab" in sys.modules or swanlab.get("mode") == "disabled"
+    assert "swanlab" not in sys.modules or swanlab.get("mode") != "disabled"
 """
 
 
-def in_a_process(folder: Path, outcome: str, swanlab: dict, **environment: str) -> str:
-    """Record in a process of its own, whose terminal nobody answers at; returns what it said."""
-    known = {name: value for name, value in os.environ.items() if not name.startswith("SWANLAB")}
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), outcome, json.dumps(swanlab)],
-        env={**known, "HOME": str(folder), **environment},
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert done.stdout == ""
-    return done.stderr
+class Run(NamedTuple):
+    """What a run said on standard error, and where SwanLab keeps it."""
+
+    said: str
+    logs: Path
+
+    @property
+    def content(self) -> bytes:
+        (file,) = self.logs.glob("run-*/run-*.swanlab")
+        return file.read_bytes()
 
 
-def test_without_a_key_the_run_is_kept_offline_with_one_warning(tmp_path):
-    said = in_a_process(tmp_path / "run", "success", {})
-    assert said.count("SwanLab cannot be reached (there is no key; ") == 1
-    assert "can be sent with: swanlab sync" in said.replace("\n", " ")
-    assert "Traceback" not in said
-    assert list((tmp_path / "run" / "swanlab_logs").glob("run-*/run-*.swanlab"))
-
-
-@pytest.mark.parametrize("answers", ["nobody", "never"])
-def test_without_a_network_the_run_is_kept_offline_with_one_sentence(tmp_path, answers):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Run]:
+    """Runs of every kind by name, in one process that nobody answers at the terminal of: starting it is what takes."""
+    root = tmp_path_factory.mktemp("runs")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         # Nothing listens on the discard port; the other takes connections and says nothing.
-        port = 9 if answers == "nobody" else silent.getsockname()[1]
-        address = {"SWANLAB_API_KEY": "a" * 21, "SWANLAB_API_HOST": f"http://127.0.0.1:{port}"}
-        said = in_a_process(tmp_path / "run", "success", {"mode": "online"}, **address)
+        nobody, never = (
+            {"SWANLAB_API_KEY": "a" * 21, "SWANLAB_API_HOST": f"http://127.0.0.1:{port}"}
+            for port in (9, silent.getsockname()[1])
+        )
+        team = {"project": "ours", "workspace": "team"}
+        kinds = {
+            "disabled": ("success", {"mode": "disabled"}, {}),
+            "without a key": ("success", {}, {}),
+            "nobody answers": ("success", {"mode": "online"}, nobody),
+            "never answers": ("success", {"mode": "online"}, never),
+            "unknown mode": ("success", {}, {"SWANLAB_MODE": "sideways"}),
+            "team given": ("success", {"mode": "offline", **team}, {}),
+            "team of the environment": (
+                *("success", {"mode": "offline"}),
+                {f"SWANLAB_{name.upper()}": value for name, value in team.items()},
+            ),
+            "no project": ("success", {"mode": "offline"}, {}),
+        }
+        if find_spec("swanboard") is not None:
+            local = {
+                "first": ("success", {"project": "ours"}, {}),
+                "second": ("crashed", {}, {"SWANLAB_PROJECT": "ours"}),
+                "third": ("aborted", {}, {"SWANLAB_PROJ_NAME": "ours"}),
+            }
+            for name, (outcome, given, variables) in local.items():
+                kinds[name] = (outcome, {"mode": "local", "experiment_name": name, **given}, variables)
+        folders = {
+            name: root / ("experiment" if value[1].get("mode") == "local" else name) for name, value in kinds.items()
+        }
+        words = json.dumps([(str(folders[name]), *value) for name, value in kinds.items()])
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SWANLAB")}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, words],
+            env={**environment, "HOME": str(root)},
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    said = done.stderr.split("=== run\n")[1:]
+    return {name: Run(text, folders[name] / "swanlab_logs") for name, text in zip(kinds, said, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["without a key", "nobody answers", "never answers"])
+def test_what_cannot_be_sent_is_kept_offline_with_one_sentence(runs, name):
+    said = runs[name].said
     assert said.count("SwanLab cannot be reached (") == 1
+    assert ("(there is no key; " in said) is (name == "without a key")
+    assert "can be sent with: swanlab sync" in said
+    assert "Traceback" not in said
     assert "[HTTP]" not in said
-    assert list((tmp_path / "run" / "swanlab_logs").glob("run-*/run-*.swanlab"))
+    assert runs[name].content
 
 
 def test_a_team_of_the_environment_is_part_of_the_configuration(monkeypatch):
@@ -142,35 +184,26 @@ def test_a_team_of_the_environment_is_part_of_the_configuration(monkeypatch):
         assert (swanlab.project, swanlab.workspace) == known
 
 
-def test_disabled_writes_nothing_and_an_unknown_mode_ends_nothing(tmp_path):
-    assert in_a_process(tmp_path / "run", "success", {"mode": "disabled"}) == ""
-    assert not (tmp_path / "run" / "swanlab_logs").exists()
-    said = in_a_process(tmp_path / "other", "success", {}, SWANLAB_MODE="sideways")
-    assert "SwanLab stopped recording (" in said
+def test_disabled_writes_nothing_and_an_unknown_mode_ends_nothing(runs):
+    assert runs["disabled"].said == ""
+    assert not runs["disabled"].logs.exists()
+    assert "SwanLab stopped recording (" in runs["unknown mode"].said
 
 
 def test_local_without_the_dashboard_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("loragen_train.training.tracking.find_spec", lambda name: None)
     with pytest.raises(LoragenTrainError, match=r"pip install 'loragen-train\[dashboard\]'"):
-        make_trackers(config("local"), tmp_path)
+        make_loggers(config("local"), tmp_path)
 
 
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory):
-    """Four runs in one folder, each ended otherwise, and the address of the dashboard that shows them."""
+def dashboard(runs):
+    """Reads from the dashboard that shows three runs of one folder, each ended otherwise."""
     pytest.importorskip("swanboard", reason="needs the extra 'dashboard'")
-    root = tmp_path_factory.mktemp("dashboard")
-    folder = root / "experiment"
-    for outcome, given, variables in (
-        ("success", {"project": "ours", "experiment_name": "first"}, {}),
-        ("crashed", {"experiment_name": "second"}, {"SWANLAB_PROJECT": "ours"}),
-        ("aborted", {"experiment_name": "third"}, {"SWANLAB_PROJ_NAME": "ours"}),
-    ):
-        in_a_process(folder, outcome, {"mode": "local", **given}, **variables)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    watch = [sys.executable, "-m", "swanlab", "watch", str(folder / "swanlab_logs"), "--port", str(port)]
+    watch = [sys.executable, "-m", "swanlab", "watch", str(runs["first"].logs), "--port", str(port)]
     server = subprocess.Popen(watch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def get(path: str) -> dict:
@@ -208,20 +241,11 @@ def test_the_local_dashboard_shows_runs_states_settings_and_curves(dashboard):
     ]
 
 
-def test_the_team_is_taken_from_the_configuration_or_the_environment(tmp_path):
-    for number, (given, variables) in enumerate(
-        [({"project": "ours", "workspace": "team"}, {}), ({}, {"SWANLAB_PROJECT": "ours", "SWANLAB_WORKSPACE": "team"})]
-    ):
-        folder = tmp_path / str(number)
-        in_a_process(folder, "success", {"mode": "offline", **given}, **variables)
-        (file,) = (folder / "swanlab_logs").glob("run-*/run-*.swanlab")
-        content = file.read_bytes()
-        assert b"ours" in content
-        assert b"team" in content
+@pytest.mark.parametrize("name", ["team given", "team of the environment"])
+def test_the_team_is_taken_from_the_configuration_or_the_environment(runs, name):
+    assert b"ours" in runs[name].content
+    assert b"team" in runs[name].content
 
 
-def test_a_default_project_is_named_after_the_experiment(tmp_path):
-    in_a_process(tmp_path / "run", "success", {"mode": "offline"})
-    (file,) = (tmp_path / "run" / "swanlab_logs").glob("run-*/run-*.swanlab")
-    assert b"loragen-zoo" in file.read_bytes()
-    assert replace(config(), name="other").name == "other"
+def test_a_default_project_is_named_after_the_experiment(runs):
+    assert b"loragen-zoo" in runs["no project"].content

@@ -9,7 +9,6 @@
                                     failed.txt                     why the training is not to be continued
 """
 
-import hashlib
 import logging
 import platform
 import subprocess
@@ -32,12 +31,15 @@ __all__ = [
     "LAST_CHECKPOINT",
     "check_unchanged",
     "describe_versions",
+    "differences",
     "find_unfinished",
     "locked",
     "make_experiment_folder",
     "mark_failed",
     "write_config",
 ]
+
+logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 FINAL_MODEL = Path("results") / "final_model"
@@ -49,9 +51,6 @@ _FREE_TO_CHANGE = (
     "training.num_workers",
     "training.checkpoint_every_n_steps",
 )
-
-logger = logging.getLogger(__name__)
-
 _PACKAGES = (
     "hyperconv",
     "lightning",
@@ -64,22 +63,18 @@ _PACKAGES = (
 
 
 def make_experiment_folder(output_dir: Path, name: str) -> Path:
-    """Make a folder that no other run has, even one started in the same second.
-
-    Raises:
-        LoragenTrainError: The folder cannot be made.
-    """
+    """Make a folder that no other run has, even one started in the same second."""
     stem = f"{name}_{datetime.now():%Y%m%d_%H%M%S}"
-    for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
-        folder = output_dir / (stem + suffix)
+    folder, number = output_dir / stem, 1
+    while True:
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
-            continue
+            number += 1
+            folder = output_dir / f"{stem}_{number}"
         except OSError as error:
             raise LoragenTrainError(f"{folder} cannot be made: {error.strerror}; choose another output_dir.") from error
-        return folder
-    raise LoragenTrainError(f"{output_dir} has a thousand experiments called {stem}; choose another name.")
 
 
 def write_config(folder: Path, config: FitConfig, provenance: dict[str, Any]) -> None:
@@ -91,20 +86,17 @@ def write_config(folder: Path, config: FitConfig, provenance: dict[str, Any]) ->
 
 def describe_versions() -> dict[str, str | None]:
     """The versions of what takes part in a training, and the git commit of the working folder, if it has one."""
-    versions: dict[str, str | None] = {package: version(package) for package in _PACKAGES}
-    return {**versions, "python": platform.python_version(), "git_commit": _git_commit()}
-
-
-def _git_commit() -> str | None:
     words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+        commit = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        return None
+        commit = None
+    versions = {package: version(package) for package in _PACKAGES}
+    return {**versions, "python": platform.python_version(), "git_commit": commit}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Name what two provenances differ in, key by key.
+    """Name what two nested mappings differ in, key by key.
 
     Example:
         >>> differences({"versions": {"torch": "2.12", "python": "3.11"}}, {"versions": {"torch": "2.13"}})
@@ -118,11 +110,6 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         elif old != new:
             found.append(f"{prefix}{key} was {old} and is {new}")
     return found
-
-
-def digest(texts: list[str]) -> str:
-    """SHA-256 over several texts."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 @contextmanager
@@ -152,48 +139,37 @@ def mark_failed(folder: Path, reason: str) -> None:
 
 
 def find_unfinished(resume: str, output_dir: Path, name: str) -> Path | None:
-    """Return the experiment folder that ``--resume`` means, or None where ``auto`` finds none to continue.
+    """Return the experiment folder that ``--resume`` means.
 
-    Args:
-        resume: ``auto`` for the newest experiment of this name that has a checkpoint, no final model and did not fail,
-            or the path of an experiment folder or of its last.ckpt.
-        output_dir: Where experiments are.
-        name: Name of the experiment.
+    ``auto`` means the newest experiment of this name that has a checkpoint, no final model and did not fail, or None;
+    anything else is the path of an experiment folder or of its last.ckpt.
 
     Raises:
         LoragenTrainError: The path holds no checkpoint, or its run is finished, or has failed.
     """
     if resume == "auto":
         folders = sorted(output_dir.glob(f"{name}_????????_??????*"), reverse=True)
-        return next((folder for folder in folders if _is_unfinished(folder)), None)
+        return next((folder for folder in folders if _why_not_to_continue(folder) is None), None)
     path = Path(resume)
     folder = path.parent.parent if path.is_file() else path
-    if not (folder / LAST_CHECKPOINT).is_file():
-        raise LoragenTrainError(f"--resume {resume} holds no {LAST_CHECKPOINT}; give an experiment folder or auto.")
-    if (folder / FINAL_MODEL).is_dir():
-        raise LoragenTrainError(f"--resume {resume}: this experiment is finished; its model is {folder / FINAL_MODEL}.")
-    if (folder / _FAILED).is_file():
-        reason = (folder / _FAILED).read_text(encoding="utf-8").strip()
-        raise LoragenTrainError(f"--resume {resume}: this experiment has failed: {reason} Start a new one.")
+    if (reason := _why_not_to_continue(folder)) is not None:
+        raise LoragenTrainError(f"--resume {resume}{reason}")
     return folder
 
 
-def _is_unfinished(folder: Path) -> bool:
-    finished = (folder / FINAL_MODEL).is_dir() or (folder / _FAILED).is_file()
-    return (folder / LAST_CHECKPOINT).is_file() and not finished
+def _why_not_to_continue(folder: Path) -> str | None:
+    if not (folder / LAST_CHECKPOINT).is_file():
+        return f" holds no {LAST_CHECKPOINT}; give an experiment folder or auto."
+    if (folder / FINAL_MODEL).is_dir():
+        return f": this experiment is finished; its model is {folder / FINAL_MODEL}."
+    if (folder / _FAILED).is_file():
+        reason = (folder / _FAILED).read_text(encoding="utf-8").strip()
+        return f": this experiment has failed: {reason} Start a new one."
+    return None
 
 
 def check_unchanged(config: FitConfig, folder: Path, *, refuse: bool) -> None:
-    """Compare the configuration with the one that the experiment was begun with.
-
-    Args:
-        config: The configuration to continue with.
-        folder: The experiment.
-        refuse: True: a difference is an error; False: it is a warning.
-
-    Raises:
-        LoragenTrainError: The experiment's config.yaml cannot be read; or something differs.
-    """
+    """Refuse, or warn of, what differs from the configuration that the experiment was begun with."""
     try:
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

@@ -1,11 +1,8 @@
-"""Writes what ``loragen-train report`` shows: PNG files, and one HTML page that needs nothing but itself.
-
-The pictures are in the page as base64; it loads nothing, and its content policy forbids it to. Every name that comes
-from a file is escaped.
-"""
+"""Writes what ``loragen-train report`` shows: PNG files, and one HTML page that needs nothing but itself."""
 
 import base64
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from loragen_train.experiments.reader import Experiment, read_experiments
 
 __all__ = ["write_report"]
 
+# It loads nothing, and is forbidden to.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 82rem; padding: 0 1rem; color: #222; }
@@ -89,17 +87,26 @@ def _page(experiments: Sequence[Experiment], pictures: Sequence[Picture]) -> str
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        *_missing(experiments),
-        "<h2>Last values (least to largest)</h2>",
-        _metric_table(experiments),
     ]
+    missing = [f"{experiment.name}: {sentence}" for experiment in experiments for sentence in experiment.missing]
+    if missing:
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in missing)
+        parts.append(f'<div class="missing"><p>Not everything is there:</p><ul>{items}</ul></div>')
+    parts += ["<h2>Last values (least to largest)</h2>", _metric_table(experiments)]
     for section, heading in _SECTIONS.items():
-        chosen = [picture for picture in pictures if picture.section == section]
+        chosen = [_figure(picture) for picture in pictures if picture.section == section]
         if chosen:
-            parts += [f"<h2>{heading}</h2>", '<div class="pictures">', *map(_figure, chosen), "</div>"]
+            parts += [f"<h2>{heading}</h2>", '<div class="pictures">', *chosen, "</div>"]
         if section == "modules":
-            parts += _worst_modules(experiments)
-    parts += _configurations(experiments)
+            parts += [_worst_modules(experiment) for experiment in experiments if experiment.modules]
+    parts.append("<h2>Configurations</h2>")
+    if len(experiments) > 1:
+        parts += ["<p>Where they differ:</p>", _differences(experiments)]
+    parts += [
+        _details(experiment.name, f"<pre>{escape(experiment.config_text)}</pre>")
+        for experiment in experiments
+        if experiment.config_text
+    ]
     return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -108,69 +115,42 @@ def _figure(picture: Picture) -> str:
     return f'<figure><img alt="{escape(picture.title)}" src="data:image/png;base64,{content}"></figure>'
 
 
-def _missing(experiments: Iterable[Experiment]) -> list[str]:
-    items = [
-        f"<li>{escape(experiment.name)}: {escape(sentence)}</li>"
-        for experiment in experiments
-        for sentence in experiment.missing
-    ]
-    return ['<div class="missing"><p>Not everything is there:</p><ul>', *items, "</ul></div>"] if items else []
-
-
 def _metric_table(experiments: Sequence[Experiment]) -> str:
-    names = dict.fromkeys(name for experiment in experiments for name in experiment.metrics)
-    rows = []
-    for name in names:
-        cells = [name]
-        for experiment in experiments:
-            series = experiment.metrics.get(name)
-            if series is None:
-                cells.append("–")
-            else:
-                least, largest = min(series.values), max(series.values)
-                cells.append(f"{series.values[-1]:.5g} ({least:.5g} to {largest:.5g})")
-        rows.append(cells)
-    return _table(["metric", *(experiment.name for experiment in experiments)], rows)
+    def cell(values: list[float]) -> str:
+        return f"{values[-1]:.5g} ({min(values):.5g} to {max(values):.5g})"
+
+    shown = [{name: cell(series.values) for name, series in one.metrics.items()} for one in experiments]
+    return _side_by_side("metric", experiments, shown)
 
 
-def _worst_modules(experiments: Iterable[Experiment]) -> list[str]:
-    parts = []
-    for experiment in experiments:
-        if not experiment.modules:
-            continue
-        worst = sorted(experiment.modules, key=lambda row: row.relative_error, reverse=True)[:_NUM_WORST]
-        rows = [
-            [row.module, *(f"{value:.4g}" for value in (row.relative_error, row.cosine, row.mae, row.rmse))]
-            for row in worst
-        ]
-        parts += [
-            f"<details><summary>{escape(experiment.name)}: the modules of the largest relative error</summary>",
-            _table(["module", "relative error", "cosine of ΔW", "MAE", "RMSE"], rows),
-            "</details>",
-        ]
-    return parts
+def _differences(experiments: Sequence[Experiment]) -> str:
+    configs = [experiment.config for experiment in experiments]
+    keys = {key for config in configs for key in config if len({other.get(key) for other in configs}) > 1}
+    shown = [{key: value for key, value in config.items() if key in keys} for config in configs]
+    return _side_by_side("key", experiments, shown)
 
 
-def _configurations(experiments: Sequence[Experiment]) -> list[str]:
-    parts = ["<h2>Configurations</h2>"]
-    if len(experiments) > 1:
-        keys = dict.fromkeys(key for experiment in experiments for key in experiment.config)
-        rows = [[key, *(experiment.config.get(key, "–") for experiment in experiments)] for key in keys]
-        different = [row for row in rows if len(set(row[1:])) > 1]
-        if different:
-            parts += ["<p>Where they differ:</p>", _table(["key", *(e.name for e in experiments)], different)]
-        else:
-            parts.append("<p>They do not differ.</p>")
-    for experiment in experiments:
-        if experiment.config_text:
-            parts.append(
-                f"<details><summary>{escape(experiment.name)}</summary><pre>{escape(experiment.config_text)}</pre>"
-                "</details>"
-            )
-    return parts
+def _side_by_side(head: str, experiments: Sequence[Experiment], columns: Sequence[dict[str, str]]) -> str:
+    keys = dict.fromkeys(key for column in columns for key in column)
+    rows = [[key, *(column.get(key, "–") for column in columns)] for key in keys]
+    return _table([head, *(experiment.name for experiment in experiments)], rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _worst_modules(experiment: Experiment) -> str:
+    keys = ("relative_error", "cosine", "mae", "rmse")
+    # What was not finite may be null in the file.
+    values = {row["module"]: [math.nan if row[key] is None else row[key] for key in keys] for row in experiment.modules}
+    worst = sorted(values, key=lambda module: values[module][0], reverse=True)[:_NUM_WORST]
+    rows = [[module, *(f"{value:.4g}" for value in values[module])] for module in worst]
+    table = _table(["module", "relative error", "cosine of ΔW", "MAE", "RMSE"], rows)
+    return _details(f"{experiment.name}: the modules of the largest relative error", table)
+
+
+def _details(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>"

@@ -1,5 +1,6 @@
 """Builds what a training needs from its configuration: zoo, prompts, condition, generator, pairs."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from hyperconv import HyperConvGenerator
 from loragen_infer import PromptEncoder
 
 from loragen_train.configs.fit import FitConfig
-from loragen_train.experiments.folder import describe_versions, digest
+from loragen_train.experiments.folder import describe_versions
 from loragen_train.prompts.table import TaskPrompts, read_prompts
 from loragen_train.training.condition import FrozenCondition, PromptTable, TrainedCondition
 from loragen_train.training.environment import default_device
@@ -45,13 +46,11 @@ class TrainingSetup:
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
-        tasks = {
-            task: {
-                "prompts": self.prompts.sha256(task),
-                "checkpoints": digest(self.zoo.content_hashes(task)),
-            }
-            for task in self.zoo.names
-        }
+        tasks = {}
+        for task in self.zoo.names:
+            checkpoints = "\n".join(self.zoo.content_hashes(task)).encode()
+            sha256 = hashlib.sha256(checkpoints).hexdigest()
+            tasks[task] = {"prompts": self.prompts.sha256(task), "checkpoints": sha256}
         return {"versions": describe_versions(), "layout": self.zoo.layout.fingerprint, "tasks": tasks}
 
 

@@ -15,28 +15,21 @@ _MEBIBYTE = 2**20
 
 
 class EpochProgress(Callback):
-    """One bar over all epochs: epochs of a small zoo are too short for a bar each."""
+    """One bar over all epochs, from where a resumed run goes on: epochs of a small zoo are too short for a bar each."""
 
-    def __init__(self) -> None:
-        self._bar: ProgressBar | None = None
+    _bar: ProgressBar | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar, from where a resumed run goes on."""
         if trainer.is_global_zero:
             self._bar = ProgressBar("fit", total=trainer.max_epochs or 0, unit="epoch", done=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count an epoch."""
-        shown = {
-            name: f"{trainer.callback_metrics[name].item():.4f}"
-            for name in ("train_loss", "val_loss")
-            if name in trainer.callback_metrics
-        }
+        metrics = trainer.callback_metrics
+        shown = {name: f"{metrics[name]:.4f}" for name in ("train_loss", "val_loss") if name in metrics}
         if self._bar is not None:
             self._bar.advance(**shown)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the bar as it stands, also after an interrupt."""
         if self._bar is not None:
             self._bar.close()
 
@@ -45,7 +38,7 @@ class ValidateLastEpoch(Callback):
     """Validates after the last epoch too, so that the last val_loss is of the final weights."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Make the last epoch one that is validated, also where a resumed run begins in the middle of it."""
+        # Not at the epoch's start: a resumed run may begin in the middle of the last epoch.
         if trainer.current_epoch == (trainer.max_epochs or 0) - 1:
             trainer.check_val_every_n_epoch = 1
 
@@ -65,24 +58,20 @@ class MachineUse(Callback):
         self._num_samples = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
         self._started = self._batch_ended = time.perf_counter()
         self._waited, self._num_samples = 0.0, 0
         self._process.cpu_percent()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """What passed since the last batch ended was waiting."""
         self._waited += time.perf_counter() - self._batch_ended
         self._num_samples += len(batch[0]) * trainer.world_size
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the time."""
         self._batch_ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's numbers."""
         # Validation, where there was one, lies after the last batch.
         seconds = max(self._batch_ended - self._started, 1e-9)
         values = {
@@ -90,9 +79,9 @@ class MachineUse(Callback):
             "data_wait_share": self._waited / seconds,
             "cpu_percent": self._process.cpu_percent(),
             "rss_mib": self._process.memory_info().rss / _MEBIBYTE,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
         }
         if pl_module.device.type == "cuda":
             values["gpu_percent"] = float(torch.cuda.utilization(pl_module.device))
             values["gpu_memory_mib"] = torch.cuda.max_memory_allocated(pl_module.device) / _MEBIBYTE
-        learning_rates = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
-        pl_module.log_dict({**values, **learning_rates}, rank_zero_only=True)
+        pl_module.log_dict(values, rank_zero_only=True)

@@ -1,4 +1,4 @@
-"""The loggers of a training: a CSV file always, TensorBoard and SwanLab as configured; none of them can end it.
+"""The loggers of a training: a CSV file always, TensorBoard and SwanLab as configured.
 
 SwanLab's own rules are kept (its settings, its variables, its key file) with four differences: it never asks at a
 prompt, a server that does not answer within three seconds is not waited for, what cannot be sent is kept in
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from swanlab import Settings
     from swanlab.integration.pytorch_lightning import SwanLabLogger
 
-__all__ = ["Outcome", "Tracker", "make_trackers", "tracked", "with_team_of_environment"]
+__all__ = ["Outcome", "SwanLab", "make_loggers", "tracked", "with_team_of_environment"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,74 +41,50 @@ _PATIENCE_SECONDS = 3
 Outcome = Literal["success", "aborted", "crashed"]
 
 
-class Tracker(Logger):
-    """A Lightning logger that warns once and falls silent when it fails, instead of ending the training.
+class SwanLab(Logger):
+    """SwanLab's Lightning logger, which warns once and falls silent when it fails, instead of ending the training.
 
     Args:
-        name: What warnings call it.
-        make: Makes the logger; called when it is first needed.
-        close: Closes it with the outcome of the training, where that is more than Lightning's finalize.
+        make: Makes SwanLab's logger; called when it is first needed.
     """
 
-    def __init__(
-        self,
-        name: str,
-        make: Callable[[], Logger],
-        close: Callable[[Logger, Outcome, str | None], None] | None = None,
-    ) -> None:
+    name = "SwanLab"
+    version = ""
+
+    def __init__(self, make: Callable[[], Logger]) -> None:
         super().__init__()
-        self._name, self._make, self._close = name, make, close
+        self._make = make
         self._logger: Logger | None = None
         self._failed = False
 
-    @property
-    def name(self) -> str:
-        """What warnings call it."""
-        return self._name
-
-    @property
-    def version(self) -> str:
-        """Nothing: an experiment's folder is version enough."""
-        return ""
-
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record values."""
         self._try(lambda made: made.log_metrics(dict(metrics), step))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Record the configuration."""
         self._try(lambda made: made.log_hyperparams(params))
 
-    def save(self) -> None:
-        """Write what is pending."""
-        self._try(lambda made: made.save())
-
-    def finalize(self, status: str) -> None:
-        """Write what is pending; closing waits for :meth:`close`, which knows the outcome better than Lightning."""
-        self.save()
-
     def close(self, outcome: Outcome, error: str | None = None) -> None:
-        """Close the tracker; nothing is recorded afterwards."""
+        """End SwanLab's run with the state that only the end of the training knows; nothing is recorded afterwards."""
+
         if self._logger is not None:
-            close = self._close
-            self._try(lambda made: close(made, outcome, error) if close is not None else made.finalize(outcome))
+            import swanlab
+
+            self._try(lambda _: swanlab.finish(state=outcome, error=error))
         self._failed = True
 
-    def _try(self, action: Callable[[Logger], Any]) -> Any:
+    def _try(self, action: Callable[[Logger], None]) -> None:
         if self._failed:
-            return None
+            return
         try:
             # Standard output is the command's result.
             with redirect_stdout(sys.stderr):
                 if self._logger is None:
                     self._logger = self._make()
-                return action(self._logger)
-        # A tracker is other people's code over a network: whatever it raises, the training is worth more.
+                action(self._logger)
+        # It is other people's code over a network: whatever it raises, the training is worth more.
         except Exception as error:  # noqa: BLE001
             self._failed = True
-            reason = " ".join(str(error).split()) or type(error).__name__
-            logger.warning("%s stopped recording (%s); the training goes on without it.", self._name, reason)
-            return None
+            logger.warning("SwanLab stopped recording (%s); the training goes on without it.", _reason(error))
 
 
 def with_team_of_environment(config: FitConfig) -> FitConfig:
@@ -123,60 +99,50 @@ def with_team_of_environment(config: FitConfig) -> FitConfig:
 
 
 @contextmanager
-def tracked(config: FitConfig, folder: Path, checkpoint: Path | None) -> Iterator[list[Tracker]]:
-    """Yield the trackers of a training, none in processes that do not write, and close them with the right state.
+def tracked(config: FitConfig, folder: Path, checkpoint: Path | None) -> Iterator[list[Logger]]:
+    """Yield the loggers of a training, none in processes that do not write; SwanLab is closed with the right state.
 
     Raises:
-        LoragenTrainError: The checkpoint that the training goes on from cannot be read, or as :func:`make_trackers`.
+        LoragenTrainError: The checkpoint that the training goes on from cannot be read, or as :func:`make_loggers`.
     """
     if not is_first_process():
         yield []
         return
-    trackers = make_trackers(config, folder, step_of(checkpoint) if checkpoint is not None else 0)
+    loggers = make_loggers(config, folder, step_of(checkpoint) if checkpoint is not None else 0)
     outcome: tuple[Outcome, str | None] = ("success", None)
-    with _hidden("SWANLAB_PROJECT"):
-        for tracker in trackers:
-            tracker.log_hyperparams(replace(config, provenance=None).record())
-        try:
-            yield trackers
-        except (Interrupted, KeyboardInterrupt) as stop:
-            outcome = ("aborted", str(stop) or "stopped by SIGINT")
-            logger.info("Go on with: --resume %s.", folder)
-            raise
-        except BaseException as error:
-            outcome = ("crashed", str(error) or type(error).__name__)
-            raise
-        finally:
-            for tracker in trackers:
-                tracker.close(*outcome)
-
-
-@contextmanager
-def _hidden(variable: str) -> Iterator[None]:
-    """Take a variable out of the environment: SwanLab 0.10 reads this one as a section of its settings, and fails."""
-    value = os.environ.pop(variable, None)
+    # SwanLab 0.10 reads this variable as a section of its settings, and fails.
+    project = os.environ.pop("SWANLAB_PROJECT", None)
     try:
-        yield
+        for made in loggers:
+            made.log_hyperparams(replace(config, provenance=None).record())
+        yield loggers
+    except (Interrupted, KeyboardInterrupt) as stop:
+        outcome = ("aborted", str(stop) or "stopped by SIGINT")
+        logger.info("Go on with: --resume %s.", folder)
+        raise
+    except BaseException as error:
+        outcome = ("crashed", str(error) or type(error).__name__)
+        raise
     finally:
-        if value is not None:
-            os.environ[variable] = value
+        for made in loggers:
+            if isinstance(made, SwanLab):
+                made.close(*outcome)
+        if project is not None:
+            os.environ["SWANLAB_PROJECT"] = project
 
 
-def make_trackers(config: FitConfig, folder: Path, resumed_step: int = 0) -> list[Tracker]:
-    """Return the trackers that ``config`` asks for, which write below ``folder``.
+def make_loggers(config: FitConfig, folder: Path, resumed_step: int = 0) -> list[Logger]:
+    """Return the loggers that ``config`` asks for, which write below ``folder``.
 
-    Args:
-        config: The configuration, which they record too.
-        folder: The experiment's folder.
-        resumed_step: What an earlier run of the experiment recorded after this step is dropped.
+    What an earlier run of the experiment recorded after ``resumed_step`` is dropped.
 
     Raises:
         LoragenTrainError: The mode is local, and the dashboard's package is missing.
     """
-    trackers = [Tracker("The CSV log", lambda: _csv(folder, resumed_step))]
+    loggers: list[Logger] = [_csv(folder, resumed_step)]
     if config.logging.tensorboard:
-        options: dict[str, Any] = {"name": "", "version": "tensorboard_logs", "purge_step": resumed_step or None}
-        trackers.append(Tracker("TensorBoard", lambda: TensorBoardLogger(folder, **options)))
+        options: dict[str, Any] = {"purge_step": resumed_step or None}
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard_logs", **options))
     mode = _swanlab_mode(config.logging.swanlab)
     if mode == "local" and find_spec("swanboard") is None:
         raise LoragenTrainError(
@@ -184,11 +150,11 @@ def make_trackers(config: FitConfig, folder: Path, resumed_step: int = 0) -> lis
             "pip install 'loragen-train[dashboard]'."
         )
     if mode != "disabled":
-        trackers.append(Tracker("SwanLab", lambda: _swanlab(config, mode, folder), _finish_swanlab))
-    return trackers
+        loggers.append(SwanLab(lambda: _swanlab(config, mode, folder)))
+    return loggers
 
 
-def _csv(folder: Path, resumed_step: int) -> Logger:
+def _csv(folder: Path, resumed_step: int) -> CSVLogger:
     file = folder / "csv_logs" / "metrics.csv"
     rows = []
     if file.is_file():
@@ -204,9 +170,7 @@ def _csv(folder: Path, resumed_step: int) -> Logger:
 
 
 def _swanlab_mode(config: SwanLabConfig) -> str:
-    if config.mode != "auto":
-        return config.mode
-    mode = os.environ.get("SWANLAB_MODE", "online")
+    mode = os.environ.get("SWANLAB_MODE", "online") if config.mode == "auto" else config.mode
     return "online" if mode == "cloud" else mode
 
 
@@ -218,36 +182,32 @@ def _swanlab(config: FitConfig, mode: str, folder: Path) -> "SwanLabLogger":
     # Nothing is asked, and what is printed stays where the user sees it.
     settings = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
     given, logs = config.logging.swanlab, folder / "swanlab_logs"
-    options: dict[str, Any] = {
-        "project": given.project or settings.project.name or f"loragen-{config.name}",
-        "workspace": given.workspace or settings.project.workspace,
-        "experiment_name": given.experiment_name or settings.experiment.name or folder.name,
-        "log_dir": str(logs),
-        "save_dir": str(folder),
-        "settings": settings,
-    }
-    made = SwanLabLogger(mode=mode, **options)
-    if mode != "online":
+
+    def make(mode: str) -> "SwanLabLogger":
+        made = SwanLabLogger(
+            project=given.project or settings.project.name or f"loragen-{config.name}",
+            workspace=given.workspace or settings.project.workspace,
+            experiment_name=given.experiment_name or settings.experiment.name or folder.name,
+            log_dir=str(logs),
+            save_dir=folder,
+            settings=settings,
+            mode=mode,
+        )
+        _ = made.experiment
         return made
+
+    if mode != "online":
+        return make(mode)
     try:
         _check_reachable(settings)
-        _ = made.experiment
+        return make("online")
     # No key, no network, a server that answers nonsense: SwanLab has no common base for them.
     except Exception as error:  # noqa: BLE001
-        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
-        sentence = (
-            "SwanLab cannot be reached (%s); the run is recorded offline in %s and can be sent with: swanlab sync."
+        logger.warning(
+            "SwanLab cannot be reached (%s); the run is recorded offline in %s and can be sent with: swanlab sync.",
+            *(_reason(error), logs),
         )
-        logger.warning(sentence, reason, logs)
-        made = SwanLabLogger(mode="offline", **options)
-    return made
-
-
-def _finish_swanlab(_made: Logger, outcome: Outcome, error: str | None) -> None:
-    """End SwanLab's run with the right state."""
-    import swanlab
-
-    swanlab.finish(state=outcome, error=None if outcome == "success" else error)
+        return make("offline")
 
 
 def _check_reachable(settings: "Settings") -> None:
@@ -255,18 +215,22 @@ def _check_reachable(settings: "Settings") -> None:
 
     SwanLab itself asks five times, with a line each, before it gives up.
     """
+    import requests
+
     if settings.api_key is None:
         raise ConnectionError("there is no key; swanlab login stores one")
     answered = threading.Event()
 
     def ask() -> None:
-        # A proxy counts, as for SwanLab. Not even looking up the name may take longer, so nobody waits for this thread.
         with suppress(requests.RequestException):
             requests.get(settings.api_host, timeout=_PATIENCE_SECONDS, stream=True).close()
             answered.set()
 
-    import requests
-
+    # In a thread that nobody waits for: looking up a name knows no timeout.
     threading.Thread(target=ask, daemon=True).start()
     if not answered.wait(_PATIENCE_SECONDS):
         raise ConnectionError(f"{settings.api_host} does not answer")
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
