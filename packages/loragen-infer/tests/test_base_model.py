@@ -32,7 +32,9 @@ def test_a_model_comes_in_its_own_dtype_or_in_the_one_asked_for(zoo, make, tmp_p
 
 def test_a_device_map_places_the_model(zoo):
     model, _ = load_base_model(str(zoo.model), device_map={"": "cpu"})
-    assert model.hf_device_map == {"": "cpu"}
+    assert model.device.type == "cpu"
+    with pytest.raises(LoragenInferError, match=r"cannot be loaded: .*nonsense"):
+        load_base_model(str(zoo.model), device_map="nonsense")
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_token(llama, make, tmp_path):
@@ -101,6 +103,15 @@ def test_a_gguf_file_that_is_none_is_named(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"not GGUF")
     with pytest.raises(LoragenInferError, match=r"The base model '.*x\.gguf' .* cannot be loaded: "):
         load_base_model(str(tmp_path / "x.gguf"))
+
+
+def test_memory_that_runs_out_is_said_in_plain_words(zoo, monkeypatch):
+    def full(*_arguments, **_options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(LoragenInferError, match="cannot be loaded: there is not enough memory for it"):
+        load_base_model(str(zoo.model))
 
 
 def test_a_device_that_is_not_there_is_named(zoo):

@@ -31,7 +31,7 @@ def copy(zoo, tmp_path) -> Path:
 
 
 def test_it_says_what_the_checkpoints_hold(zoo):
-    content = analyze_zoo(zoo, token_dim=16, max_tokens=60).to_json()
+    content = analyze_zoo(zoo, token_dim=16, max_tokens=60)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert [task["name"] for task in content["tasks"]] == ["capitals", "spelling", "sums"]
     assert [task["num_checkpoints"] for task in content["tasks"]] == [3, 3, 3]
@@ -52,7 +52,7 @@ def test_it_says_what_the_checkpoints_hold(zoo):
 
 
 def test_the_spread_is_the_standard_deviation_of_the_positions(zoo):
-    spread = analyze_zoo(zoo, token_dim=20).spread
+    spread = analyze_zoo(zoo, token_dim=20)["spread"]
     values = torch.stack(
         [torch.cat([tensor.flatten() for tensor in read_adapter(path).tensors.values()]) for path in zoo.glob("*/*")]
     ).double()
@@ -66,21 +66,21 @@ def test_the_spread_is_the_standard_deviation_of_the_positions(zoo):
 
 def test_cosines_of_checkpoints_and_of_tasks(zoo):
     analysis = analyze_zoo(zoo)
-    adapters = [read_adapter(found.path) for found in analysis.checkpoints]
+    adapters = [read_adapter(found["path"]) for found in analysis["checkpoints"]]
     deltas = np.stack([np.concatenate([a.delta_weight(m).double().ravel() for m in a.modules]) for a in adapters])
     units = deltas / np.linalg.norm(deltas, axis=1, keepdims=True)
-    np.testing.assert_allclose(analysis.cosine, units @ units.T, atol=1e-6)
+    np.testing.assert_allclose(analysis["cosine"], units @ units.T, atol=1e-6)
     means = deltas.reshape(3, 3, -1).mean(axis=1)
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    np.testing.assert_allclose(analysis.task_cosine, means @ means.T, atol=1e-6)
-    assert min(task.cosine_within for task in analysis.tasks) > 0.9
+    np.testing.assert_allclose(analysis["task_cosine"], means @ means.T, atol=1e-6)
+    assert min(task["cosine_within"] for task in analysis["tasks"]) > 0.9
 
 
 def test_what_does_not_fit_says_what_would(zoo):
     analysis = analyze_zoo(zoo, token_dim=16, max_tokens=41)
-    assert not analysis.layouts[0]["fits"]
+    assert not analysis["layouts"][0]["fits"]
     assert "does not fit 41; give --max-tokens 42 or auto" in as_text(analysis)
-    assert analyze_zoo(zoo, token_dim=16, max_tokens="auto").layouts[0]["fits"]
+    assert analyze_zoo(zoo, token_dim=16, max_tokens="auto")["layouts"][0]["fits"]
 
 
 def test_broken_files_are_named_and_stop_nothing(copy):
@@ -93,13 +93,13 @@ def test_broken_files_are_named_and_stop_nothing(copy):
     (copy / "capitals" / "checkpoint-3" / "adapter_config.json").write_text("{")
     (copy / "spelling" / "notes.pt").write_text("not a checkpoint")
     analysis = analyze_zoo(copy)
-    assert len(analysis.checkpoints) == 6
-    broken = {str(Path(path).relative_to(copy)): why for path, why in analysis.broken.items()}
+    assert len(analysis["checkpoints"]) == 6
+    broken = {str(Path(path).relative_to(copy)): why for path, why in analysis["broken"].items()}
     assert sorted(broken) == ["capitals/checkpoint-3", "spelling/notes.pt", "sums/checkpoint-1", "sums/checkpoint-2"]
     assert "holds 1 value of NaN or Inf" in broken["sums/checkpoint-2"]
     text = as_text(analysis)
     assert "Broken: 4" in text
-    for path in analysis.broken:
+    for path in analysis["broken"]:
         assert path in text
 
 
@@ -120,10 +120,12 @@ def test_outliers_and_other_layouts_are_told(copy, make):
     write_adapter(type(adapter)(config=adapter.config, tensors=scaled), strange)
     write_adapter(make.adapter(seed=1, r=3), copy / "other rank")
     analysis = analyze_zoo(copy)
-    (odd,) = (found for found in analysis.checkpoints if any("its norm is" in reason for reason in found.outlier))
-    assert odd.path == str(strange)
-    assert [layout["num_checkpoints"] for layout in analysis.layouts] == [10, 1]
-    assert next(found.task for found in analysis.checkpoints if found.path.endswith("other rank")) == "adapters"
+    (odd,) = (found for found in analysis["checkpoints"] if any("its norm is" in reason for reason in found["outlier"]))
+    assert odd["path"] == str(strange)
+    assert [layout["num_checkpoints"] for layout in analysis["layouts"]] == [10, 1]
+    assert (
+        next(found["task"] for found in analysis["checkpoints"] if found["path"].endswith("other rank")) == "adapters"
+    )
     assert "cannot be trained on together" in as_text(analysis)
 
 
@@ -132,7 +134,7 @@ def test_outliers_and_other_layouts_are_told(copy, make):
 )
 def test_a_task_is_the_folder_of_its_checkpoints(zoo, where, tasks):
     analysis = analyze_zoo(zoo / where)
-    assert {task.name for task in analysis.tasks} == tasks
+    assert {task["name"] for task in analysis["tasks"]} == tasks
     assert as_text(analysis)
 
 

@@ -262,7 +262,7 @@ def test_the_loss_curves_are_drawn(zoo, config):
     assert picture.is_file()
 
 
-@pytest.mark.parametrize("content", ["[]", '{"settings": 3}', "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("content", ['{"settings": 3}', "[" * 100_000, "\x00"])
 @pytest.mark.parametrize("record", ["adapters/sums/training.json", "initial_adapter/settings.json"])
 def test_a_damaged_record_is_one_sentence(zoo, config, tmp_path, record, content):
     copy = Path(shutil.copytree(zoo.root, tmp_path / "zoo"))
@@ -394,4 +394,4 @@ def test_too_few_samples_say_which_keys_to_lower_and_duplicates_are_counted(conf
         collect(config)
     with caplog.at_level("INFO"):
         collect(replace(config, tasks=[replace(task, num_train=2, held_out=True)]))
-    assert "task: not used: 1 duplicate." in caplog.text
+    assert "task: 3 samples; not used: 1 duplicate." in caplog.text

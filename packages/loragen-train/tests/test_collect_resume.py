@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from loragen_infer import LoragenInferError
 from loragen_train import LoragenTrainError
 from loragen_train.configs.collect import CollectConfig
 from loragen_train.zoo.collect import collect
+from transformers import Trainer
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -51,6 +53,11 @@ def run_collect(config: CollectConfig, *, code: str = "") -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
     words = [sys.executable, "-c", start, str(file)]
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stopped_at_its_end(self, *args, train=Trainer._inner_training_loop, **kwargs):
+    train(self, *args, **kwargs)
+    raise KeyboardInterrupt
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -92,7 +99,6 @@ def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(zoo, confi
     half = tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-10"
     half.mkdir(exist_ok=True)
     (half / "adapter_model.safetensors").write_bytes(b"half")
-    (half / "work.json").write_text("{")
 
     process = run_collect(config)
     out, said = process.communicate(timeout=120)
@@ -119,7 +125,7 @@ def test_an_interrupted_task_of_other_settings_starts_over(zoo, config, tmp_path
 def test_a_training_that_was_stopped_just_before_its_end_is_only_put_in_place(zoo, config, tmp_path, monkeypatch):
     config = with_output(config, tmp_path, tasks=config.tasks[:1])
     with monkeypatch.context() as patch:
-        patch.setattr("loragen_train.zoo.collect._measured", lambda trained: 1 / 0)
+        patch.setattr("loragen_train.zoo.collect.checkpoints_of", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             collect(config)
     assert list((tmp_path / "adapters").iterdir()) == []
@@ -127,7 +133,7 @@ def test_a_training_that_was_stopped_just_before_its_end_is_only_put_in_place(zo
     def fail(*args, **kwargs):
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr("transformers.Trainer.train", fail)
+    monkeypatch.setattr("transformers.Trainer.training_step", fail)
     (folder,) = collect(config)
     assert weights(folder) == weights(zoo.root / "adapters" / "sums")
     record = json.loads((folder / "training.json").read_text())
@@ -135,12 +141,24 @@ def test_a_training_that_was_stopped_just_before_its_end_is_only_put_in_place(zo
     assert record["seconds"] >= 0
 
 
+def test_a_training_that_diverged_just_before_a_stop_is_refused_after_it(config, tmp_path, monkeypatch):
+    training = replace(config.training, learning_rate=3e38)
+    config = with_output(config, tmp_path, tasks=config.tasks[:1], training=training)
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.Trainer._inner_training_loop", stopped_at_its_end)
+        with pytest.raises(KeyboardInterrupt):
+            collect(config)
+    with pytest.raises(LoragenTrainError, match=r"^The training of sums diverged"):
+        collect(config)
+    assert not (tmp_path / "adapters").exists()
+
+
 def test_a_second_process_says_that_the_zoo_is_taken(config, tmp_path, make):
     config = with_output(config, tmp_path / "zoo")
     process = run_collect(config, code=SLOW)
     try:
         wait_for(tmp_path / "zoo" / "unfinished" / "sums", process)
-        with pytest.raises(LoragenTrainError, match=r"^Another process is collecting into .*zoo; wait for it, or"):
+        with pytest.raises(LoragenInferError, match=r"^Another process is collecting into .*zoo; wait for it, or"):
             collect(config)
     finally:
         process.kill()

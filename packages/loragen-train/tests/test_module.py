@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hyperconv import GeneratorConfig, HyperConvGenerator
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import TokenLayout, TokenStats
 from loragen_train import LoragenTrainError
@@ -114,6 +114,7 @@ def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_change
     assert logged["val_rmse"] == pytest.approx(logged["val_mse"] ** 0.5, rel=1e-5)
 
 
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=5), num_repeats=st.integers(0, 2))
 def test_the_metrics_of_an_epoch_do_not_depend_on_its_batches_and_repeats_do_not_count(build, sizes, num_repeats):
     module, total = build(), sum(sizes)

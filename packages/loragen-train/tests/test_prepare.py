@@ -11,28 +11,41 @@ import reasoning_gym
 from hypothesis import given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
-from loragen_infer.samples import prompt_hash
+from loragen_infer.samples import Example, prompt_hash
 from loragen_train import LoragenTrainError
 from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.prompts import combine as combining
 from loragen_train.prompts.combine import combine
+from loragen_train.prompts.sources import Samples, Source
 
-# Few different prompts, so that copies are common.
-PROMPTS = st.lists(st.sampled_from([f"sample {number}?" for number in range(30)]), min_size=0, max_size=60)
+# At least two prompts of seven different samples, and many copies among them.
+SAMPLES = [f"sample {number}?" for number in range(30)]
+PROMPTS = st.lists(st.sampled_from(SAMPLES), max_size=46).flatmap(lambda more: st.permutations(SAMPLES[:14] + more))
 NAMES = ("sums", "spelling", "capitals")
+
+
+def samples_of(task: str, prompts: list[str]) -> Samples:
+    first = {
+        place: Example(prompt=text, response="") for place, text in enumerate(prompts) if prompts.index(text) == place
+    }
+    source = Source(location="x.jsonl", task=task)
+    return Samples(source=source, by_place=first, num_duplicates=len(prompts) - len(first), num_left_out=0)
 
 
 def prepare(sources, folder: Path, *, overwrite: bool = False, **settings: object) -> dict:
     return combining.prepare(sources, PrepareConfig(output_dir=str(folder), **settings), overwrite=overwrite)
 
 
-@given(prompts=PROMPTS, size=st.integers(1, 7), seed=st.integers())
-def test_a_sample_is_in_one_combination_only_and_its_ids_point_at_it(prompts, size, seed):
-    rows = combine("task", prompts, samples_per_prompt=size, seed=seed)
-    used = [prompts[index] for row in rows for index in row.sample_ids]
-    assert max(Counter(used).values(), default=1) == 1
-    assert len(rows) == len(set(prompts)) // size
-    for row in rows:
+@given(prompts=PROMPTS, size=st.integers(1, 7), share=st.floats(0.01, 0.99), seed=st.integers())
+def test_a_sample_is_in_one_combination_only_and_its_ids_point_at_it(prompts, size, share, seed):
+    samples = samples_of("task", prompts)
+    train, val = combine(samples, size, val_share=share, seed=seed)
+    assert train
+    assert val
+    used = [prompts[index] for row in train + val for index in row.sample_ids]
+    assert max(Counter(used).values()) == 1
+    assert len(train) + len(val) == len(set(prompts)) // size
+    for row in train + val:
         assert len(row.sample_ids) == size
         assert row.prompt == "\n\n".join(prompts[index] for index in row.sample_ids)
         assert row.sample_ids == [prompts.index(prompts[index]) for index in row.sample_ids]
@@ -99,7 +112,7 @@ def test_a_task_does_not_depend_on_the_others(tmp_path, make, questions):
 
 
 def test_two_tasks_of_equal_samples_are_combined_differently(make, questions):
-    one, other = (combine(name, questions["sums"], samples_per_prompt=4, seed=0) for name in ("a", "b"))
+    one, other = (combine(samples_of(name, questions["sums"]), 4, val_share=0.1, seed=0)[0] for name in ("a", "b"))
     assert [row.sample_ids for row in one] != [row.sample_ids for row in other]
 
 
@@ -306,8 +319,8 @@ def test_what_is_not_used_is_counted_in_words(tmp_path, make, capsys):
     words = ["prepare", "--source", str(source), "--output-dir", str(tmp_path / "data"), "--samples-per-prompt", "4"]
     assert make.cli(*words) == 0
     assert capsys.readouterr().out == (
-        "task: 9 samples, 1 train prompt and 1 validation prompt; not used: 2 duplicates, 1 test example of the zoo, "
-        "1 left over\n"
+        "task: 9 samples, 1 train prompt and 1 validation prompt; not used: 2 duplicates, 1 test example, "
+        "1 left-over sample\n"
     )
 
 

@@ -51,7 +51,7 @@ def test_what_is_not_used_of_a_tasks_own_samples_is_counted(tmp_path, make, capl
     data = DataConfig(tasks=[TaskConfig(name="sums", checkpoint_dir="x", prompts=str(file))])
     with caplog.at_level("INFO"):
         read_prompts(data, seed=0)
-    assert "sums: 9 samples; not used: 1 duplicate, 1 left over." in caplog.text
+    assert "sums: 9 samples; not used: 1 duplicate, 1 left-over sample." in caplog.text
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -73,19 +73,19 @@ def test_a_task_in_one_file_only_is_named(prepared):
 
 
 def test_a_task_without_prompts_is_named(prepared):
-    with pytest.raises(LoragenTrainError, match=r"The task 'c' of data\.tasks has no prompts in .* \(which has a, b\)"):
+    with pytest.raises(LoragenTrainError, match=r"^The prompts in .* are of a, b, and not of 'c'; prepare"):
         read_prompts(config(prepared(ROWS), "a", "b", "c"), seed=0)
 
 
 def test_prompts_without_a_task_are_named(prepared):
-    with pytest.raises(LoragenTrainError, match=r"have a task 'b' that data\.tasks \(with a\) has no checkpoints for"):
+    with pytest.raises(LoragenTrainError, match=r"are of a, b, but data\.tasks does not have 'b'; add it"):
         read_prompts(config(prepared(ROWS), "a"), seed=0)
 
 
 def test_one_folder_is_the_one_task_of_the_prompts(prepared):
     folder = prepared(ROWS[::2])
     assert list(read_prompts(DataConfig(prompts_dir=folder, checkpoint_dir="x"), seed=0).train) == ["a"]
-    with pytest.raises(LoragenTrainError, match=r"checkpoint_dir is one task's, .* of 2 \(a, b\); list them under"):
+    with pytest.raises(LoragenTrainError, match=r"are of a, b, but .*checkpoint_dir is one task's; list them"):
         read_prompts(DataConfig(prompts_dir=prepared(ROWS), checkpoint_dir="x"), seed=0)
 
 

@@ -224,7 +224,7 @@ def test_a_changed_configuration_is_refused_under_auto_and_a_warning_for_a_folde
     caplog.clear()
     # What decides nothing of the result may change.
     assert fit(replace(changed, data=replace(config.data, cache_tokenized=False)), resume=str(folder)) == folder
-    assert [record.message for record in caplog.records if "changed" in record.message] == [
+    assert [record.message for record in caplog.records if "Resuming with" in record.message] == [
         f"Resuming with a changed configuration: {difference}."
     ]
 

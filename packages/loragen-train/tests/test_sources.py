@@ -77,7 +77,7 @@ def test_an_unknown_generator_is_an_error_with_the_nearest():
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(LoragenTrainError, match=r"needs reasoning-gym; install it with: pip install 'loragen-train\["):
+    with pytest.raises(LoragenTrainError, match=r"needs reasoning-gym \(.*\); install it with: pip"):
         load_samples(Source(location="reasoning-gym:gcd"), num_samples=1, seed=0)
 
 
@@ -179,7 +179,6 @@ def test_a_data_set_is_read_by_configuration_and_split(local_dataset):
     assert prompts("easy", "test") == ["4?", "5?"]
     assert prompts("hard", "train") == ["2?", "3?", "4?"]
     assert prompts("hard", "train[:2]") == ["2?", "3?"]
-    assert Source(location=f"hf:{local_dataset}/easy").task_name == "easy"
 
 
 def test_a_folder_of_files_is_a_data_set(tmp_path, make, hub_cache):
@@ -201,14 +200,14 @@ def test_an_unknown_configuration_split_or_folder_is_one_sentence(local_dataset)
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing/config", "nothing"])
 def test_without_the_hub_a_data_set_that_is_not_here_is_one_sentence(hub_cache, name, capfd):
-    with pytest.raises(LoragenTrainError, match=r"^The data set hf:.* is neither a folder nor in the .*forbids the"):
+    with pytest.raises(LoragenTrainError, match=r"^The data set hf:.* is neither a folder nor in the .*forbids it"):
         load_samples(Source(location=f"hf:{name}"), num_samples=1, seed=0)
     assert capfd.readouterr() == ("", "")
 
 
 def test_without_the_library_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(LoragenTrainError, match=r"^The source hf:a/b needs datasets; install it with: pip install"):
+    with pytest.raises(LoragenTrainError, match=r"^The source hf:a/b needs datasets \(.*\); install it with: pip"):
         load_samples(Source(location="hf:a/b"), num_samples=1, seed=0)
 
 

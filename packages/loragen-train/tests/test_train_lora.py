@@ -41,7 +41,7 @@ def test_the_loss_is_the_mean_over_response_tokens(model_and_tokenizer, tmp_path
             terms += [-logits[position - 1, item.input_ids[position]].item() for position in positions]
     assert len(terms) == sum(len(example.response) + 1 for example in EXAMPLES)
 
-    (logged,) = train_lora("task", settings(), 0, tmp_path, items, model, tokenizer, precision="fp32").losses
+    (logged,) = train_lora("task", settings(), 0, tmp_path, items, model, tokenizer, precision="fp32")["loss"]
     assert logged["step"] == 1
     assert logged["loss"] == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
@@ -51,7 +51,7 @@ def test_training_fits_the_responses(model_and_tokenizer, tmp_path):
     items = [tokenize_example(tokenizer, example) for example in EXAMPLES]
     training = settings(max_steps=30, save_every=10, learning_rate=3e-2)
     trained = train_lora("task", training, 0, tmp_path, items, model, tokenizer, precision="fp32")
-    losses = [row["loss"] for row in trained.losses]
+    losses = [row["loss"] for row in trained["loss"]]
     assert len(losses) == 3
     assert losses[2] < 0.8 * losses[0]
 

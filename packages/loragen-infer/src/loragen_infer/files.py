@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lora_tokenizer.io import atomic
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["atomic_file", "atomic_folder", "write_json", "write_jsonl"]
+__all__ = ["atomic_file", "atomic_folder", "locked", "write_json", "write_jsonl"]
 
 
 @contextmanager
@@ -36,6 +37,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with _reported(path), atomic.atomic_folder(path) as part:
         yield part
+
+
+@contextmanager
+def locked(folder: Path, taken: str) -> Iterator[None]:
+    """Make ``folder`` and hold it for this process alone; the system lets go of it when the process dies.
+
+    Raises:
+        LoragenInferError: Another process holds it, with ``taken`` for its message; or it cannot be written.
+    """
+    lock = FileLock(folder / ".lock")
+    with _reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise LoragenInferError(taken) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

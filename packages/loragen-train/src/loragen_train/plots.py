@@ -1,7 +1,4 @@
-"""What all pictures share: an off-screen figure, colours, labels from names that strangers chose, whole PNG files.
-
-Text is drawn as it is: a name with ``$`` in it is no formula. matplotlib is imported when the first figure is made.
-"""
+"""What all pictures share: an off-screen figure, colours, labels from names that strangers chose, whole PNG files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +10,10 @@ from loragen_infer.files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "colour_of", "label_of", "saved_figure"]
+__all__ = ["colour_of", "label_of", "saved_figure"]
 
 # Paul Tol's "bright" and "muted" schemes, which colour-blind readers can tell apart.
-COLOURS = (
+_COLOURS = (
     "#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377",
     "#332288", "#CC6677", "#117733", "#999933", "#88CCEE", "#882255", "#44AA99",
 )  # fmt: skip
@@ -24,15 +21,12 @@ COLOURS = (
 
 @contextmanager
 def saved_figure(path: Path, *, width: float, height: float) -> "Iterator[Figure]":
-    """Yield an empty figure, ``width`` by ``height`` inches, which becomes the PNG file ``path``, whole or not at all.
-
-    Raises:
-        LoragenInferError: The file cannot be written.
-    """
-    import matplotlib as mpl
+    """Yield an empty figure of that size in inches, which becomes the PNG file ``path``, whole or not at all."""
+    import matplotlib as mpl  # takes a while
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Without formulas, as a name may hold a "$".
     with mpl.rc_context({"text.parse_math": False, "text.usetex": False, "font.size": 9, "axes.titlesize": 10}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -43,7 +37,7 @@ def saved_figure(path: Path, *, width: float, height: float) -> "Iterator[Figure
 
 def colour_of(index: int) -> str:
     """Return the colour of the thing number ``index``."""
-    return COLOURS[index % len(COLOURS)]
+    return _COLOURS[index % len(_COLOURS)]
 
 
 def label_of(name: str, *, limit: int = 28) -> str:

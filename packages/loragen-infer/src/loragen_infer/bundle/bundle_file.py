@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from loragen_infer.bundle.sealed_file import read_sealed, write_sealed
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.files import atomic_file
 
 __all__ = ["BUNDLE_NAME", "TORCH_BUNDLE_NAME", "find_bundle", "read_bundle_file", "write_bundle_file"]
@@ -57,8 +57,9 @@ def write_bundle_file(path: Path, content: dict[str, Any]) -> None:
             else:
                 _write_safetensors(part, content)
         except (SafetensorError, RuntimeError) as error:  # how a full disk comes back
-            reason = str(error).strip().splitlines()[0]
-            raise LoragenInferError(f"{path} cannot be written: {reason}; choose another place or free it.") from error
+            raise LoragenInferError(
+                f"{path} cannot be written: {reason_of(error)}; choose another place or free it."
+            ) from error
 
 
 def read_bundle_file(file: Path) -> dict[str, Any]:
@@ -145,8 +146,9 @@ def _read_torch(file: Path) -> dict[str, Any]:
             if damaged is not None:
                 raise LoragenInferError(f"{file} is damaged: {damaged} does not match its checksum; copy it again.")
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError, *_DAMAGE) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0]
-        raise LoragenInferError(f"{file} is not a readable bundle ({reason}); copy or train it again.") from error
+        raise LoragenInferError(
+            f"{file} is not a readable bundle ({reason_of(error)}); copy or train it again."
+        ) from error
     if not isinstance(content, dict):
         raise LoragenInferError(f"{file} is no generator bundle; give one that fit wrote.")
     if "pytorch-lightning_version" in content:

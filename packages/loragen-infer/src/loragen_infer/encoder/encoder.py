@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loragen_infer.encoder.prompt_checks import check_prompts, count_truncated
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.device import check_device
 from loragen_infer.models.locate import hub_name, hub_revision, locate_model
 
@@ -65,10 +65,9 @@ class PromptEncoder:
 
         try:
             self._model = SentenceTransformer(location, device=str(device), revision=revision)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+        except (MemoryError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise LoragenInferError(
-                f"The text encoder {name!r} ({location}) cannot be loaded as a SentenceTransformer: {reason}"
+                f"The text encoder {name!r} ({location}) cannot be loaded as a SentenceTransformer: {reason_of(error)}"
             ) from error
         self._model.eval().requires_grad_(False)
         self.name: str = hub_name(name) or str(Path(name).expanduser().resolve())

@@ -17,7 +17,7 @@ from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, write_a
 from safetensors import SafetensorError, safe_open
 
 from loragen_infer.bundle.sealed_file import write_sealed
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.files import atomic_file, atomic_folder
 from loragen_infer.generation.card import CARD_NAME, read_request_fingerprint
 
@@ -96,8 +96,9 @@ def write_torch_file(content: object, path: Path, request_fingerprint: str) -> N
         try:
             torch.save(content, part)
         except RuntimeError as error:  # how torch reports a full disk
-            reason = str(error).strip().splitlines()[0]
-            raise LoragenInferError(f"{path} cannot be written: {reason}; choose another place or free it.") from error
+            raise LoragenInferError(
+                f"{path} cannot be written: {reason_of(error)}; choose another place or free it."
+            ) from error
         with zipfile.ZipFile(part, "a") as archive:
             archive.comment = f"{_MARK}: {request_fingerprint}".encode()
 

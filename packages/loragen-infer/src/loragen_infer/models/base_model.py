@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.files import atomic_folder
 from loragen_infer.models.device import as_dtype, check_device
 from loragen_infer.models.locate import locate_model
@@ -62,9 +62,8 @@ def load_base_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **which)
         model = AutoModelForCausalLM.from_pretrained(location, **which, **options)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason}") from error
+    except (ImportError, MemoryError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason_of(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.train(False)

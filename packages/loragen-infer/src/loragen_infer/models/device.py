@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,8 @@ def check_device(name: "str | torch.device") -> None:
     try:
         torch.empty(0, device=name)
     except (AssertionError, RuntimeError) as error:  # an assertion where torch was built without CUDA
-        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise LoragenInferError(
-            f"The device {str(name)!r} cannot be used ({reason}); give another, such as cpu."
+            f"The device {str(name)!r} cannot be used ({reason_of(error)}); give another, such as cpu."
         ) from error
 
 

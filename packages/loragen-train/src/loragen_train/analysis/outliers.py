@@ -26,11 +26,7 @@ _LEAST_MAD = 0.1
 
 
 def find_outliers(gram_MM: Matrix, tasks: Sequence[str]) -> dict[int, list[str]]:
-    """Return the reasons why checkpoints are outliers, by their indices.
-
-    Args:
-        gram_MM: Inner products of the weight changes of M checkpoints.
-        tasks: The task of each.
+    """Return why checkpoints are outliers, by their indices, from the inner products and tasks of all M.
 
     Example:
         >>> weights = np.array([[1.0, 0.0], [1.1, 0.0], [0.9, 0.0], [1.0, 0.1], [9.0, 0.0]])

@@ -15,11 +15,9 @@ import torch
 from lora_tokenizer import LoraAdapter, delta_products
 from sklearn.decomposition import KernelPCA
 
-__all__ = ["cosines", "delta_gram", "principal_axes", "task_gram"]
+__all__ = ["Matrix", "cosines", "delta_gram", "principal_axes", "task_gram"]
 
 Matrix = npt.NDArray[np.float64]
-_Key = tuple[str, int, int]
-_Stack = tuple[torch.Tensor, torch.Tensor, list[int], list[int]]
 
 
 def delta_gram(
@@ -32,16 +30,8 @@ def delta_gram(
     """Return the inner products ``[M, M]`` of the weight changes of all checkpoints, in float64.
 
     Modules of equal name and shape are compared, whatever their rank; where one checkpoint lacks a module, its change
-    there counts as zero. A magnitude of DoRA and a bias are left out.
-
-    Args:
-        paths: The checkpoints.
-        read: Reads one.
-        block_size: Number of checkpoints that are open at a time, twice; each is read again for every block.
-        on_done: Is called once for every checkpoint that has been compared with all others.
-
-    Raises:
-        LoraTokenizerError: A checkpoint cannot be read.
+    there counts as zero. A magnitude of DoRA and a bias are left out. Each checkpoint is read once for every block;
+    ``on_done`` is called for each that has been compared with all others.
     """
     gram_MM = np.zeros((len(paths), len(paths)))
     blocks = [slice(start, start + block_size) for start in range(0, len(paths), block_size)]
@@ -58,19 +48,17 @@ def delta_gram(
 
 def _products(left: Sequence[LoraAdapter], right: Sequence[LoraAdapter]) -> Matrix:
     products = np.zeros((len(left), len(right)))
-    stacks = [_modules_of(adapters) for adapters in (left, right)]
-    for key in stacks[0].keys() & stacks[1].keys():
-        a_Ri, b_oR, starts, who = _stack(left, key[0], stacks[0][key])
-        c_Ri, d_oR, other_starts, other_who = _stack(right, key[0], stacks[1][key])
-        pairs_RR = delta_products(a_Ri, b_oR, c_Ri, d_oR).numpy()
-        sums = np.add.reduceat(np.add.reduceat(pairs_RR, starts, axis=0), other_starts, axis=1)
-        products[np.ix_(who, other_who)] += sums
+    modules, others = _modules_of(left), _modules_of(right)
+    for key in modules.keys() & others.keys():
+        a_Ri, b_oR, who_R = _stack(left, key[0], modules[key])
+        c_Ri, d_oR, other_R = _stack(right, key[0], others[key])
+        np.add.at(products, np.ix_(who_R, other_R), delta_products(a_Ri, b_oR, c_Ri, d_oR).numpy())
     return products
 
 
-def _modules_of(adapters: Sequence[LoraAdapter]) -> dict[_Key, list[int]]:
+def _modules_of(adapters: Sequence[LoraAdapter]) -> dict[tuple[str, int, int], list[int]]:
     """Name, inputs and outputs of every module, and the adapters that have it."""
-    found: dict[_Key, list[int]] = {}
+    found: dict[tuple[str, int, int], list[int]] = {}
     for index, adapter in enumerate(adapters):
         for module in adapter.modules:
             a_ri, b_or = adapter.factors(module)
@@ -78,26 +66,26 @@ def _modules_of(adapters: Sequence[LoraAdapter]) -> dict[_Key, list[int]]:
     return found
 
 
-def _stack(adapters: Sequence[LoraAdapter], module: str, who: list[int]) -> _Stack:
-    """The factors of one module of several adapters, the scaling in B; and where each adapter's ranks start."""
-    factors = [adapters[index].factors(module) for index in who]
-    scalings = [adapters[index].scaling(module) for index in who]
-    a_Ri = torch.cat([a_ri.double() for a_ri, _ in factors])
-    b_oR = torch.cat([s * b_or.double() for s, (_, b_or) in zip(scalings, factors, strict=True)], dim=1)
-    ranks = [a_ri.shape[0] for a_ri, _ in factors]
-    return a_Ri, b_oR, [sum(ranks[:index]) for index in range(len(ranks))], who
+def _stack(
+    adapters: Sequence[LoraAdapter], module: str, members: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """The factors of one module of several adapters, the scaling in B; and which adapter each rank is of."""
+    factors = [(index, adapters[index].scaling(module), *adapters[index].factors(module)) for index in members]
+    a_Ri = torch.cat([a_ri.double() for _, _, a_ri, _ in factors])
+    b_oR = torch.cat([scaling * b_or.double() for _, scaling, _, b_or in factors], dim=1)
+    return a_Ri, b_oR, [index for index, _, a_ri, _ in factors for _ in a_ri]
 
 
 def cosines(gram: Matrix) -> Matrix:
-    """Return the cosines that belong to inner products; NaN where a vector is zero.
+    """Return the cosines that belong to inner products; that with a vector of zeros is 0.
 
     Example:
         >>> cosines(np.array([[4.0, 3.0], [3.0, 9.0]])).tolist()
         [[1.0, 0.5], [0.5, 1.0]]
     """
     norms = np.sqrt(np.diag(gram))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosine: Matrix = np.clip(gram / np.outer(norms, norms), -1.0, 1.0)
+    products = np.outer(norms, norms)
+    cosine: Matrix = np.clip(gram / np.where(products > 0, products, 1.0), -1.0, 1.0)
     return cosine
 
 

@@ -1,17 +1,33 @@
 """The commands ``loragen-train analyze``, of a whole zoo, and ``test-tokenizer``, of one checkpoint."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
+from loragen_infer.words import counted
 
-from loragen_train.configs.reading import ReadingConfig
+from loragen_train.configs.collect import check_positive
 from loragen_train.errors import LoragenTrainError
-from loragen_train.words import counted
 
 __all__ = ["ANALYZE", "TEST_TOKENIZER"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """How checkpoints are read and cut into tokens."""
+
+    max_tokens: int | Literal["auto"] = 512
+    """Number of tokens that there may be, or auto for as many as it takes."""
+    token_dim: int = 384
+    """Values per token."""
+    lora_alpha: float | None = None
+    """Alpha of all checkpoints, in place of what they say; needed where they do not, as Lightning's may not."""
+
+    def __post_init__(self) -> None:
+        check_positive("", **vars(self))
 
 
 def _add_common_options(parser: ArgumentParser) -> None:
@@ -20,8 +36,7 @@ def _add_common_options(parser: ArgumentParser) -> None:
 
 
 def _add_analyze_options(parser: ArgumentParser) -> None:
-    folder_help = "Folder of checkpoints; its sub-folders are the tasks."
-    parser.add_argument("--checkpoint-dir", required=True, help=folder_help)
+    parser.add_argument("--checkpoint-dir", required=True, help="Folder of checkpoints, whose sub-folders are tasks.")
     parser.add_argument("--plot", metavar="DIR", help="Also write similarity.png and projection.png to this folder.")
     _add_common_options(parser)
 
@@ -33,11 +48,9 @@ def _analyze(config: ReadingConfig, options: Namespace) -> None:
     zoo = analyze_zoo(Path(options.checkpoint_dir), **asdict(config), allow_bin=options.allow_bin)
     plots = [] if options.plot is None else draw_analysis(zoo, Path(options.plot))
     if options.json:
-        print(json.dumps({**zoo.to_json(), "plots": [str(path) for path in plots]}, indent=2, ensure_ascii=False))
+        print(json.dumps({**zoo, "plots": [str(path) for path in plots]}, indent=2, ensure_ascii=False))
         return
-    print(as_text(zoo))
-    for path in plots:
-        print(str(path))
+    print(as_text(zoo), *plots, sep="\n")
 
 
 ANALYZE = Command(
@@ -60,23 +73,13 @@ def _add_test_options(parser: ArgumentParser) -> None:
 def _test_tokenizer(config: ReadingConfig, options: Namespace) -> None:
     from lora_tokenizer import check_round_trip, inspect_adapter
 
+    from loragen_train.analysis.analyze import size_of
+
     read_options = {"lora_alpha": config.lora_alpha, "allow_bin": options.allow_bin, "token_dim": config.token_dim}
     report = inspect_adapter(options.checkpoint, **read_options)
-    ranks = sorted({module.r for module in report.modules})
-    content = {
-        "checkpoint": options.checkpoint,
-        "token_dim": config.token_dim,
-        "max_tokens": config.max_tokens,
-        "num_modules": len(report.modules),
-        "ranks": ranks,
-        "num_parameters": report.num_parameters,
-        "num_tokens": report.num_tokens,
-        "grid": list(report.grid),
-        "padding": report.padding,
-        "fingerprint": report.fingerprint,
-        "fits": config.max_tokens == "auto" or report.num_tokens <= config.max_tokens,
-    }
-    if options.json and not content["fits"]:
+    size = size_of(report, config.max_tokens)
+    content = {"checkpoint": options.checkpoint, **asdict(config), "fingerprint": report.fingerprint, **size}
+    if options.json and not size["fits"]:
         print(json.dumps({**content, "ok": False}, indent=2, ensure_ascii=False))
     # Where it does not fit, this is the error that says what would.
     proof = check_round_trip(options.checkpoint, max_tokens=config.max_tokens, **read_options)
@@ -87,12 +90,11 @@ def _test_tokenizer(config: ReadingConfig, options: Namespace) -> None:
         lost = ", ".join(name for name, holds in equal.items() if not holds)
         raise LoragenTrainError(f"{options.checkpoint} is not the same after a round trip ({lost}); please report it.")
     if not options.json:
-        rows, per_row, width = report.grid
-        limit = "" if config.max_tokens == "auto" else f" of {config.max_tokens:,}"
+        rows, per_row, width = size["grid"]
         print(
-            f"{options.checkpoint}: {counted(len(report.modules), 'module')}, "
-            f"r {'/'.join(map(str, ranks))}, {report.num_parameters:,} values\n"
-            f"{report.num_tokens:,}{limit} tokens of {width} ({rows} rows of {per_row}), padding {report.padding:.2%}\n"
+            f"{options.checkpoint}: {counted(size['num_modules'], 'module')}, r {'/'.join(map(str, size['ranks']))}, "
+            f"{counted(size['num_parameters'], 'value')}\n{counted(size['num_tokens'], 'token')} of {width} "
+            f"({counted(rows, 'row')} of {per_row}), padding {size['padding']:.2%}\n"
             "Equal to the bit after encoding and decoding, and after writing and reading the files."
         )
 

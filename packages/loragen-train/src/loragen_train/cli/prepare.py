@@ -4,9 +4,9 @@ import json
 
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
+from loragen_infer.words import counted
 
 from loragen_train.configs.prepare import PrepareConfig
-from loragen_train.words import counted, unused_samples
 
 __all__ = ["PREPARE"]
 
@@ -22,7 +22,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _prepare(config: PrepareConfig, options: Namespace) -> None:
-    from loragen_train.prompts.combine import prepare
+    from loragen_train.prompts.combine import prepare, unused_samples
 
     manifest = prepare(options.source, config, overwrite=options.overwrite)
     if options.json:

@@ -1,4 +1,4 @@
-"""The configuration of ``loragen-train collect``; imports nothing heavy, so that ``--help`` is fast."""
+"""The configuration of ``loragen-train collect``, and the checks that all configurations share."""
 
 import math
 import re
@@ -29,15 +29,17 @@ def check_task_names(names: list[str]) -> None:
             raise LoragenTrainError(
                 f"The task name {name!r} becomes a file name; use letters, digits, '_', '.' and '-' only."
             )
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise LoragenTrainError(f"The task name {sorted(twice)[0]!r} is used twice; every task needs its own.")
+        if names.count(name) > 1:
+            raise LoragenTrainError(f"The task name {name!r} is used twice; every task needs its own.")
 
 
-def check_positive(section: str, **values: float) -> None:
-    """Raise LoragenTrainError for a value that is not positive and finite; ``section`` is the prefix of its key."""
+def check_positive(section: str, **values: float | str | None) -> None:
+    """Raise LoragenTrainError for a number that is not positive and finite; ``section`` is the prefix of its key.
+
+    Where a number may be left out or to be found, None and a word such as ``auto`` are in order.
+    """
     for name, value in values.items():
-        if not 0 < value < math.inf:
+        if not isinstance(value, str | None) and not 0 < value < math.inf:
             raise LoragenTrainError(f"{section}{name} is {value}, but must be positive and finite.")
 
 
@@ -111,23 +113,13 @@ class LoraTraining:
     max_length: int = 512
     """Longest sample in tokens of the language model, prompt and response together."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``bf16`` autocast, ``fp32``, or ``auto``: bf16 where a matrix product is measurably faster in it. That is
-    measured once for a zoo and kept with its initialisation, so that the zoo is continued as it was begun."""
+    """``bf16`` autocast, ``fp32``, or ``auto``: bf16 where a matrix product is faster in it, measured once a zoo."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            "training.",
-            max_steps=self.max_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            save_every=self.save_every,
-            keep_last=self.keep_last,
-            max_length=self.max_length,
-        )
+        check_positive("training.", **vars(self))
         if self.save_every > self.max_steps:
             raise LoragenTrainError(
-                f"training.save_every is {self.save_every}, over max_steps={self.max_steps}: no checkpoint would be "
-                "kept; lower it."
+                f"training.save_every is {self.save_every}, but must be at most max_steps, which is {self.max_steps}."
             )
 
 

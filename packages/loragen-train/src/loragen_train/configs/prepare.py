@@ -1,4 +1,4 @@
-"""The configuration of ``loragen-train prepare``; imports nothing heavy, so that ``--help`` is fast."""
+"""The configuration of ``loragen-train prepare``."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,7 @@ class PrepareConfig:
     samples_per_prompt: int = 4
     """Number of samples joined to one prompt; what is left over at the end of a task is not used."""
     test_ratio: float = 0.1
-    """Share of each task's prompts that goes to the validation file, above 0 and below 1; each task has at least one
-    prompt in either file."""
+    """Share of each task's prompts that goes to the validation file; each task has at least one in either file."""
     seed: int = 0
     """Seed of the combinations, of the split, and of what a generator makes (never what collect makes of a seed)."""
     num_samples: int | None = None
@@ -34,9 +33,7 @@ class PrepareConfig:
     ./zoo where there is one."""
 
     def __post_init__(self) -> None:
-        check_positive("", samples_per_prompt=self.samples_per_prompt)
-        if self.num_samples is not None:
-            check_positive("", num_samples=self.num_samples)
+        check_positive("", samples_per_prompt=self.samples_per_prompt, num_samples=self.num_samples)
         if not 0 < self.test_ratio < 1:
             raise LoragenTrainError(f"test_ratio is {self.test_ratio}, but must be above 0 and below 1.")
         check_seed("", self.seed)

@@ -6,12 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loragen_infer.samples import prompt_hash, read_examples, read_jsonl
+from loragen_infer.samples import prompt_hash, read_jsonl
+from loragen_infer.words import counted
 
 from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.errors import LoragenTrainError
-from loragen_train.prompts.combine import PromptRow, combine
-from loragen_train.words import counted, unused_samples
+from loragen_train.prompts.combine import PromptRow, combine, unused_samples
+from loragen_train.prompts.sources import Source, read_samples
 
 __all__ = ["TaskPrompts", "read_prompts"]
 
@@ -41,14 +42,11 @@ class TaskPrompts:
 def read_prompts(data: DataConfig, seed: int) -> TaskPrompts:
     """Return the prompts of the tasks that ``data`` names; of a single task without a name, all in ``prompts_dir``.
 
-    Args:
-        data: The tasks, and where their prompts are.
-        seed: Seed of how samples are joined, for tasks with samples of their own.
+    ``seed`` decides how the samples of tasks with samples of their own are joined.
 
     Raises:
         LoragenInferError: A file cannot be read.
-        LoragenTrainError: A line has no ``task`` or no ``prompt``, a task is in only one of the two files, or a task
-            has no prompts, or prompts but no checkpoints.
+        LoragenTrainError: A line is not one that ``prepare`` writes, or the tasks of the files and of ``data`` differ.
     """
     train: dict[str, list[PromptRow]] = {}
     val: dict[str, list[PromptRow]] = {}
@@ -77,8 +75,7 @@ def _read_prepared(file: Path) -> dict[str, list[PromptRow]]:
         task, prompt = row.get("task"), row.get("prompt")
         if not isinstance(task, str) or not isinstance(prompt, str) or not prompt.strip():
             raise LoragenTrainError(
-                f"{file}, line {number} needs a 'task' and a 'prompt', both text; write the file with: "
-                "loragen-train prepare."
+                f"{file}, line {number} needs a 'task' and a 'prompt', both text; write it with loragen-train prepare."
             )
         # Older files lack the hashes; the sample of a prompt that shows only one is known all the same.
         hashes = row.get("sample_hashes") or [prompt_hash(prompt)]
@@ -87,41 +84,28 @@ def _read_prepared(file: Path) -> dict[str, list[PromptRow]]:
 
 
 def _check_tasks(data: DataConfig, prepared: list[str]) -> None:
+    where = f"The prompts in {data.prompts_dir} are of {', '.join(prepared)}"
     if data.checkpoint_dir is not None:
         if len(prepared) != 1:
             raise LoragenTrainError(
-                f"data.checkpoint_dir is one task's, but the prompts in {data.prompts_dir} are of {len(prepared)} "
-                f"({', '.join(prepared)}); list them under data.tasks, each with its checkpoint_dir."
+                f"{where}, but data.checkpoint_dir is one task's; list them under data.tasks, each with its "
+                "checkpoint_dir."
             )
         return
-    wanted = {task.name for task in data.tasks if task.prompts is None}
-    if without_prompts := sorted(wanted - set(prepared)):
+    if missing := [task.name for task in data.tasks if task.prompts is None and task.name not in prepared]:
+        raise LoragenTrainError(f"{where}, and not of {missing[0]!r}; prepare them or remove it from data.tasks.")
+    if unknown := sorted(set(prepared) - {task.name for task in data.tasks}):
         raise LoragenTrainError(
-            f"The task {without_prompts[0]!r} of data.tasks has no prompts in {data.prompts_dir} (which has "
-            f"{', '.join(prepared)}); prepare them or remove the task."
-        )
-    if without_checkpoints := sorted(set(prepared) - {task.name for task in data.tasks}):
-        raise LoragenTrainError(
-            f"The prompts in {data.prompts_dir} have a task {without_checkpoints[0]!r} that data.tasks (with "
-            f"{', '.join(task.name for task in data.tasks)}) has no checkpoints for; add it or prepare the prompts "
-            "without it."
+            f"{where}, but data.tasks does not have {unknown[0]!r}; add it, or prepare the prompts without it."
         )
 
 
 def _join_samples(
     task: TaskConfig, file: str, samples_per_prompt: int, seed: int
 ) -> tuple[list[PromptRow], list[PromptRow]]:
-    samples = [example.prompt for example in read_examples(Path(file), need_response=False)]
-    num_different = len(set(map(prompt_hash, samples)))
-    rows = combine(task.name, samples, samples_per_prompt=samples_per_prompt, seed=seed)
-    if len(rows) < 2:
-        raise LoragenTrainError(
-            f"{file} has {num_different} different samples, too few for two prompts of {samples_per_prompt} (one "
-            "to train on, one to validate); add samples or lower data.samples_per_prompt."
-        )
-    unused = unused_samples(
-        num_duplicates=len(samples) - num_different, num_left_over=num_different % samples_per_prompt
-    )
-    logger.info("%s: %s%s.", task.name, counted(num_different, "sample"), unused)
-    num_val = max(1, round(_VAL_SHARE * len(rows)))
-    return rows[num_val:], rows[:num_val]
+    samples = read_samples(Source(location=file, task=task.name), num_samples=None, seed=seed, purpose="prepare")
+    rows = combine(samples, samples_per_prompt, val_share=_VAL_SHARE, seed=seed)
+    num_samples = len(samples.by_place)
+    unused = unused_samples(num_duplicates=samples.num_duplicates, num_left_over=num_samples % samples_per_prompt)
+    logger.info("%s: %s%s.", task.name, counted(num_samples, "sample"), unused)
+    return rows

@@ -70,11 +70,18 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
                 stack.enter_context(locked(folder))
         trackers = stack.enter_context(tracked(config, folder, checkpoint))
         _log_start(setup, folder)
-        best = ModelCheckpoint(folder / LAST_CHECKPOINT.parent, "{epoch}-{val_loss:.4f}", monitor="val_loss")
+        # Right after the validation, so that what is saved to resume from knows of it.
+        best = ModelCheckpoint(
+            folder / LAST_CHECKPOINT.parent, "{epoch}-{val_loss:.4f}", monitor="val_loss", save_on_train_epoch_end=False
+        )
         saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training)
         own = [ValidateLastEpoch(), EpochProgress(), best]
         if config.training.early_stopping_patience:
-            own.append(EarlyStopping("val_loss", patience=config.training.early_stopping_patience))
+            own.append(
+                EarlyStopping(
+                    "val_loss", patience=config.training.early_stopping_patience, check_on_train_epoch_end=False
+                )
+            )
         trainer = make_trainer(
             config,
             default_root_dir=folder,

@@ -1,15 +1,7 @@
 """Trains the zoo: one LoRA adapter per task, all from one initialisation, several checkpoints of each kept.
 
 One initialisation for all is what makes adapters comparable position by position: from different ones the same
-weight change would be written in unrelated bases.
-
-    <output_dir>/base_model/                      only when the base model is a GGUF file: the unpacked model
-    <output_dir>/initial_adapter/                 the shared initialisation, a PEFT folder, and its settings.json
-    <output_dir>/adapters/<task>/checkpoint-<n>/  PEFT folders
-    <output_dir>/adapters/<task>/training.json    settings, loss curve, speed
-    <output_dir>/unfinished/<task>/               a training that was interrupted, to be continued
-    <output_dir>/train/<task>.jsonl, <output_dir>/test/<task>.jsonl
-    <output_dir>/loss_curves.png
+weight change would be written in unrelated bases. The README has the files that a zoo is made of.
 """
 
 import hashlib
@@ -19,38 +11,38 @@ import random
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from loragen_infer.files import atomic_folder, write_json, write_jsonl
+from loragen_infer.files import atomic_folder, locked, write_json, write_jsonl
 from loragen_infer.models.base_model import load_base_model, save_base_model
 from loragen_infer.models.locate import hub_name, locate_model
 from loragen_infer.samples import read_examples, tokenize_example
-from loragen_infer.words import nearest
+from loragen_infer.words import counted, nearest
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
+from loragen_train.plots import colour_of, label_of, saved_figure
+from loragen_train.prompts.combine import unused_samples
 from loragen_train.prompts.sources import Source, read_samples
-from loragen_train.words import counted
-from loragen_train.zoo.loss_chart import draw_loss_chart
 from loragen_train.zoo.records import (
     check_base_model,
     check_settings,
     decide_precision,
-    only_process,
     read_record,
     shared_settings,
     task_settings,
 )
-from loragen_train.zoo.train_lora import TrainedLora, checkpoints_of, train_lora
+from loragen_train.zoo.train_lora import checkpoints_of, train_lora
 
 __all__ = ["collect"]
 
 logger = logging.getLogger(__name__)
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Beyond so many tasks the legend of the losses would be larger than the picture.
+_MAX_NAMED = 36
 
 
 def collect(config: CollectConfig) -> list[Path]:
@@ -61,12 +53,14 @@ def collect(config: CollectConfig) -> list[Path]:
 
     Raises:
         LoragenTrainError: ``output_dir`` holds a task or an initialisation made with other settings or another base
-            model, a record of it is damaged, another process works on it, a source has too few samples, the base model
-            lacks a target module, or a training diverged.
-        LoragenInferError: The base model or a sample file cannot be read.
+            model, a record of it is damaged, a source has too few samples, the base model lacks a target module, or a
+            training diverged.
+        LoragenInferError: The base model or a sample file cannot be read, the zoo cannot be written, or another process
+            works on it.
     """
     output_dir = Path(config.output_dir)
-    with only_process(output_dir):
+    taken = f"Another process is collecting into {output_dir}; wait for it, or choose another output_dir."
+    with locked(output_dir, taken):
         return _collect(config, output_dir)
 
 
@@ -87,12 +81,19 @@ def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
     if kept := [task.name for task in wanted if task not in missing]:
         logger.info("There already: the adapters of %s.", ", ".join(kept))
     if missing or (wanted and not (output_dir / "loss_curves.png").is_file()):
-        draw_loss_chart(output_dir / "adapters", output_dir / "loss_curves.png")
+        _draw_losses(output_dir / "adapters", output_dir / "loss_curves.png")
     return [output_dir / "adapters" / task.name for task in wanted]
 
 
+def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
+    folder = output_dir / "adapters" / task.name
+    if folder.is_dir():
+        check_settings(folder / "training.json", task_settings(config, task))
+    return folder.is_dir()
+
+
 def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -> None:
-    source = Source.of(task.source, task)
+    source = Source.of(task.name, task.source, task)
     wanted = task.num_train + task.num_test
     samples = read_samples(source, num_samples=wanted, seed=config.seed, purpose="collect")
     rows = list(samples.by_place.values())
@@ -101,19 +102,12 @@ def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -
             f"{task.source} has {len(rows)} different prompts, fewer than the {wanted} asked for; lower num_train or "
             "num_test."
         )
-    if samples.num_duplicates and not source.is_generator:
-        logger.info("%s: not used: %s.", task.name, counted(samples.num_duplicates, "duplicate"))
+    unused = "" if source.library == "reasoning-gym" else unused_samples(num_duplicates=samples.num_duplicates)
+    logger.info("%s: %s%s.", task.name, counted(len(rows), "sample"), unused)
     # Generators may order their samples by difficulty; a shuffle makes train and test alike.
     random.Random(config.seed).shuffle(rows)
     for part, chosen in (("train", rows[: task.num_train]), ("test", rows[task.num_train :])):
         write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, chosen))
-
-
-def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
-    folder = output_dir / "adapters" / task.name
-    if folder.is_dir():
-        check_settings(folder / "training.json", task_settings(config, task))
-    return folder.is_dir()
 
 
 def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -168,7 +162,12 @@ def _train_task(
         "precision": precision,
         "samples_sha256": hashlib.sha256(sample_file.read_bytes()).hexdigest(),
     }
-    unfinished = _work_folder(output_dir / "unfinished" / task.name, begun)
+    unfinished = output_dir / "unfinished" / task.name
+    begun_file = unfinished / "begun.json"
+    if unfinished.is_dir() and (not begun_file.is_file() or read_record(begun_file) != begun):
+        logger.warning("%s was begun with other settings or samples; it starts over.", unfinished)
+        shutil.rmtree(unfinished)
+    write_json(begun_file, begun)
     try:
         trained = train_lora(
             task.name, config.training, config.seed, unfinished, items, model, tokenizer, precision=precision
@@ -177,6 +176,7 @@ def _train_task(
         # It diverged, and would again.
         _remove(unfinished)
         raise
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
     with atomic_folder(output_dir / "adapters" / task.name) as part:
         for checkpoint in checkpoints_of(unfinished):
             # Not what the Trainer adds: its pickled arguments, which nobody should have to trust, and its state.
@@ -184,19 +184,9 @@ def _train_task(
             shutil.copyfile(checkpoint / _WEIGHTS, part / checkpoint.name / _WEIGHTS)
             # Its settings are the same, but for the base model's name, which is not that on this machine.
             shutil.copyfile(output_dir / "initial_adapter" / _CONFIG, part / checkpoint.name / _CONFIG)
-        write_json(part / "training.json", {**begun, **_measured(trained)})
+        write_json(part / "training.json", {**begun, "versions": versions, **trained})
     _remove(unfinished)
-    logger.info("%s: %.0f s at %.0f tokens/s.", task.name, trained.seconds, trained.num_tokens / trained.seconds)
-
-
-def _work_folder(folder: Path, begun: dict[str, Any]) -> Path:
-    """Return the folder of an interrupted training to go on with, empty if there is none that was begun alike."""
-    record = folder / "begun.json"
-    if folder.is_dir() and (not record.is_file() or read_record(record) != begun):
-        logger.warning("%s was begun with other settings or samples; it starts over.", folder)
-        shutil.rmtree(folder)
-    write_json(record, begun)
-    return folder
+    logger.info("%s: %.0f s at %.0f tokens/s.", task.name, trained["seconds"], trained["tokens_per_second"])
 
 
 def _remove(unfinished: Path) -> None:
@@ -205,12 +195,21 @@ def _remove(unfinished: Path) -> None:
         unfinished.parent.rmdir()
 
 
-def _measured(trained: TrainedLora) -> dict[str, Any]:
-    return {
-        "seconds": round(trained.seconds, 1),
-        "cpu_seconds": round(trained.cpu_seconds, 1),
-        "num_tokens": trained.num_tokens,
-        "tokens_per_second": round(trained.num_tokens / trained.seconds, 1),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
-        "loss": trained.losses,
-    }
+def _draw_losses(adapters: Path, path: Path) -> None:
+    """Draw the loss curves in ``adapters/<task>/training.json``."""
+    curves = {file.parent.name: read_record(file)["loss"] for file in sorted(adapters.glob("*/training.json"))}
+    named = len(curves) <= _MAX_NAMED
+    with saved_figure(path, width=8.6 if named else 6.4, height=4.2) as figure:
+        axes = figure.add_subplot()
+        for index, (task, rows) in enumerate(curves.items()):
+            steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+            style = ("-", "--", ":")[index // 13 % 3]
+            axes.plot(steps, losses, style, marker=".", color=colour_of(index), linewidth=1.2, label=label_of(task))
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss per response token (nats)")
+        axes.set_title(f"Trainings of {counted(len(curves), 'task')}")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if named:
+            figure.legend(loc="outside right upper", fontsize=7, frameon=False)

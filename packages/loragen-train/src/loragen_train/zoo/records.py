@@ -1,23 +1,19 @@
 """What a zoo keeps about itself, so that it is continued only as it was begun.
 
-    <output_dir>/base_model.json                which base model, and a hash of its weights
-    <output_dir>/initial_adapter/settings.json  what decided the initialisation, and the precision of the trainings
-    <output_dir>/adapters/<task>/training.json  settings, loss curve, speed
-
-One process at a time works on a zoo: the lock is the system's, which lets go of it when its holder dies.
+<output_dir>/base_model.json                which base model, and a hash of its weights
+<output_dir>/initial_adapter/settings.json  what decided the initialisation, and the precision of the trainings
+<output_dir>/adapters/<task>/training.json  settings, loss curve, speed
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from loragen_infer.files import write_json
 from torch import nn
 
@@ -25,42 +21,9 @@ from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo.train_lora import faster_precision
 
-__all__ = [
-    "check_base_model",
-    "check_settings",
-    "decide_precision",
-    "only_process",
-    "read_record",
-    "shared_settings",
-    "task_settings",
-]
+__all__ = ["check_base_model", "check_settings", "decide_precision", "read_record", "shared_settings", "task_settings"]
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def only_process(output_dir: Path) -> Iterator[None]:
-    """Hold the lock of a zoo.
-
-    Raises:
-        LoragenTrainError: Another process holds it, or the folder cannot be written.
-    """
-    lock = FileLock(output_dir / ".collect.lock", timeout=0)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise LoragenTrainError(
-            f"Another process is collecting into {output_dir}; wait for it, or choose another output_dir."
-        ) from error
-    except OSError as error:
-        raise LoragenTrainError(
-            f"{output_dir} cannot be written: {error.strerror or error}; choose another output_dir."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def shared_settings(config: CollectConfig) -> dict[str, Any]:
@@ -79,29 +42,18 @@ def task_settings(config: CollectConfig, task: CollectTask) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``.
-
-    Raises:
-        LoragenTrainError: It cannot be read, or holds something else.
-    """
+    """Return the JSON object in ``path``."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("it holds no JSON object")  # one of the ways to be damaged
-    except (OSError, ValueError, RecursionError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LoragenTrainError(
-            f"{path} is missing or damaged ({str(error).splitlines()[0]}); remove {path.parent} to have it made again, "
-            "or choose another output_dir."
+            f"{path} is missing or damaged ({error}); remove {path.parent} to have it made again, or choose another "
+            "output_dir."
         ) from error
-    return record
 
 
 def check_settings(record: Path, wanted: Mapping[str, Any]) -> None:
-    """Compare what the folder of ``record`` was made with, as that file says, with what is wanted now.
-
-    Raises:
-        LoragenTrainError: There is no record, it is damaged, or a setting differs.
-    """
+    """Refuse a folder that was made with other settings than are wanted now, as its ``record`` says."""
     folder = record.parent
     if not record.is_file():
         raise LoragenTrainError(f"{folder} exists but was not written by collect; choose another output_dir.")
@@ -122,11 +74,7 @@ def _first_difference(name: str, was: Any, now: Any) -> str | None:
 
 
 def check_base_model(output_dir: Path, source: str, model: nn.Module) -> None:
-    """Note the weights of the base model, called ``source``, or see that they are still those that the zoo noted.
-
-    Raises:
-        LoragenTrainError: They are others.
-    """
+    """Note the weights of the base model, called ``source``, or refuse others than the zoo has noted."""
     file, digest = output_dir / "base_model.json", _hash_weights(model)
     if not file.is_file():
         write_json(file, {"base_model": source, "weights_sha256": digest})

@@ -2,9 +2,8 @@
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from lora_tokenizer import (
     read_adapter,
 )
 from loragen_infer.progress import ProgressBar
+from loragen_infer.words import counted
 
 from loragen_train.configs.fit import DataConfig, ModelConfig
 from loragen_train.errors import LoragenTrainError
@@ -54,43 +54,41 @@ class Zoo:
 
     def task_means(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and mean tokens ``[N, W]``, float32, of one task after the other; one sum is in memory at a time."""
-        members: dict[str, list[int]] = {}
-        for index, task in enumerate(self.tasks):
-            members.setdefault(task, []).append(index)
-        for task, indices in members.items():
+        for task in self.names:
+            members = [index for index, name in enumerate(self.tasks) if name == task]
             total_NW = torch.zeros(self.stats.mean.shape, dtype=torch.float64)
-            for index in indices:
+            for index in members:
                 total_NW += self.tokens[index]
-            yield task, (total_NW / len(indices)).float()
+            yield task, (total_NW / len(members)).float()
 
 
 def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], cache_dir: Path) -> Zoo:
     """Tokenize the checkpoints that ``data`` names, or find their tokens in the cache.
 
-    Args:
-        data: Where the checkpoints are.
-        model: The token grid's limits.
-        task_names: The tasks; a single ``data.checkpoint_dir`` is the first one's.
-        cache_dir: Folder of the token cache and of the statistics.
+    A single ``data.checkpoint_dir`` is that of the first of ``task_names``.
 
     Raises:
-        LoragenTrainError: A checkpoint does not fit the grid, cannot be read, or differs from the first in shape or
-            settings; or a task has none.
+        LoragenTrainError: A checkpoint does not fit the grid of ``model``, cannot be read, or differs from the first in
+            shape or settings; or a task has none.
     """
     files = _find_checkpoints(data, task_names)
     layout, first = _layout(files, data, model)
 
-    def refuse(file: Path, problem: str) -> None:
-        _refuse_or_skip(file, f"{problem} (all must fit {first}, the first that can be read)", data)
+    def refuse_or_skip(file: Path, problem: str) -> None:
+        problem = f"{problem} (all must fit {first}, the first that can be read)"
+        if not data.skip_unreadable:
+            raise _unusable(file, problem)
+        logger.warning("Left out the checkpoint %s: %s", file, problem)
 
     with ProgressBar("tokenize", total=len(files), unit="checkpoint") as bar:
         cache = TokenCache(cache_dir / "tokens")
-        tokens = cache.get(list(files), layout, on_done=bar.advance, on_error=refuse, lora_alpha=data.lora_alpha)
+        tokens = cache.get(
+            list(files), layout, on_done=bar.advance, on_error=refuse_or_skip, lora_alpha=data.lora_alpha
+        )
     tasks = [files[Path(entry["path"])] for entry in tokens.entries]
-    counts = Counter(tasks)
     for name in task_names:
-        logger.info("%s: %d checkpoints.", name, counts[name])
-        if not counts[name]:
+        logger.info("%s: %s.", name, counted(tasks.count(name), "checkpoint"))
+        if name not in tasks:
             raise LoragenTrainError(f"No checkpoint of the task {name!r} can be read; mend them or remove the task.")
     return Zoo(layout=layout, stats=_statistics(tokens, cache_dir), tokens=tokens, tasks=tasks)
 
@@ -115,7 +113,7 @@ def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tupl
             adapter = read_adapter(file, lora_alpha=data.lora_alpha).to(torch.float32)
         except LoraTokenizerError as error:
             if not data.skip_unreadable:
-                _refuse_or_skip(file, str(error), data)
+                raise _unusable(file, str(error)) from error
             continue  # the token cache comes upon it again, and has it left out
         try:
             layout = TokenLayout.from_adapter(adapter, token_dim=model.output_dim, max_tokens=model.max_seq_len)
@@ -131,25 +129,19 @@ def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tupl
     raise LoragenTrainError("No checkpoint of any task can be read; collect the zoo again.")
 
 
-def _refuse_or_skip(file: Path, problem: str, data: DataConfig) -> None:
-    if not data.skip_unreadable:
-        raise LoragenTrainError(
-            f"The checkpoint {file} cannot be used: {problem}; mend or remove it, or set data.skip_unreadable to true."
-        )
-    logger.warning("Left out the checkpoint %s: %s", file, problem)
+def _unusable(file: Path, problem: str) -> LoragenTrainError:
+    return LoragenTrainError(
+        f"The checkpoint {file} cannot be used: {problem}; mend or remove it, or set data.skip_unreadable to true."
+    )
 
 
 def _statistics(tokens: TokenSet, cache_dir: Path) -> TokenStats:
     """Statistics of a set, kept in the cache under a hash of what is in it."""
     contents = "".join(entry["content"] for entry in tokens.entries)
     file = cache_dir / "statistics" / f"{hashlib.sha256(contents.encode()).hexdigest()[:32]}.safetensors"
-    if file.is_file():
-        try:
-            stats = TokenStats.load(file)
-        except LoraTokenizerError as error:
-            logger.warning("Making the statistics in the cache again: %s", error)
-        else:  # a copy: what is mapped from a file that somebody cuts short would end the process
-            return replace(stats, mean=stats.mean.clone(), std=stats.std.clone())
-    stats = TokenStats.from_tokens(tokens)
-    stats.save(file)
-    return stats
+    try:
+        return TokenStats.load(file)
+    except LoraTokenizerError:  # it is not there yet, or damaged
+        stats = TokenStats.from_tokens(tokens)
+        stats.save(file)
+        return stats

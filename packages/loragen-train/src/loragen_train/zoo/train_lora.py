@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -35,26 +33,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from loragen_train.configs.collect import LoraTraining, Precision
 from loragen_train.errors import LoragenTrainError
 
-__all__ = ["TrainedLora", "checkpoints_of", "faster_precision", "order_of_samples", "train_lora"]
+__all__ = ["checkpoints_of", "faster_precision", "order_of_samples", "train_lora"]
 
 logger = logging.getLogger(__name__)
 
-# Written into a checkpoint when it is complete, so that one that was cut short is never continued from.
+# Written last into a checkpoint, so that one that was cut short is never continued from.
 _COMPLETE = "work.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedLora:
-    """What a training has to tell."""
-
-    losses: list[dict[str, float]]
-    """The mean loss of every ``save_every`` steps: ``[{"step": 4, "loss": 2.5}, ...]``."""
-    seconds: float
-    """Wall time of the steps, those of interrupted runs included as far as their work was kept."""
-    cpu_seconds: float
-    """CPU time of all threads meanwhile."""
-    num_tokens: int
-    """Tokens trained on, prompts and responses, without padding."""
 
 
 def train_lora(
@@ -67,21 +51,10 @@ def train_lora(
     tokenizer: PreTrainedTokenizerBase,
     *,
     precision: Precision,
-) -> TrainedLora:
-    """Train the adapter on ``model`` in place, its loss on response tokens only.
+) -> dict[str, Any]:
+    """Train the adapter on ``model`` in place, its loss on response tokens only, and return the record of it.
 
-    Args:
-        name: What the progress display calls the work.
-        training: Steps, batch size, learning rate, which checkpoints to keep.
-        seed: Seed of the order of samples and of dropout.
-        folder: Gets ``checkpoint-<step>/``, PEFT folders with the training's state; one that is there is continued.
-        items: The samples.
-        model: The language model with a trainable adapter.
-        tokenizer: Its tokenizer, for padding.
-        precision: bfloat16 autocast or plain float32.
-
-    Raises:
-        LoragenTrainError: The training diverged.
+    ``folder`` gets ``checkpoint-<step>/``, PEFT folders with the training's state; the last one there is continued.
     """
     order = order_of_samples([len(item.input_ids) for item in items], training, seed)
     rows = [{"input_ids": item.input_ids, "labels": item.labels} for item in items]
@@ -98,28 +71,24 @@ def train_lora(
         logger.info("%s: going on after step %d.", name, _step_of(last))
     watch = _StepProgress(name, last)
     trainer.add_callback(watch)
-    if last is not None and _step_of(last) >= training.max_steps:
-        history = TrainerState.load_from_json(str(last / "trainer_state.json")).log_history
-    else:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        history = trainer.state.log_history
-        if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
-            raise LoragenTrainError(
-                f"The training of {name} diverged (its weights are not finite); lower training.learning_rate, which is "
-                f"{training.learning_rate}."
-            )
-    return TrainedLora(
-        losses=[{"step": row["step"], "loss": row["loss"]} for row in history if "loss" in row],
-        seconds=watch.seconds,
-        cpu_seconds=watch.cpu_seconds,
-        num_tokens=sum(len(items[index].input_ids) for index in order),
-    )
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
+        raise LoragenTrainError(
+            f"The training of {name} diverged (its weights are not finite); lower training.learning_rate, which is "
+            f"{training.learning_rate}."
+        )
+    num_tokens = sum(len(items[index].input_ids) for index in order)
+    return {
+        "seconds": round(watch.seconds, 1),
+        "cpu_seconds": round(watch.cpu_seconds, 1),
+        "num_tokens": num_tokens,
+        "tokens_per_second": round(num_tokens / watch.seconds, 1),
+        "loss": [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row],
+    }
 
 
 def order_of_samples(lengths: list[int], training: LoraTraining, seed: int) -> list[int]:
-    """Return which sample is seen when: ``max_steps * batch_size`` indices, each epoch a permutation of its own.
-
-    Within an epoch samples of like length stand together, so that little is padded.
+    """Return which sample is seen when: each epoch a permutation of its own, in batches of like length.
 
     Example:
         >>> training = LoraTraining(max_steps=3, batch_size=2, save_every=1)
@@ -138,7 +107,7 @@ def order_of_samples(lengths: list[int], training: LoraTraining, seed: int) -> l
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """Return the ``checkpoint-<step>`` folders in ``folder``, the earliest first."""
-    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step_of)
+    return sorted(folder.glob("checkpoint-*"), key=_step_of)
 
 
 def faster_precision() -> Precision:
@@ -183,21 +152,12 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _last_complete(folder: Path) -> Path | None:
-    """Return the last complete checkpoint in ``folder``, and remove what was cut short after it."""
+    """The last complete checkpoint in ``folder``; what was cut short after it is removed."""
     for checkpoint in reversed(checkpoints_of(folder)):
-        if _work_of(checkpoint) is not None:
+        if (checkpoint / _COMPLETE).is_file():
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
-
-
-def _work_of(checkpoint: Path) -> tuple[float, float] | None:
-    """Wall and CPU seconds that went into ``checkpoint``; None if it is not complete."""
-    try:
-        record = json.loads((checkpoint / _COMPLETE).read_text(encoding="utf-8"))
-        return float(record["seconds"]), float(record["cpu_seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class _StepProgress(TrainerCallback):
@@ -206,12 +166,12 @@ class _StepProgress(TrainerCallback):
     def __init__(self, name: str, last: Path | None) -> None:
         self._name = name
         self._shown: dict[str, str] = {}
-        self.seconds, self.cpu_seconds = (None if last is None else _work_of(last)) or (0.0, 0.0)
+        work = {} if last is None else json.loads((last / _COMPLETE).read_text(encoding="utf-8"))
+        self.seconds: float = work.get("seconds", 0.0)
+        self.cpu_seconds: float = work.get("cpu_seconds", 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = ProgressBar(self._name, total=state.max_steps, unit="step")
-        for _ in range(state.global_step):
-            self._bar.advance()
+        self._bar = ProgressBar(self._name, total=state.max_steps, unit="step", done=state.global_step)
         self._started = time.perf_counter() - self.seconds
         self._cpu_started = time.process_time() - self.cpu_seconds
 
