@@ -1,5 +1,6 @@
 """Where choices come from, which are refused, and how a model picks one."""
 
+import dataclasses
 import json
 import os
 import re
@@ -51,8 +52,12 @@ def test_bad_choices_are_named(rows, message, make, tmp_path):
         read_test_examples(task(path))
 
 
-def test_a_pattern_that_finds_nothing_is_named(make, tmp_path):
+def test_a_pattern_that_finds_nothing_and_a_single_choice_are_named(make, tmp_path):
     path = make.rows(tmp_path / "x.jsonl", [{"prompt": "no letters", "response": "A"}])
+    with pytest.raises(
+        LoragenInferError, match=r"choices of the task 't' holds \['A'\], but there must be two or more"
+    ):
+        read_test_examples(task(path, choices=["A"]))
     with pytest.raises(LoragenInferError, match=r"choice_pattern .* finds \[\], but there must be two or more"):
         read_test_examples(task(path, choice_pattern=r"^(\w): "))
 
@@ -60,12 +65,9 @@ def test_a_pattern_that_finds_nothing_is_named(make, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"choices": ["a"]}, "needs at least two different ones"),
-        ({"choices": ["a", "a"]}, "needs at least two different ones"),
         ({"choices": ["a", "b"], "choice_pattern": "(a)"}, "has both choices and choice_pattern"),
         ({"choice_pattern": "a("}, "choice_pattern 'a\\('"),
-        ({"choice_pattern": "a"}, "with 0 groups; put one pair of parentheses"),
-        ({"choice_pattern": "(a)", "choice_format": "x"}, "choice_format 'x', which needs one"),
+        ({"choice_pattern": "a"}, "choice_pattern 'a'; put one group in it"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, message):
@@ -100,7 +102,9 @@ def test_accuracy_is_the_share_of_answers_that_are_the_likeliest_choice(batch_si
     assert list(scores.correct) == expected
     assert 0 < sum(expected) < 24
     # The other scores are those of the responses alone.
-    plain = Scorer(tokenizer, [e.answers[0] for e in examples], batch_size=batch_size).score(llama)
+    plain = Scorer(
+        tokenizer, [dataclasses.replace(example, choices=()) for example in examples], batch_size=batch_size
+    ).score(llama)
     assert plain.correct is None
     assert scores.nll == pytest.approx(plain.nll, rel=1e-6)
     assert scores.exact == plain.exact

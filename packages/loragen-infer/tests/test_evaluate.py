@@ -428,7 +428,7 @@ def test_an_own_adapter_of_another_shape_is_named_before_any_row_is_scored(confi
     cut = {name: tensor[:, :-1] if "lora_A" in name else tensor for name, tensor in other.tensors.items()}
     write_adapter(dataclasses.replace(other, tensors=cut), tmp_path / "cut")
     tasks = [dataclasses.replace(config.tasks[0], adapter=str(tmp_path / "cut")), config.tasks[1]]
-    with pytest.raises(LoragenInferError, match=r"The adapter of the task 'one': The adapter does not fit the model"):
+    with pytest.raises(LoragenInferError, match=r"The row 'own' of the task 'one': The adapter does not fit the model"):
         evaluate(dataclasses.replace(config, tasks=tasks, output_dir=str(tmp_path / "r2")))
     assert not (tmp_path / "r2").exists()
 

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from loragen_infer.evaluation.examples import TestExample
 from loragen_infer.evaluation.scoring import ExampleScores, Scorer, mean_scores
-from loragen_infer.samples import Example, tokenize_example
+from loragen_infer.samples import tokenize_example
 
 WORDS = ["cat", "a", "elephant", "dog", "zebra", "ox"]
-EXAMPLES = [Example(prompt=f"Spell {word} backward.", response=word[::-1]) for word in WORDS]
-SUMS = [Example(prompt=f"{a}+{b}=", response=str(a + b)) for a, b in [(1, 2), (9, 9), (40, 2), (123, 456)]]
+EXAMPLES = [TestExample(prompt=f"Spell {word} backward.", response=word[::-1]) for word in WORDS]
+SUMS = [TestExample(prompt=f"{a}+{b}=", response=str(a + b)) for a, b in [(1, 2), (9, 9), (40, 2), (123, 456)]]
 
 
 def plain_nll(model, tokenizer, examples):
@@ -95,7 +96,7 @@ def test_one_wrong_character_or_a_missing_end_is_no_match(make, half_trained):
     tokenizer = make.tokenizer()
     known = next(example for example in EXAMPLES if decodes_exactly(half_trained, tokenizer, example))
     for response in (known.response[:-1] + "!", known.response + "x", known.response[:-1] or "?"):
-        changed = Example(prompt=known.prompt, response=response)
+        changed = TestExample(prompt=known.prompt, response=response)
         assert Scorer(tokenizer, [changed], batch_size=1).score(half_trained).exact == (False,)
 
 
@@ -105,8 +106,8 @@ def test_a_common_beginning_is_read_once_and_changes_nothing(make, llama, attent
     model, tokenizer = copy.deepcopy(llama), make.tokenizer(template=True)
     model.set_attn_implementation(attention)
     shots = [
-        Example(prompt="Spell rat backward.", response="tar"),
-        Example(prompt="Spell nib backward.", response="bin"),
+        TestExample(prompt="Spell rat backward.", response="tar"),
+        TestExample(prompt="Spell nib backward.", response="bin"),
     ]
     items = [tokenize_example(tokenizer, example, shots=shots) for example in EXAMPLES]
     expected = []
@@ -129,7 +130,7 @@ def test_a_common_beginning_is_read_once_and_changes_nothing(make, llama, attent
 
 def test_prompts_that_share_nothing_and_one_prompt_alone(make, llama):
     tokenizer = make.tokenizer()
-    apart = [Example(prompt="a b", response="c"), Example(prompt="x y", response="z")]
+    apart = [TestExample(prompt="a b", response="c"), TestExample(prompt="x y", response="z")]
     for examples in (apart, apart[:1], [apart[0], apart[0]]):
         score = Scorer(tokenizer, examples, batch_size=2).score(llama)
         assert score.nll == pytest.approx(plain_nll(llama, tokenizer, examples), rel=1e-5)

@@ -25,6 +25,7 @@ __all__ = [
     "example_of",
     "iter_jsonl",
     "iter_lines",
+    "num_common_tokens",
     "prompt_hash",
     "read_examples",
     "read_jsonl",
@@ -187,8 +188,7 @@ def tokenize_example(
         if tokenizer.eos_token_id is not None and input_ids[-1] != tokenizer.eos_token_id:
             input_ids.append(tokenizer.eos_token_id)
         # A token with the end of the prompt and the start of the response in it is the response's.
-        pairs = zip(prompt_ids, input_ids, strict=False)
-        num_prompt_tokens = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        num_prompt_tokens = num_common_tokens([prompt_ids, input_ids])
     if max_length is not None and len(input_ids) > max_length:
         raise LoragenInferError(
             f"A sample has {len(input_ids)} tokens, over max_length={max_length}: {example.prompt[:60]!r}…; raise "
@@ -215,6 +215,11 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase", _template: str) -> tuple[int
     specials = [place for place, token in enumerate(ids) if token in tokenizer.added_tokens_decoder]
     end = ids[: specials[0] + 1] if specials else ids
     return tuple(end) or (() if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),))
+
+
+def num_common_tokens(sequences: Iterable[Sequence[int]]) -> int:
+    """Return how many tokens all sequences begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
 def batches_by_length(lengths: Iterable[int], batch_size: int) -> list[list[int]]:

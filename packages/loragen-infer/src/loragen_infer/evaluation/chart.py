@@ -1,5 +1,6 @@
 """The picture of an evaluation: NLL per answer token of every row, a panel for every task and group of tasks."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_chart"]
 
-# Grey for what needs no prompts, purple for baselines that do, blue for generation, orange for its controls, green for
-# the target.
 _COLOURS = {
-    "base": "#9aa0a6",
-    "few-shot": "#80868b",
-    "mean": "#5f6368",
-    "nearest": "#a142f4",
-    "ridge": "#681da8",
-    "joint": "#3c4043",
+    **dict.fromkeys(("base", "few-shot", "mean", "joint"), "#80868b"),  # needs no prompts
+    **dict.fromkeys(("nearest", "ridge"), "#a142f4"),  # baselines that do
     "generated": "#1a73e8",
     "own": "#188038",
-    "wrong prompts": "#e8710a",
-    "junk": "#fa903e",
+    **dict.fromkeys(("wrong prompts", "junk"), "#e8710a"),  # controls
 }
 # More do not fit a picture that anyone can open; the groups of tasks then stand for them.
 _MAX_PANELS = 30
@@ -38,8 +32,7 @@ def draw_chart(evaluation: "Evaluation", path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = _panels(evaluation)
-    lines = -(-len(panels) // _PER_LINE)
-    width = min(len(panels), _PER_LINE)
+    lines, width = math.ceil(len(panels) / _PER_LINE), min(len(panels), _PER_LINE)
     height = 0.9 + 0.26 * max(len(scores) for scores in panels.values())
     figure = Figure(figsize=(0.6 + 3.6 * width, 0.6 + height * lines), layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,8 +49,7 @@ def draw_chart(evaluation: "Evaluation", path: Path) -> None:
 
 
 def _panels(evaluation: "Evaluation") -> "Mapping[str, Mapping[str, Score]]":
-    kinds = {True: " (held out)", False: "", None: ""}
-    tasks = {f"{task.task}{kinds[task.held_out]}": task.scores for task in evaluation.tasks}
+    tasks = {f"{task.task}{' (held out)' if task.held_out else ''}": task.scores for task in evaluation.tasks}
     groups = {
         f"mean over the {len(group.tasks)} {group.name}": group.scores
         for group in evaluation.groups
@@ -67,20 +59,13 @@ def _panels(evaluation: "Evaluation") -> "Mapping[str, Mapping[str, Score]]":
 
 
 def _draw_panel(axes: "Axes", title: str, scores: "Mapping[str, Score]") -> None:
-    rows = list(scores)
-    heights = [score.nll for score in scores.values()]
-    # Means over few tasks have no interval; one of percentiles need not hold the score itself.
-    ends = [score.nll_interval or (score.nll, score.nll) for score in scores.values()]
-    errors = [
-        [max(0.0, nll - low) for nll, (low, _) in zip(heights, ends, strict=True)],
-        [max(0.0, high - nll) for nll, (_, high) in zip(heights, ends, strict=True)],
-    ]
-    axes.barh(rows, heights, color=[_COLOURS[row] for row in rows], height=0.75)
-    axes.errorbar(heights, range(len(rows)), xerr=errors, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5)
-    for place, score in enumerate(scores.values()):
+    for place, (row, score) in enumerate(scores.items()):
+        # Means over few tasks have no interval.
+        low, high = score.nll_interval or (score.nll, score.nll)
+        axes.barh(row, score.nll, color=_COLOURS[row], height=0.75)
+        axes.plot([low, high], [place, place], color="black", linewidth=0.7, marker="|", markersize=3)
         label = f"{score.nll:.2f}" + ("" if score.gap_closed is None else f"  ({100 * score.gap_closed:z.0f} %)")
-        end = max(score.nll, ends[place][1])
-        axes.annotate(label, (end, place), (4, 0), textcoords="offset points", fontsize=6, va="center")
+        axes.annotate(label, (max(score.nll, high), place), (4, 0), textcoords="offset points", fontsize=6, va="center")
     axes.invert_yaxis()
     axes.margins(x=0.28)
     axes.set_title(title if len(title) <= 48 else f"{title[:47]}…", fontsize=8)

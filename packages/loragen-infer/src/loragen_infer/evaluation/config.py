@@ -44,10 +44,6 @@ class EvaluateTask:
         where = f"The task {self.name!r}"
         if self.choices is not None and self.choice_pattern is not None:
             raise LoragenInferError(f"{where} has both choices and choice_pattern; give one of them.")
-        if self.choices is not None and len(set(self.choices)) < max(2, len(self.choices)):
-            raise LoragenInferError(f"{where} has choices {self.choices}, but needs at least two different ones.")
-        if self.choice_format.count("{}") != 1:
-            raise LoragenInferError(f"{where} has choice_format {self.choice_format!r}, which needs one {{}}.")
         if self.choice_pattern is None:
             return
         try:
@@ -55,10 +51,7 @@ class EvaluateTask:
         except re.error as error:
             raise LoragenInferError(f"{where} has choice_pattern {self.choice_pattern!r}: {error}.") from error
         if groups != 1:
-            raise LoragenInferError(
-                f"{where} has choice_pattern {self.choice_pattern!r} with {groups} groups; put one pair of parentheses "
-                "around the choice."
-            )
+            raise LoragenInferError(f"{where} has choice_pattern {self.choice_pattern!r}; put one group in it.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,4 @@
-"""What a task is evaluated with: prompts to generate from, test examples, and solved examples to show.
-
-Choices come from a ``choices`` column (a list of texts, the response one of them), from a list that all examples of
-the task share, or from a pattern that finds them in the prompt. All examples of a task have choices, or none has.
-"""
+"""What a task is evaluated with: prompts to generate from, test examples, and solved examples to show."""
 
 import re
 from dataclasses import dataclass
@@ -34,15 +30,12 @@ class TestExample(Example):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs:
-    """What one task is evaluated with."""
+    """What one task is evaluated with: prompts to generate from, examples to score, and solved ones to show."""
 
     task: EvaluateTask
     prompts: list[str]
-    """What to generate from."""
     examples: list[TestExample]
-    """What is scored."""
     shots: list[Example]
-    """Solved examples for the row ``few-shot``; empty for a task without that row."""
 
 
 def read_inputs(task: EvaluateTask, config: EvaluateConfig) -> TaskInputs:
@@ -99,11 +92,12 @@ def read_test_examples(task: EvaluateTask) -> list[TestExample]:
 
 
 def _choices(task: EvaluateTask, row: dict[str, Any], prompt: str, where: str) -> tuple[str, ...]:
+    listed: Any
     if task.choices is not None:
-        return tuple(task.choices)
-    if task.choice_pattern is not None:
+        listed, source = task.choices, f"choices of the task {task.name!r} holds"
+    elif task.choice_pattern is not None:
         matches = re.findall(task.choice_pattern, prompt, flags=re.MULTILINE)
-        listed: Any = [task.choice_format.replace("{}", match) for match in dict.fromkeys(matches)]
+        listed = [task.choice_format.replace("{}", match) for match in dict.fromkeys(matches)]
         source = f"choice_pattern {task.choice_pattern!r} finds"
     elif row.get("choices") is None:
         return ()

@@ -11,37 +11,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_tokenizer import LoraAdapter
+from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.baselines import Ridge, nearest_task
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.evaluation.examples import TaskInputs
 from loragen_infer.evaluation.store import Cost
-from loragen_infer.evaluation.training_tasks import Training, read_own_adapter
+from loragen_infer.evaluation.training_tasks import Training
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.samples import Example
 
-__all__ = ["Row", "RowMaker"]
+__all__ = ["TRAINED_ROWS", "Row", "RowMaker"]
 
 logger = logging.getLogger(__name__)
 
+TRAINED_ROWS = ("joint", "own")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _NO_MEANS = "there are no means of training tasks beside the bundle; copy them there, or name training_tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is scored in one row of one task."""
+    """What is put on the language model in one row of one task, and what is shown before every prompt."""
 
     adapter: LoraAdapter | None = None
-    """What is put on the language model."""
     shots: tuple[Example, ...] = ()
-    """What is shown before every prompt."""
     cost: Cost | None = None
-    """What making the adapter takes."""
     note: str = ""
-    """What else there is to know, in a few words."""
 
 
 class RowMaker:
@@ -89,10 +86,9 @@ class RowMaker:
         if row == "few-shot":
             count = len(inputs.shots)
             return Row(shots=tuple(inputs.shots), note=f"{count} {'example' if count == 1 else 'examples'}")
-        if row == "joint":
-            return _trained("joint_adapter", str(self._config.joint_adapter))
-        if row == "own":
-            return _trained(f"the task {inputs.task.name!r}", str(inputs.task.adapter))
+        if row in TRAINED_ROWS:
+            adapter, path = self.trained(inputs, row)
+            return Row(adapter=adapter, cost=_training_cost(path))
         if not self._is_warm:
             # The first call of an encoder takes longer than all later ones.
             self._generator.generate(inputs.prompts)
@@ -101,6 +97,17 @@ class RowMaker:
         adapter, note = self._make(inputs, row, wrong_task)
         cost = Cost(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu_started)
         return Row(adapter=adapter, cost=cost, note=note)
+
+    def trained(self, inputs: TaskInputs, row: str) -> tuple[LoraAdapter, Path]:
+        """Return the adapter of one of :data:`TRAINED_ROWS`, of a folder of checkpoints the last, and where it lies."""
+        whose, path = f"the task {inputs.task.name!r}", inputs.task.adapter
+        if row == "joint":
+            whose, path = "joint_adapter", self._config.joint_adapter
+        try:
+            found = find_adapters(Path(str(path)))[-1]
+            return read_adapter(found), found
+        except LoraTokenizerError as error:
+            raise LoragenInferError(f"The adapter of {whose} cannot be read: {error}") from error
 
     def wrong_tasks(self, inputs: TaskInputs) -> list[str]:
         """Return the tasks whose prompts are the wrong ones: all others, or as many as are wanted, evenly spread.
@@ -153,11 +160,6 @@ class RowMaker:
             "".join(draw.choice(_LETTERS) if place % 6 else " " for place in range(1, len(prompt) + 1))
             for prompt in prompts
         ]
-
-
-def _trained(whose: str, path: str) -> Row:
-    adapter, found = read_own_adapter(whose, Path(path))
-    return Row(adapter=adapter, cost=_training_cost(found))
 
 
 def _training_cost(adapter: Path) -> Cost | None:

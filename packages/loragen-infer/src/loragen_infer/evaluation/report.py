@@ -1,6 +1,7 @@
 """The results of an evaluation as text: a table for every task and group of tasks, and what they say in sentences."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 from loragen_infer.evaluation.bootstrap import Interval
 from loragen_infer.evaluation.results import Evaluation, Score, TaskResult
@@ -36,18 +37,13 @@ def _title(task: TaskResult) -> str:
 def _block(title: str, scores: Mapping[str, Score], costs: Mapping[str, Cost], notes: Mapping[str, str]) -> str:
     lines = [_HEAD] + [_cells(row, score, costs.get(row)) for row, score in scores.items()]
     # A column that says nothing for any row is left out.
-    shown = [index for index in range(len(_HEAD)) if any(line[index] != "–" for line in lines[1:])]
-    widths = [max(len(line[index]) for line in lines) for index in shown]
+    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"}]
+    widths = [max(map(len, column)) for column in columns]
     texts = []
-    for line in lines:
-        cells = [
-            line[index].ljust(width) if index == 0 else line[index].rjust(width)
-            for index, width in zip(shown, widths, strict=True)
-        ]
-        note = notes.get(line[0], "")
-        texts.append("  ".join(cells) + (f"  ({note})" if note else ""))
-    rule = "-" * len(texts[0])
-    return "\n".join([title, texts[0], rule, *texts[1:]])
+    for row, *cells in zip(*columns, strict=True):
+        padded = [row.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
+        texts.append("  ".join(padded) + (f"  ({notes[row]})" if row in notes else ""))
+    return "\n".join([title, texts[0], "-" * len(texts[0]), *texts[1:]])
 
 
 def _cells(row: str, score: Score, cost: Cost | None) -> tuple[str, ...]:
@@ -77,15 +73,10 @@ def _time(seconds: float) -> str:
 
 def _cost_sentences(evaluation: Evaluation) -> list[str]:
     """One sentence that sets generating an adapter against training one, where both are known."""
-    pairs = [
-        (task.costs["generated"], task.costs["own"])
-        for task in evaluation.tasks
-        if "generated" in task.costs and "own" in task.costs
-    ]
-    if not pairs:
+    costs = [task.costs for task in evaluation.tasks if {"generated", "own"} <= task.costs.keys()]
+    if not costs:
         return []
-    generated, own = ([pair[index].seconds for pair in pairs] for index in (0, 1))
-    made, trained = sum(generated) / len(pairs), sum(own) / len(pairs)
+    made, trained = (fmean(of_task[row].seconds for of_task in costs) for row in ("generated", "own"))
     return [
         f"Generating an adapter took {_time(made)} s on the mean, training one {_time(trained)} s "
         f"({trained / made:,.0f} times as long)."

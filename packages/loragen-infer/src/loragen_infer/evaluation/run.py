@@ -1,8 +1,6 @@
-"""Measures whether generated adapters work, beside the baselines and controls that a claim needs.
+"""Measures whether generated adapters work: reads everything, scores each row of each task, and says what they say.
 
-Three stages: everything is read, so that what can be wrong with the files is found before the language model is loaded;
-every row of every task is scored that no earlier run, and no other process on the same folder, has finished; and what
-the finished rows say is computed and written.
+What can be wrong with the files is found before the language model is loaded.
 """
 
 import logging
@@ -20,7 +18,7 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.chart import draw_chart
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.evaluation.examples import TaskInputs, read_inputs
-from loragen_infer.evaluation.methods import Row, RowMaker
+from loragen_infer.evaluation.methods import TRAINED_ROWS, Row, RowMaker
 from loragen_infer.evaluation.results import Evaluation, TaskResult, summarise, to_json
 from loragen_infer.evaluation.scoring import Scorer, mean_scores
 from loragen_infer.evaluation.store import (
@@ -30,7 +28,7 @@ from loragen_infer.evaluation.store import (
     fingerprint_of_adapter,
     fingerprint_of_model,
 )
-from loragen_infer.evaluation.training_tasks import read_own_adapter, read_training
+from loragen_infer.evaluation.training_tasks import read_training
 from loragen_infer.files import write_json
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.models.base_model import load_base_model
@@ -61,10 +59,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             the folder cannot be written to.
     """
     output_dir = Path(config.output_dir)
-    _check_before_long_work(output_dir)
+    for module in _NEEDED:
+        if find_spec(module) is None:
+            raise LoragenInferError(f"Evaluating needs {module}; install it with: pip install 'loragen-infer[eval]'.")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise LoragenInferError(f"output_dir {output_dir} is a file; give the folder to write the results to.")
     tasks = [read_inputs(task, config) for task in config.tasks]
-    for whose, path in _trained_adapters(config).items():
-        read_own_adapter(whose, path)
     generator = LoraGenerator.from_pretrained(config.model, device=config.device)
     training = read_training(config, generator, find_bundle(config.model))
     remarks = training.unknown(config.tasks)
@@ -73,13 +73,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         remarks += training.near_duplicates(inputs.task, generator.encoder.encode(inputs.prompts))
     maker = RowMaker(config, generator, training, tasks)
     maker.check()
+    trained = [(inputs, row) for inputs in tasks for row in maker.names(inputs) if row in TRAINED_ROWS]
+    for inputs, row in trained:
+        maker.trained(inputs, row)
     base_model = config.base_model or generator.base_model
     if base_model is None:
         raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
 
     model, tokenizer = load_base_model(base_model, device=config.device)
-    for whose, path in _trained_adapters(config).items():
-        with _named(f"The adapter of {whose}"), adapter_attached(model, read_own_adapter(whose, path)[0]):
+    for inputs, row in trained:
+        with _named(inputs, row), adapter_attached(model, maker.trained(inputs, row)[0]):
             pass
     finished = _score_rows(config, tasks, maker, model, tokenizer)
 
@@ -132,7 +135,7 @@ def _score_rows(
                 place, name, wrong_task = piece
                 task = tasks[place].task.name
                 row = maker.make(tasks[place], name, wrong_task)
-                with _named(f"The row {name!r} of the task {task!r}"):
+                with _named(tasks[place], name):
                     scorer = scorer_of(place, row.shots)
                     # The name is part of the key because the cost depends on how an adapter is made.
                     key = fingerprint(
@@ -152,33 +155,15 @@ def _score_rows(
 
 def _score(scorer: Scorer, model: "PreTrainedModel", row: Row) -> FinishedRow:
     if row.adapter is None:
-        return FinishedRow(scores=scorer.score(model), cost=row.cost)
+        return FinishedRow(scores=scorer.score(model), cost=None)
     with adapter_attached(model, row.adapter) as adapted:
         return FinishedRow(scores=scorer.score(adapted), cost=row.cost)
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
+def _named(inputs: TaskInputs, row: str) -> Iterator[None]:
     """Say in an error of the block what it is about."""
     try:
         yield
     except LoragenInferError as error:
-        raise LoragenInferError(f"{what}: {error}") from error
-
-
-def _check_before_long_work(output_dir: Path) -> None:
-    for module in _NEEDED:
-        if find_spec(module) is None:
-            raise LoragenInferError(f"Evaluating needs {module}; install it with: pip install 'loragen-infer[eval]'.")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise LoragenInferError(f"output_dir {output_dir} is a file; give the folder to write the results to.")
-
-
-def _trained_adapters(config: EvaluateConfig) -> dict[str, Path]:
-    """By whose they are, the adapters that the rows ``own`` and ``joint`` need."""
-    found = {}
-    if "own" in config.wanted_rows:
-        found = {f"the task {task.name!r}": Path(task.adapter) for task in config.tasks if task.adapter is not None}
-    if "joint" in config.wanted_rows and config.joint_adapter is not None:
-        found["joint_adapter"] = Path(config.joint_adapter)
-    return found
+        raise LoragenInferError(f"The row {row!r} of the task {inputs.task.name!r}: {error}") from error

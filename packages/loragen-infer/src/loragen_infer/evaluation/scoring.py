@@ -19,10 +19,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.examples import TestExample
-from loragen_infer.samples import Example, TokenizedExample, batches_by_length, tokenize_example
+from loragen_infer.samples import Example, TokenizedExample, batches_by_length, num_common_tokens, tokenize_example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,16 +33,17 @@ __all__ = ["ExampleScores", "Scorer", "mean_scores"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleScores:
-    """What a model achieves on each example of one task, in the order of the examples."""
+    """What a model achieves on each example of one task, in the order of the examples.
+
+    The negative log-likelihood of the response is summed over its tokens, in nats; what ends the answer is one of them.
+    ``exact`` is 1 where the greedy continuation is the response to the end, and ``correct`` where the response is the
+    most likely of the choices, which a task may not have.
+    """
 
     answer_nll: tuple[float, ...]
-    """Negative log-likelihood of the response, summed over its tokens, in nats; what ends the answer is one of them."""
     num_tokens: tuple[int, ...]
-    """Number of tokens of the response."""
     exact: tuple[float, ...]
-    """1 where the greedy continuation is the response, token by token to the end, else 0."""
     correct: tuple[float, ...] | None
-    """1 where the response is the most likely of the choices, else 0; None for a task without choices."""
 
     @property
     def nll(self) -> float:
@@ -70,7 +72,7 @@ class Scorer:
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
-        examples: Sequence[Example | TestExample],
+        examples: Sequence[TestExample],
         *,
         batch_size: int,
         shots: Sequence[Example] = (),
@@ -79,9 +81,9 @@ class Scorer:
         self._tokenizer = tokenizer
         self._items: list[TokenizedExample] = []
         self._answers: list[range] = []
-        self._has_choices = any(isinstance(example, TestExample) and example.choices for example in examples)
+        self._has_choices = any(example.choices for example in examples)
         for example in examples:
-            answers = example.answers if isinstance(example, TestExample) else [example]
+            answers = example.answers
             self._answers.append(range(len(self._items), len(self._items) + len(answers)))
             self._items += [tokenize_example(tokenizer, answer, shots=shots) for answer in answers]
         lengths = [len(item.input_ids) for item in self._items]
@@ -91,7 +93,8 @@ class Scorer:
                 f"language model takes {max_tokens}; {'lower num_shots' if shots else 'drop the example'}."
             )
         self._batches = batches_by_length(lengths, batch_size)
-        self._num_common = _num_common_tokens(self._items)
+        # The last token of a prompt, which predicts the answer, never counts.
+        self._num_common = num_common_tokens(item.input_ids[: item.num_prompt_tokens][:-1] for item in self._items)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -159,22 +162,12 @@ class Scorer:
 
     def _pad_left(self, sequences: list[list[int]], num_common: int, device: torch.device) -> dict[str, Any]:
         """Inputs of the model for what follows ``num_common`` tokens that it has read."""
-        width = max(map(len, sequences))
-        input_ids = torch.full((len(sequences), width), int(self._tokenizer.pad_token_id or 0))
-        mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(sequences):
-            input_ids[row, width - len(ids) :] = torch.tensor(ids)
-            mask[row, width - len(ids) :] = 1
+        rows = [torch.tensor(ids) for ids in sequences]
+        padding = int(self._tokenizer.pad_token_id or 0)
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         # Without these a padded row would count its positions from the padding.
         position_ids = num_common + (mask.cumsum(dim=1) - 1).clamp(min=0)
         attention_mask = torch.cat([mask.new_ones(len(sequences), num_common), mask], dim=1)
         tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def _num_common_tokens(items: Sequence[TokenizedExample]) -> int:
-    """How many tokens all prompts begin with; the last token of a prompt, which predicts the answer, never counts."""
-    # All lists lie between the least and the greatest, and so begin with what these two share.
-    least, greatest = (extreme(item.input_ids for item in items) for extreme in (min, max))
-    most = min(item.num_prompt_tokens for item in items) - 1
-    return next((place for place in range(most) if least[place] != greatest[place]), max(0, most))

@@ -1,13 +1,9 @@
-"""Finished rows on disk, so that an evaluation that was stopped goes on where it was.
+"""Finished rows on disk, as ``<output_dir>/rows/<task>.<row>.<key>.json``, so that a stopped evaluation goes on.
 
-    <output_dir>/rows/<task>.<row>.<key>.json   the scores of every example, and what making the adapter took
-
-The key is a fingerprint of all that decides the scores: the adapter, the sequences (and so examples, choices, shots,
-tokenizer and chat template), the language model's weights and the device. The batch size is left out on purpose: it
-changes no more than round-off, and who has run out of memory should be able to go on with a smaller one.
-
-A row appears whole or not at all. A process that scores a row holds its lock, which the system lets go of when the
-process dies; another one on the same folder scores other rows meanwhile.
+The key is a fingerprint of all that decides the scores: adapter, sequences, the language model's weights, and device.
+The batch size is left out: it changes no more than round-off, and who has run out of memory should be able to go on
+with a smaller one. A process that scores a row holds its lock, which the system lets go of when the process dies;
+another one on the same folder scores other rows meanwhile.
 """
 
 import hashlib

@@ -49,11 +49,6 @@ class TaskMeans:
 class TaskMeansWriter:
     """Writes a file of task means, one task at a time; the file appears when the block ends well.
 
-    Args:
-        path: The file, :data:`TASK_MEANS_NAME` beside the bundle.
-        num_tokens: N.
-        token_dim: W.
-
     Raises:
         LoragenInferError: The system refuses to write, or the block adds no task.
 
@@ -80,13 +75,9 @@ class TaskMeansWriter:
         return self
 
     def add(self, name: str, prompt_embeddings_PD: Tensor, mean_tokens_NW: Tensor) -> None:
-        """Write one task.
+        """Write one task: L2-normalised embeddings of its training prompts, and its checkpoints' mean tokens.
 
-        Args:
-            name: Its name, which no other has.
-            prompt_embeddings_PD: L2-normalised embeddings of its training prompts; of very many some are kept, with
-                the mean of all.
-            mean_tokens_NW: The mean tokens of its checkpoints, as encoded (not z-scored).
+        The tokens are as encoded (not z-scored). Of very many prompts some are kept, and the mean of all.
 
         Raises:
             LoragenInferError: The name is there already, a shape is another, or a value is not finite.

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
+from lora_tokenizer import LoraTokenizerError, find_adapters, read_adapter
 
 from loragen_infer.bundle import TrainingTasks
 from loragen_infer.errors import LoragenInferError
@@ -21,7 +21,7 @@ from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeans, Task
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.samples import prompt_hash
 
-__all__ = ["Training", "read_own_adapter", "read_training"]
+__all__ = ["Training", "read_training"]
 
 # Above what prompts of different tasks reach, however alike their wording; of one template, means have 0.97 and more.
 _NEAR = 0.95
@@ -29,12 +29,10 @@ _NEAR = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is known of the training tasks."""
+    """What is known of the training tasks: what the bundle says, and means for the baselines; None where nothing is."""
 
     tasks: TrainingTasks | None
-    """Names, and hashes of what training showed; None where the bundle does not say."""
     means: TaskMeans | None
-    """Means for the baselines; None where there are none."""
 
     def held_out(self, task: EvaluateTask) -> bool | None:
         """Return whether training saw nothing of ``task``; None where the bundle does not say."""
@@ -141,12 +139,3 @@ def _configured_means(tasks: list[TrainingTask], generator: LoraGenerator) -> Ta
                 writer.add(task.name, prompts_PD, torch.as_tensor(total_NW / len(found)))
         # Opened now, the file can still be read when its name is gone.
         return read_task_means(path)
-
-
-def read_own_adapter(whose: str, path: Path) -> tuple[LoraAdapter, Path]:
-    """Return the adapter at ``path``, of a folder of checkpoints the last, and where it lies."""
-    try:
-        found = find_adapters(path)[-1]
-        return read_adapter(found), found
-    except LoraTokenizerError as error:
-        raise LoragenInferError(f"The adapter of {whose} cannot be read: {error}") from error
