@@ -7,7 +7,8 @@ import pkgutil
 import loragen_train
 import pytest
 
-MODULES = [module.name for module in pkgutil.iter_modules(loragen_train.__path__, "loragen_train.")]
+FOUND = pkgutil.walk_packages(loragen_train.__path__, "loragen_train.")
+MODULES = [module.name for module in FOUND if not module.name.endswith("__main__")]
 
 
 @pytest.mark.parametrize("name", MODULES)
