@@ -1,9 +1,8 @@
 """Tokens of many checkpoints in one file, so that a start that finds them unchanged reads none of them again.
 
 The file's name is a hash over all that its content follows from: layout, way of reading, and of every checkpoint the
-path and each file's size, time and inode. So a file never changes, and what is no longer asked for lies there until
-somebody removes it. It holds the tokens one after the other, an index in JSON, and the index's length in 8 bytes. It
-appears whole or not at all, also after kill -9, and of two processes that want it one makes it.
+path and each file's size, time and inode, so a file never changes. It holds the tokens one after the other, an index in
+JSON, and the index's length in 8 bytes; it appears whole or not at all, and of two processes that want it one makes it.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ logger = logging.getLogger(__name__)
 class TokenSet:
     """Tokens `[N, W]` of every checkpoint of a set, in the order asked for, without those that were left out.
 
-    Items are private maps of their part of the file: their values are loaded when they are touched, writing to one does
-    not reach the file, and reading all, one after the other, takes the memory of one.
+    Items are private maps of their part of the file: values are loaded when touched, and writing does not reach it.
     """
 
     file: Path
@@ -73,7 +71,7 @@ class TokenCache:
         on_error: Callable[[Path, str], None] | None = None,
         **read_options: Any,
     ) -> TokenSet:
-        """The tokens of the checkpoints at `paths`, read and encoded one after the other where they are not there yet.
+        """The tokens of the checkpoints at `paths`, read (with `read_options`) and encoded where they are not there yet.
 
         Args:
             paths: adapter folders or checkpoint files.
@@ -81,7 +79,6 @@ class TokenCache:
             on_done: called after each checkpoint.
             on_error: called with a checkpoint that cannot be read or does not fit the layout, and the reason; where it
                 returns, the checkpoint is left out. Without it a LoraTokenizerError is raised.
-            read_options: passed on to `read_adapter`.
 
         Raises:
             LoraTokenizerError: see `on_error`; or the disk is full, with nothing half-written left.
@@ -94,9 +91,9 @@ class TokenCache:
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.tokens"
 
         def report(entry: dict[str, Any]) -> None:
-            if "error" in entry and on_error is None:
-                raise LoraTokenizerError(entry["error"])
-            if "error" in entry and on_error is not None:
+            if "error" in entry:
+                if on_error is None:
+                    raise LoraTokenizerError(entry["error"])
                 on_error(Path(entry["path"]), entry["error"])
             on_done()
 
