@@ -1,9 +1,11 @@
 """The command generate as users meet it: forms, batches, resuming, and everything that can go wrong on the way."""
 
+import errno
+import io
+import itertools
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -55,11 +57,6 @@ def same(first, second, atol=1e-5):
 
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def loragen(*words, **options):
-    command = [sys.executable, "-m", "loragen_infer.cli", "generate", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def test_one_task_is_one_peft_folder_with_three_files(run, generator, zoo, tmp_path):
@@ -244,7 +241,7 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_loaded(zoo,
     monkeypatch.setattr("loragen_infer.generation.run._load", never)
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file" / "a", Path("/proc/nowhere/a")):
-        with pytest.raises(LoragenInferError, match=r"cannot be written to: .*; choose another --output"):
+        with pytest.raises(LoragenInferError, match=r"cannot be written: .*; choose another place"):
             run_generate(GenerateConfig(model=str(zoo.experiment), prompts=("a",), output=str(place)))
 
 
@@ -286,108 +283,88 @@ def test_many_long_prompts_get_one_warning_with_what_is_lost(run, make, tmp_path
     assert f"{5 * (303 - 256)} tokens are ignored" in message
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(zoo, make, tmp_path):
-    rows = [
-        {"id": "small", "prompt": "a"},
-        {"id": "long", "prompts": ["word " * 500] * 9},
-        {"id": "never", "prompt": "b"},
-    ]
-    file = make.rows(tmp_path / "p.jsonl", rows)
-    # A limit on the size of files is as near to a full disk as a test can get without one; only the card of the second
-    # adapter is larger than it.
-    script = (
-        "import resource, signal, sys; from loragen_infer.cli.main import main\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    words = ["generate", "--model", zoo.experiment, "--prompt-file", file, "--output", tmp_path / "out"]
-    command = [sys.executable, "-c", script, *map(str, [*words, "--batch-size", 1])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    [line] = [line for line in done.stderr.splitlines() if "error" in line]
-    assert "cannot be written: File too large; choose another place or free it" in line
-    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["small"]
-    assert len(read_adapter(tmp_path / "out" / "small").tensors) == 8
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(run, make, tmp_path, monkeypatch):
+    rows = [{"id": name, "prompt": name} for name in ("small", "long", "never")]
+    file, out = make.rows(tmp_path / "p.jsonl", rows), tmp_path / "out"
+    sync = os.fsync
+
+    def full(descriptor):
+        if (out / "small").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LoragenInferError, match="cannot be written: No space left on device; choose another"):
+        run(prompt_file=str(file), output=str(out), batch_size=1)
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["small"]
+    assert len(read_adapter(out / "small").tensors) == 8
 
 
-def start(zoo, file, output):
-    words = ["generate", "--model", zoo.experiment, "--prompt-file", file, "--output", output, "--batch-size", 1]
-    command = [sys.executable, "-m", "loragen_infer.cli", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_an_interrupted_batch_lists_what_is_finished(run, make, generator, tmp_path, monkeypatch):
+    file = make.rows(tmp_path / "p.jsonl", [{"id": f"n{index}", "prompt": f"say {index}"} for index in range(5)])
+    out, generate_many = tmp_path / "out", generator.generate_many
+
+    def interrupted(*args, **options):
+        yield from itertools.islice(generate_many(*args, **options), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator, "generate_many", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(prompt_file=str(file), output=str(out), batch_size=1)
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "manifest.jsonl", "n0", "n1", "n2"]
+    assert len((out / "manifest.jsonl").read_text().splitlines()) == 3
+    outcome = run(prompt_file=str(file), output=str(out))
+    assert (outcome.num_made, outcome.num_kept) == (2, 3)
 
 
-def wait_for(condition, process):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_batch_keeps_what_is_whole_and_goes_on(zoo, make, tmp_path, run, signal_number):
-    file = make.rows(tmp_path / "p.jsonl", [{"id": f"n{index}", "prompt": f"say {index}"} for index in range(400)])
+def test_a_second_process_is_refused_and_a_killed_one_keeps_what_is_whole_and_goes_on(zoo, make, tmp_path, run):
+    file = make.rows(tmp_path / "p.jsonl", [{"id": f"n{index}", "prompt": f"say {index}"} for index in range(2000)])
     out = tmp_path / "out"
-    with start(zoo, file, out) as process:
-        wait_for(lambda: (out / "n5").is_dir(), process)
-        process.send_signal(signal_number)
-        errors = process.communicate()[1]
-    if signal_number == signal.SIGINT:
-        assert process.returncode == 130
-        assert "interrupted; what is finished is kept" in errors
-        assert not [path for path in out.iterdir() if ".tmp-" in path.name]
+    words = ["generate", "--model", zoo.experiment, "--prompt-file", file, "--output", out, "--batch-size", 1]
+    command = [sys.executable, "-m", "loragen_infer.cli", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 240
+        while not (out / "n2").is_dir():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(LoragenInferError, match=r"Another process is writing to .*out; wait for it to end"):
+            run(prompt_file=str(file), output=str(out))
+        process.kill()
     made = [path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    assert 5 < len(made) < 400
+    assert 2 < len(made) < 2000
     for folder in made:
         assert files(folder) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
         read_adapter(folder)
-    if signal_number == signal.SIGINT:
-        assert len((out / "manifest.jsonl").read_text().splitlines()) == len(made)
     (tmp_path / "few.jsonl").write_text("".join(file.read_text().splitlines(keepends=True)[: len(made) + 2]))
     outcome = run(prompt_file=str(tmp_path / "few.jsonl"), output=str(out), batch_size=1)
     assert (outcome.num_made, outcome.num_kept) == (2, len(made))
     assert not [path for path in out.iterdir() if ".tmp-" in path.name]
 
 
-def test_a_second_process_on_one_folder_is_told_so(zoo, make, tmp_path, run):
-    file = make.rows(tmp_path / "p.jsonl", [{"id": f"n{index}", "prompt": f"say {index}"} for index in range(400)])
-    with start(zoo, file, tmp_path / "out") as process:
-        wait_for((tmp_path / "out" / "n1").is_dir, process)
-        with pytest.raises(LoragenInferError, match=r"Another process is writing to .*out; wait for it to end"):
-            run(prompt_file=str(file), output=str(tmp_path / "out"))
-        process.send_signal(signal.SIGINT)
-        process.communicate()
-    assert process.returncode == 130
+def test_where_another_process_was_faster_with_the_same_adapter_both_end_well(run, generator, tmp_path, monkeypatch):
+    options = {"prompts": ("a",), "output": str(tmp_path / "one")}
+    generate = generator.generate
 
+    def overtaken(prompts, **settings):
+        monkeypatch.setattr(generator, "generate", generate)
+        assert run(**options).num_made == 1
+        return generate(prompts, **settings)
 
-def test_two_processes_with_one_and_the_same_adapter_both_end_well(zoo, tmp_path):
-    words = ["--model", str(zoo.experiment), "--prompt", "a", "--output", str(tmp_path / "one")]
-    command = [sys.executable, "-m", "loragen_infer.cli", "generate", *words]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    monkeypatch.setattr(generator, "generate", overtaken)
+    assert run(**options).num_made == 1
     assert files(tmp_path) == [
         f"one/{name}" for name in ("README.md", "adapter_config.json", "adapter_model.safetensors")
     ]
 
 
-def test_prompts_from_standard_input_and_options_of_the_command(zoo, tmp_path, generator):
-    words = [
-        "--model",
-        zoo.experiment,
-        "--prompt-file",
-        "-",
-        "--output-dir",
-        tmp_path / "out",
-        "--scale",
-        2,
-        "--compile",
-    ]
-    words = [*words[:-1], "--cache-dir", tmp_path / "cache", "--dtype", "bfloat16"]
-    done = loragen(*words, input="1 + 1\n2 + 2\n")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{tmp_path / 'out'}: 2 adapters made (448 parameters each, for {zoo.model})")
+def test_prompts_from_standard_input_and_options_of_the_command(zoo, tmp_path, generator, monkeypatch, capsys):
+    out, cache = str(tmp_path / "out"), str(tmp_path / "cache")
+    words = ["generate", "--model", str(zoo.experiment), "--prompt-file", "-", "--output-dir", out, "--scale", "2"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"1 + 1\n2 + 2\n")))
+    assert main([*words, "--cache-dir", cache, "--dtype", "bfloat16"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 2 adapters made (448 parameters each, for {zoo.model})")
     assert len(list((tmp_path / "cache").iterdir())) == 1
     made, plain = read_adapter(tmp_path / "out" / "000002"), generator.generate(["2 + 2"])
     module = made.modules[0]

@@ -1,7 +1,4 @@
-"""Writing that appears whole or not at all, with this package's error and in the two formats that it writes.
-
-How a file or folder appears whole is decided in :mod:`lora_tokenizer.io.atomic`.
-"""
+"""Writing that appears whole or not at all, with the error of this package."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,31 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from lora_tokenizer.io import atomic
+from safetensors import SafetensorError
 
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, reason_of
 
-__all__ = ["atomic_file", "atomic_folder", "write_json", "write_jsonl"]
+__all__ = ["atomic_file", "atomic_folder", "save_torch", "write_json", "write_jsonl", "writing"]
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; when the block ends well it becomes ``path``, replacing what is there.
 
-    Raises:
-        LoragenInferError: The operating system refuses (permissions, a full disk); nothing is left behind.
+    What the system refuses (permissions, a full disk) is a LoragenInferError, and nothing is left behind.
     """
-    with _reported(path), atomic.atomic_file(path) as part:
+    with writing(path), atomic.atomic_file(path) as part:
         yield part
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; when the block ends well it becomes ``path``, which must be missing or empty.
-
-    Raises:
-        LoragenInferError: As :func:`atomic_file`, or ``path`` exists and is not an empty folder.
-    """
-    with _reported(path), atomic.atomic_folder(path) as part:
+    """As :func:`atomic_file` for a folder to fill; ``path`` must be missing or an empty folder."""
+    with writing(path), atomic.atomic_folder(path) as part:
         yield part
 
 
@@ -51,11 +44,22 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def save_torch(content: object, path: Path) -> None:
+    """``torch.save``, which calls a full disk a RuntimeError, with an OSError for it; not atomic by itself."""
+    import torch
+
+    try:
+        with path.open("wb") as stream:  # the archive would hold the name of a path
+            torch.save(content, stream)
+    except RuntimeError as error:
+        raise OSError(reason_of(error)) from error
+
+
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Make one sentence about ``path`` of what the system refuses in the block."""
     try:
         yield
-    except OSError as error:
-        raise LoragenInferError(
-            f"{path} cannot be written: {error.strerror or error}; choose another place or free it."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        raise LoragenInferError(f"{path} cannot be written: {reason}; choose another place or free it.") from error

@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.bundle.bundle import GeneratorBundle
 from loragen_infer.bundle.bundle_file import BUNDLE_NAME, find_bundle
-from loragen_infer.encoder.encoder import PromptEncoder
+from loragen_infer.encoder.encoder import PromptEncoder, check_prompts
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.models.device import as_dtype, check_device
+from loragen_infer.models.device import as_dtype, check_device, dtype_name
 from loragen_infer.models.locate import hub_name
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class LoraGenerator:
         bundle: The trained generator; it is left as it is.
         encoder: The prompt encoder that the bundle was trained with.
         device: A torch device for the generator.
-        dtype: float32, bfloat16 or float16: what the generator computes in. The encoder stays in float32, and the
-            adapter is in the dtype that the layout stores.
+        dtype: What the generator computes in: float32, bfloat16 or float16. Encoder and adapter keep theirs.
         compile: Compile the generator with ``torch.compile`` at its first use, which takes from seconds to minutes.
 
     Raises:
@@ -84,11 +83,8 @@ class LoraGenerator:
         """Load a bundle and the encoder that it names.
 
         ``path`` is a bundle, a ``final_model`` or an experiment folder, or (at ``revision``) a hub repository with a
-        bundle; ``cache_dir`` is where the encoder keeps its embeddings. The other options are those of the class.
-
-        Raises:
-            LoragenInferError: The bundle or its encoder is missing, unreadable or another one than in training, or the
-                device cannot be used.
+        bundle; ``cache_dir`` is where the encoder keeps its embeddings. The other options, and the errors, are those of
+        the class, :meth:`GeneratorBundle.load` and :class:`PromptEncoder`.
         """
         file = find_bundle(path, revision=revision)
         bundle = GeneratorBundle.load(file)
@@ -127,9 +123,7 @@ class LoraGenerator:
     def generate(self, prompts: Sequence[str], *, scale: float = 1.0) -> LoraAdapter:
         """Return the adapter for the one task that ``prompts``, unlabelled and in any order, describe.
 
-        Args:
-            prompts: At least one prompt.
-            scale: Factor on the change that the adapter makes to the base model; see :func:`scale_adapter`.
+        ``scale`` is a factor on the change that the adapter makes to the base model; see :func:`scale_adapter`.
 
         Raises:
             LoragenInferError: ``prompts`` is empty, one of them has no text, ``scale`` is no finite number, or the
@@ -143,10 +137,8 @@ class LoraGenerator:
         """Yield one adapter per item of ``tasks``, the prompts of a task each, in order.
 
         ``tasks`` may be endless: ``batch_size`` of them at a time are read, encoded and generated together, and no
-        more are held. Against :meth:`generate` the values differ by rounding.
-
-        Raises:
-            LoragenInferError: As :meth:`generate`, for the first task that has such prompts.
+        more are held. Against :meth:`generate` the values differ by rounding; its errors are those of the first task
+        that has one.
         """
         if batch_size < 1:
             raise LoragenInferError(f"batch_size is {batch_size}, where a number from 1 belongs.")
@@ -189,8 +181,7 @@ class LoraGenerator:
         for prompts in tasks:
             if isinstance(prompts, str):
                 raise LoragenInferError(f"The prompts of a task are the text {prompts[:40]!r}; give a list of texts.")
-            if not prompts:
-                raise LoragenInferError("There is no prompt to encode; give at least one.")
+            check_prompts(prompts)
         embedding_nD = self.encoder.encode([prompt for prompts in tasks for prompt in prompts])
         counts = [len(prompts) for prompts in tasks]
         condition_BPD = pad_sequence(list(torch.split(embedding_nD, counts)), batch_first=True)
@@ -198,8 +189,7 @@ class LoraGenerator:
         tokens_BNW: torch.Tensor = self._network(condition_BPD.to(self._device), mask_BP.to(self._device))
         if not torch.isfinite(tokens_BNW).all():
             raise LoragenInferError(
-                f"The generator made NaN or Inf in {str(self._dtype).removeprefix('torch.')}; use float32, or train "
-                "the model again."
+                f"The generator made NaN or Inf in {dtype_name(self._dtype)}; use float32, or train the model again."
             )
         return tokens_BNW.float().cpu()
 
@@ -216,9 +206,8 @@ def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:
         raise LoragenInferError(f"The scale is {scale}, where a finite number belongs.")
     if adapter.config.use_dora:
         raise LoragenInferError(f"A DoRA adapter cannot be scaled by {scale}: its magnitudes act too; use scale 1.")
-    is_b = (".lora_B.", ".lora_embedding_B")
     tensors = {
-        name: tensor * scale if any(part in name for part in is_b) else tensor
+        name: tensor * scale if ".lora_B." in name or ".lora_embedding_B" in name else tensor
         for name, tensor in adapter.tensors.items()
     }
     return dataclasses.replace(adapter, tensors=tensors)
@@ -228,10 +217,9 @@ def _finite(adapter: LoraAdapter, scale: float) -> LoraAdapter:
     """Return ``adapter``, whose dtype may be too narrow for what was generated and scaled."""
     for name, tensor in adapter.tensors.items():
         if not torch.isfinite(tensor).all():
-            dtype = str(tensor.dtype).removeprefix("torch.")
             raise LoragenInferError(
-                f"The adapter would hold NaN or Inf: {name} goes beyond {dtype} at scale {scale:g}; use a smaller "
-                "scale, or train the model again."
+                f"The adapter would hold NaN or Inf: {name} goes beyond {dtype_name(tensor.dtype)} at scale {scale:g}; "
+                "use a smaller scale, or train the model again."
             )
     return adapter
 
@@ -244,18 +232,15 @@ def _check_encoder(bundle: GeneratorBundle, encoder: PromptEncoder) -> None:
         )
     pinned = bundle.text_encoder_fingerprint
     if pinned is not None and encoder.fingerprint != pinned:
-        revision = f" at revision {bundle.text_encoder_revision}" if bundle.text_encoder_revision else ""
+        at = f" at revision {bundle.text_encoder_revision}" if bundle.text_encoder_revision else ""
         raise LoragenInferError(
             f"The text encoder {encoder.name!r} is not the one of training: its content has the fingerprint "
-            f"{encoder.fingerprint}, where the bundle has {pinned}; use {bundle.text_encoder_name!r}{revision} as it "
-            "was then."
+            f"{encoder.fingerprint}, where the bundle has {pinned}; use {bundle.text_encoder_name!r}{at} as then."
         )
 
 
 def _place_of_encoder(name: str, folder: Path) -> str:
     """The encoder's folder as the bundle names it, or else one of its name beside the bundle; otherwise the name."""
     place = Path(name).expanduser()
-    if place.is_dir() and (place.is_absolute() or (place / "modules.json").is_file()):
-        return str(place)
-    beside = (folder / place, folder / place.name)
-    return next((str(path) for path in beside if (path / "modules.json").is_file()), name)
+    places = (place, folder / place, folder / place.name)
+    return next((str(path) for path in places if (path / "modules.json").is_file()), name)

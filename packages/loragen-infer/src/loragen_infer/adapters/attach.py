@@ -25,7 +25,7 @@ def adapter_attached(model: "PreTrainedModel", adapter: LoraAdapter) -> "Iterato
     """
     restore = _remember(model)
     try:
-        yield _wrap(model, adapter, "default").eval()
+        yield add_adapter(model, adapter)
     finally:
         restore()
 
@@ -43,31 +43,41 @@ def add_adapter(
         LoragenInferError: The adapter has a tensor that the model has no place for, or lacks one; or ``model`` has an
             adapter of that name (see :func:`swap_adapter`). The model is as it was.
     """
-    from peft import PeftModel
+    from peft import PeftModel, PeftModelForCausalLM
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     if isinstance(model, PeftModel) and adapter_name in model.peft_config:
         raise LoragenInferError(f"The model has an adapter called {adapter_name!r} already; swap it or use a new name.")
     restore = _remember(model)
     try:
-        if not isinstance(model, PeftModel):
-            return _wrap(model, adapter, adapter_name).eval()
-        with _told():
+        if isinstance(model, PeftModel):
+            adapted = model
             model.add_adapter(adapter_name, _config(adapter))
-        _fill(model, adapter, adapter_name)
-    except BaseException:
+        else:
+            # Pipelines know the causal class by name and warn of the general one; it asks for this method of the model.
+            kind = PeftModelForCausalLM if hasattr(model, "prepare_inputs_for_generation") else PeftModel
+            adapted = kind(model, _config(adapter), adapter_name).eval()
+        _fill(adapted, adapter, adapter_name)
+    except BaseException as error:
         restore()
         if isinstance(model, PeftModel):
-            _forget(model, adapter_name)
+            for layer in model.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    layer.delete_adapter(adapter_name)
+            model.peft_config.pop(adapter_name, None)
+        if isinstance(error, ValueError):  # how PEFT refuses
+            reason = " ".join(str(error).split())
+            raise LoragenInferError(f"The adapter does not fit the model: {reason}") from error
         raise
-    return model
+    return adapted
 
 
 def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str | None = None) -> None:
     """Give the adapter called ``adapter_name`` of ``model`` (default: the active one) the values of ``adapter``.
 
-    The tensors of the model are written to in place, so nothing is allocated, no module is exchanged, and compiled
-    models, optimizers and other adapters stay as they are. ``r`` must be the same; ``lora_alpha`` and rsLoRA may
-    differ, since the scaling of every module and the adapter's config are set too. It is all or nothing.
+    The tensors of the model are written to in place, so compiled models, optimizers and other adapters stay as they
+    are. ``r`` must be the same; ``lora_alpha`` and rsLoRA may differ, since the scaling of every module and the
+    adapter's config are set too. It is all or nothing.
 
     Raises:
         LoragenInferError: There is no such adapter, the two differ in a tensor or in DoRA, or the adapter is merged
@@ -103,17 +113,6 @@ def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str 
     model.peft_config[name] = new
 
 
-def _wrap(model: "PreTrainedModel", adapter: LoraAdapter, adapter_name: str) -> "PeftModel":
-    from peft import PeftModel, PeftModelForCausalLM
-
-    # Pipelines know the causal class by name and warn of the general one; that class asks for this method of the model.
-    kind = PeftModelForCausalLM if hasattr(model, "prepare_inputs_for_generation") else PeftModel
-    with _told():
-        wrapped = kind(model, _config(adapter), adapter_name)
-    _fill(wrapped, adapter, adapter_name)
-    return wrapped
-
-
 def _config(adapter: LoraAdapter) -> "LoraConfig":
     from peft import LoraConfig
 
@@ -134,15 +133,6 @@ def _fill(model: "PeftModel", adapter: LoraAdapter, adapter_name: str) -> None:
             f"{expected.get(name, 'no such tensor')}; use the base model it was trained on."
         )
     set_peft_model_state_dict(model, dict(adapter.tensors), adapter_name=adapter_name)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Make one sentence of PEFT's refusal."""
-    try:
-        yield
-    except ValueError as error:
-        raise LoragenInferError(f"The adapter does not fit the model: {' '.join(str(error).split())}") from error
 
 
 def _remember(model: "PreTrainedModel | PeftModel") -> Callable[[], None]:
@@ -167,13 +157,3 @@ def _remember(model: "PreTrainedModel | PeftModel") -> Callable[[], None]:
             vars(model).pop("peft_config", None)
 
     return restore
-
-
-def _forget(model: "PeftModel", adapter_name: str) -> None:
-    """Take what an adapter has left in the layers of others."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.delete_adapter(adapter_name)
-    model.peft_config.pop(adapter_name, None)

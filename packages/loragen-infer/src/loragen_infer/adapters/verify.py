@@ -6,7 +6,6 @@ none.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, read_adapter
@@ -16,11 +15,9 @@ from loragen_infer.adapters.vllm_rules import VllmReport, check_vllm
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.models.base_model import load_base_model
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 __all__ = ["Check", "VerifyReport", "format_report", "verify_adapter"]
 
+_CHECKS = ("readable", "fits", "not zero", "acts")
 _PROBE = "The capital of France is"
 
 
@@ -29,11 +26,9 @@ class Check:
     """One thing that was looked at."""
 
     name: str
-    """What, in a few words."""
     passed: bool | None
     """None: an earlier failure left nothing to look at."""
     detail: str
-    """What was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +36,10 @@ class VerifyReport:
     """Everything found out about an adapter."""
 
     adapter: str
-    """Where it lies."""
     base_model: str
-    """What it was checked against."""
     num_modules: int
-    """Adapted modules."""
     num_parameters: int
-    """Values in its tensors."""
     checks: tuple[Check, ...]
-    """In the order in which they were made."""
     vllm: VllmReport | None
     """What vLLM would say, which decides nothing; None: the adapter cannot be read."""
 
@@ -76,38 +66,51 @@ def verify_adapter(
     """
     if not path.exists():
         raise LoragenInferError(f"The adapter {path} does not exist; give a PEFT adapter folder.")
+    checks = {name: Check(name=name, passed=None, detail="not looked at") for name in _CHECKS}
+
+    def report(against: str, adapter: LoraAdapter | None = None) -> VerifyReport:
+        return VerifyReport(
+            adapter=str(path),
+            base_model=against,
+            num_modules=len(adapter.modules) if adapter else 0,
+            num_parameters=adapter.num_parameters if adapter else 0,
+            checks=tuple(checks.values()),
+            vllm=check_vllm(adapter) if adapter else None,
+        )
+
+    def note(name: str, passed: bool, detail: str) -> None:
+        checks[name] = Check(name=name, passed=passed, detail=detail)
+
     try:
         adapter = read_adapter(path)
     except LoraTokenizerError as error:
-        readable = Check(name="readable", passed=False, detail=str(error))
-        rest = tuple(Check(name=name, passed=None, detail="not looked at") for name in ("fits", "not zero", "acts"))
-        return VerifyReport(
-            adapter=str(path),
-            base_model=base_model or "",
-            num_modules=0,
-            num_parameters=0,
-            checks=(readable, *rest),
-            vllm=None,
-        )
+        note("readable", False, str(error))
+        return report(base_model or "")
+    note("readable", True, f"{len(adapter.tensors)} tensors in pairs, all values are finite")
     name = base_model or adapter.config.base_model_name_or_path
     if not name:
         raise LoragenInferError(f"The adapter {path} names no base model; give --base-model.")
     model, tokenizer = load_base_model(name, dtype=dtype, device=device, device_map=device_map)
-    readable = Check(
-        name="readable", passed=True, detail=f"{len(adapter.tensors)} tensors in pairs, all values are finite"
-    )
-    fits = _check_places(model, adapter)
-    acts = Check(name="acts", passed=None, detail="not looked at, since the adapter does not fit")
-    if fits.passed:
-        acts = _check_effect(model, tokenizer, adapter)
-    return VerifyReport(
-        adapter=str(path),
-        base_model=name,
-        num_modules=len(adapter.modules),
-        num_parameters=adapter.num_parameters,
-        checks=(readable, fits, _check_not_zero(adapter), acts),
-        vllm=check_vllm(adapter),
-    )
+    note("not zero", *_check_not_zero(adapter))
+    inputs = tokenizer(_PROBE, return_tensors="pt").to(model.device)
+    inputs.pop("token_type_ids", None)
+    try:
+        with torch.inference_mode():
+            before = model(**inputs).logits.float()
+            with adapter_attached(model, adapter) as adapted:
+                after = adapted(**inputs).logits.float()
+    except LoragenInferError as error:
+        note("fits", False, str(error))
+        return report(name, adapter)
+    note("fits", True, "every tensor has a module of its shape, every module its tensors")
+    change = float((after - before).abs().max())
+    if not torch.isfinite(after).all():
+        note("acts", False, "the adapted model's logits are NaN or Inf")
+    elif change == 0:
+        note("acts", False, "the logits of the base model do not change at all")
+    else:
+        note("acts", True, f"logits change by up to {change:.3g} (on {_PROBE!r})")
+    return report(name, adapter)
 
 
 def format_report(report: VerifyReport) -> str:
@@ -125,40 +128,13 @@ def format_report(report: VerifyReport) -> str:
     return "\n".join(lines)
 
 
-def _check_places(model: "PreTrainedModel", adapter: LoraAdapter) -> Check:
-    """Every tensor meets a module of the right shape, and PEFT adapts no module that has no tensors."""
-    try:
-        with adapter_attached(model, adapter):
-            pass
-    except LoragenInferError as error:
-        return Check(name="fits", passed=False, detail=str(error))
-    return Check(name="fits", passed=True, detail="every tensor has a module of its shape, every module its tensors")
-
-
-def _check_not_zero(adapter: LoraAdapter) -> Check:
-    zero, norms = [], []
+def _check_not_zero(adapter: LoraAdapter) -> tuple[bool, str]:
+    norms = {}
     for name in adapter.modules:
         a_ri, b_or = (factor.double() for factor in adapter.factors(name))
         # |B A|^2 = trace((B'B)(AA')), without the [out, in] product.
-        norm = adapter.scaling(name) * float(torch.sum((b_or.T @ b_or) * (a_ri @ a_ri.T)).clamp(min=0).sqrt())
-        norms.append(norm)
-        if norm == 0:
-            zero.append(name)
+        norms[name] = adapter.scaling(name) * float(torch.sum((b_or.T @ b_or) * (a_ri @ a_ri.T)).clamp(min=0).sqrt())
+    zero = [name for name, norm in norms.items() if norm == 0]
     if zero:
-        return Check(name="not zero", passed=False, detail=f"ΔW is zero in {len(zero)} modules, such as {zero[0]}")
-    return Check(name="not zero", passed=True, detail=f"|ΔW| from {min(norms):.3g} to {max(norms):.3g} per module")
-
-
-def _check_effect(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", adapter: LoraAdapter) -> Check:
-    inputs = tokenizer(_PROBE, return_tensors="pt").to(model.device)
-    inputs.pop("token_type_ids", None)
-    with torch.inference_mode():
-        before = model(**inputs).logits.float()
-        with adapter_attached(model, adapter) as adapted:
-            after = adapted(**inputs).logits.float()
-    if not torch.isfinite(after).all():
-        return Check(name="acts", passed=False, detail="the adapted model's logits are NaN or Inf")
-    change = float((after - before).abs().max())
-    if change == 0:
-        return Check(name="acts", passed=False, detail="the logits of the base model do not change at all")
-    return Check(name="acts", passed=True, detail=f"logits change by up to {change:.3g} (on {_PROBE!r})")
+        return False, f"ΔW is zero in {len(zero)} modules, such as {zero[0]}"
+    return True, f"|ΔW| from {min(norms.values()):.3g} to {max(norms.values()):.3g} per module"

@@ -27,17 +27,7 @@ class VllmReport:
 
 
 def check_vllm(adapter: LoraAdapter) -> VllmReport:
-    """Return what vLLM would say of ``adapter``.
-
-    Example:
-        >>> import torch
-        >>> from lora_tokenizer import AdapterConfig
-        >>> name = "base_model.model.layers.0.q_proj.lora_{}.weight"
-        >>> tensors = {name.format("A"): torch.ones(12, 3), name.format("B"): torch.ones(5, 12)}
-        >>> config = AdapterConfig(r=12, lora_alpha=24, target_modules=("q_proj",))
-        >>> check_vllm(LoraAdapter(config=config, tensors=tensors))
-        VllmReport(max_lora_rank=16, refused=(), warnings=())
-    """
+    """Return what vLLM would say of ``adapter``."""
     config = adapter.config
     rank = max([config.r, *(config.rank(module) for module in adapter.modules)])
     fitting = next((allowed for allowed in _RANKS if allowed >= rank), None)
@@ -48,21 +38,12 @@ def check_vllm(adapter: LoraAdapter) -> VllmReport:
         refused.append("it does not support DoRA (use_dora)")
     if config.lora_bias:
         refused.append("it does not know the tensors lora_B.bias (lora_bias)")
-    embeddings = [module for module in adapter.modules if _is_embedding(adapter, module)]
-    if embeddings:
-        refused.append(
-            f"it takes LoRA on embeddings such as {embeddings[0]} only for the few model classes that list "
-            "embedding_modules"
-        )
-    if len({config.scaling(module) for module in adapter.modules}) > 1 or any(
-        config.scaling(module) != config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-        for module in adapter.modules
-    ):
+    embedding = next((name for name in adapter.tensors if name.endswith(".lora_embedding_A")), None)
+    if embedding is not None:
+        refused.append(f"it takes LoRA on embeddings ({embedding}) only for model classes that list embedding_modules")
+    plain = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    if any(config.scaling(module) != plain for module in adapter.modules):
         warnings.append("it ignores rank_pattern and alpha_pattern, so some modules get another scaling")
     if config.fan_in_fan_out:
         warnings.append("it ignores fan_in_fan_out, so layers of the kind Conv1D are not adapted as PEFT does")
     return VllmReport(max_lora_rank=fitting, refused=tuple(refused), warnings=tuple(warnings))
-
-
-def _is_embedding(adapter: LoraAdapter, module: str) -> bool:
-    return f"base_model.model.{module}.lora_embedding_A" in adapter.tensors

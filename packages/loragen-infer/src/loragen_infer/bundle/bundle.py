@@ -1,8 +1,6 @@
 """The bundle: all that a generator needs in one file, written by training and read by everything else.
 
-Generator weights and config, token layout and statistics, the text encoder (name, revision, a fingerprint of its
-content, and its weights where they were trained), and which tasks training saw. :mod:`loragen_infer.bundle.bundle_file`
-says how it lies on disk.
+:mod:`loragen_infer.bundle.bundle_file` says how it lies on disk.
 """
 
 import hashlib
@@ -18,13 +16,58 @@ from hyperconv import GeneratorConfig, HyperConvGenerator
 from lora_tokenizer import TokenLayout, TokenStats
 
 from loragen_infer.bundle.bundle_file import find_bundle, read_bundle_file, write_bundle_file
-from loragen_infer.bundle.training_tasks import TrainingTasks
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["GeneratorBundle", "read_old_task_means"]
+__all__ = ["GeneratorBundle", "TrainingTasks", "read_old_task_means"]
 
 _NEWEST_FORMAT = 2
 _PACKAGES = ("hyperconv", "lora-tokenizer", "loragen-infer", "torch")
+_HASH_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTasks:
+    """The tasks that a generator was trained on, with hashes of every sample that training showed.
+
+    The hashes are what lets an evaluation refuse a test example that was trained on; they give no sample away.
+
+    Raises:
+        ValueError: A name is no text or there twice, or hashes are of no task or not as ``prompt_hash`` makes them.
+    """
+
+    names: tuple[str, ...]
+    """Names of the tasks."""
+    prompt_hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By task, the ``loragen_infer.samples.prompt_hash`` of every single sample in its training prompts. A task that is
+    missing here is one of which nobody knows: bundles of older versions have names only."""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in self.names) or len(set(self.names)) < len(self.names):
+            raise ValueError(f"the training tasks are called {list(self.names)!r}, where different texts belong")
+        if strangers := sorted(self.prompt_hashes.keys() - set(self.names)):
+            raise ValueError(f"there are hashes of {strangers[0]!r}, which is no training task")
+        if any(len(value) != 2 * _HASH_BYTES for values in self.prompt_hashes.values() for value in values):
+            raise ValueError(f"a hash of a training prompt has not {2 * _HASH_BYTES} digits")
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """The hashes, uint8 ``[number, 8]`` for each task under its place in ``names``."""
+        rows = {
+            str(index): [list(bytes.fromhex(value)) for value in sorted(self.prompt_hashes[name])]
+            for index, name in enumerate(self.names)
+            if name in self.prompt_hashes
+        }
+        return {index: torch.tensor(row, dtype=torch.uint8).view(-1, _HASH_BYTES) for index, row in rows.items()}
+
+    @classmethod
+    def from_tensors(cls, names: list[str], tensors: Mapping[str, torch.Tensor]) -> "TrainingTasks":
+        """The inverse of :meth:`to_tensors`; raises a ValueError as the class."""
+        if not isinstance(names, list):
+            raise ValueError("the names of the training tasks are no list")
+        hashes = {
+            names[int(index)]: frozenset(bytes(row).hex() for row in tensor.tolist())
+            for index, tensor in tensors.items()
+        }
+        return cls(names=tuple(names), prompt_hashes=hashes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +148,10 @@ class GeneratorBundle:
                     f"{file} has bundle format {found}, newer than {_NEWEST_FORMAT}; upgrade with: "
                     "pip install -U loragen-infer."
                 )
-            if content.get("condition_kind", "sentence") != "sentence":
+            if (kind := content.get("condition_kind", "sentence")) != "sentence":
                 raise LoragenInferError(
-                    f"{file} was trained on {content['condition_kind']!r} as its condition, which is gone since "
-                    "loragen-infer 0.1; train it again on sentence embeddings."
+                    f"{file} was trained on {kind!r} as its condition, which is gone since loragen-infer 0.1; train it "
+                    "again on sentence embeddings."
                 )
             return cls._from_content(content)
         # The errors of the siblings are ValueErrors.
@@ -123,10 +166,20 @@ class GeneratorBundle:
             raise TypeError("its provenance is no JSON object")
         # Older bundles hold the means of their training tasks, and with them the names.
         names, hashes = content.get("training_tasks", content.get("task_names")), content.get("training_task_hashes")
-        bundle = cls(
-            generator=_build_generator(content["config"], content["state_dict"]),
-            layout=TokenLayout.from_json(content["layout"]),
-            stats=TokenStats.from_tensors(content["stats"]),
+        generator = _build_generator(content["config"], content["state_dict"])
+        layout, stats = TokenLayout.from_json(content["layout"]), TokenStats.from_tensors(content["stats"])
+        num_layers, row_tokens, width = layout.grid
+        sizes: dict[str, tuple[int, ...]] = {
+            "layout": (num_layers * row_tokens, width),
+            "generator": (generator.config.max_seq_len, generator.config.output_dim),
+            "statistics": tuple(stats.mean.shape),
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError("its parts differ in the tokens: " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
+        return cls(
+            generator=generator,
+            layout=layout,
+            stats=stats,
             text_encoder_name=content["text_encoder_name"],
             text_encoder_revision=content.get("text_encoder_revision"),
             text_encoder_fingerprint=content.get("text_encoder_fingerprint"),
@@ -134,19 +187,6 @@ class GeneratorBundle:
             training_tasks=None if names is None else TrainingTasks.from_tensors(names, hashes or {}),
             provenance=provenance,
         )
-        bundle._check_sizes()
-        return bundle
-
-    def _check_sizes(self) -> None:
-        num_layers, row_tokens, width = self.layout.grid
-        config = self.generator.config
-        sizes: dict[str, tuple[int, ...]] = {
-            "layout": (num_layers * row_tokens, width),
-            "generator": (config.max_seq_len, config.output_dim),
-            "statistics": tuple(self.stats.mean.shape),
-        }
-        if len(set(sizes.values())) > 1:
-            raise ValueError("its parts differ in the tokens: " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
 
     @property
     def fingerprint(self) -> str:

@@ -7,7 +7,6 @@ the values are metadata. Nothing in either is code.
 """
 
 import json
-import re
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 
 from loragen_infer.bundle.sealed_file import read_sealed, write_sealed
 from loragen_infer.errors import LoragenInferError, reason_of
-from loragen_infer.files import atomic_file
+from loragen_infer.files import atomic_file, save_torch
 
 __all__ = ["BUNDLE_NAME", "TORCH_BUNDLE_NAME", "find_bundle", "read_bundle_file", "write_bundle_file"]
 
@@ -33,46 +32,27 @@ _PREFIXES = {
     "training_task_hashes": "training_tasks.",
     "task_means": "tasks.",  # only in bundles of older versions
 }
-_RENAMED = {"config": "generator_config"}
-_AS_JSON = ("format_version", "config", "versions", "provenance", "training_tasks", "task_names")
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_DAMAGE = (zipfile.BadZipFile, SafetensorError)  # torch reads what ends in .safetensors as that
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_AS_JSON = ("format_version", "generator_config", "versions", "provenance", "training_tasks", "task_names")
 
 
 def write_bundle_file(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` to ``path``, as torch's file if it ends in ``.pt`` and as safetensors otherwise.
 
     The file appears whole or not at all, and equal content gives equal bytes.
-
-    Raises:
-        LoragenInferError: The disk refuses.
     """
     content = {"format": _FORMAT, **{key: value for key, value in content.items() if value is not None}}
     with atomic_file(path) as part:
-        try:
-            if path.suffix == ".pt":
-                with part.open("wb") as stream:  # the name of the temporary file would be in the archive
-                    torch.save(content, stream)
-            else:
-                _write_safetensors(part, content)
-        except (SafetensorError, RuntimeError) as error:  # how a full disk comes back
-            raise LoragenInferError(
-                f"{path} cannot be written: {reason_of(error)}; choose another place or free it."
-            ) from error
+        if path.suffix == ".pt":
+            save_torch(content, part)
+        else:
+            _write_safetensors(part, content)
 
 
 def read_bundle_file(file: Path) -> dict[str, Any]:
-    """Return the content of the bundle ``file``, its tensors mapped from the file; of either kind, whatever its name.
-
-    Raises:
-        LoragenInferError: It is no bundle, or a bit of it has changed since it was written.
-    """
-    if file.suffix.lower() in _TORCH_SUFFIXES or zipfile.is_zipfile(file):
-        content = _read_torch(file)
-    else:
-        content = _read_safetensors(file)
-    if content.get("format") != _FORMAT:
+    """Return the content of the bundle ``file``, its tensors mapped from the file; of either kind."""
+    is_torch = file.suffix.lower() in (".pt", ".pth", ".bin", ".ckpt") or zipfile.is_zipfile(file)
+    content = _read_torch(file) if is_torch else _read_safetensors(file)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise LoragenInferError(f"{file} is no generator bundle; give one that fit wrote.")
     return content
 
@@ -94,20 +74,15 @@ def find_bundle(path: str | Path, *, revision: str | None = None) -> Path:
                 return folder / name
     if place.exists():
         raise LoragenInferError(f"{path} holds no {BUNDLE_NAME}; give a bundle, a final_model or an experiment folder.")
-    if _HUB_NAME.fullmatch(str(path)) and (found := _on_hub(str(path), revision)) is not None:
-        return found
-    raise LoragenInferError(f"The model {path} does not exist; give a bundle, a final_model or experiment folder.")
-
-
-def _on_hub(name: str, revision: str | None) -> Path | None:
-    """The bundle in the hub's repository ``name``, from the cache or fetched; None: it is in neither."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(hf_hub_download(name, BUNDLE_NAME, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError):
-        return None
+        return Path(hf_hub_download(str(path), BUNDLE_NAME, revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise LoragenInferError(
+            f"The model {path} does not exist; give a bundle, a final_model or experiment folder."
+        ) from error
 
 
 def _write_safetensors(part: Path, content: dict[str, Any]) -> None:
@@ -115,10 +90,15 @@ def _write_safetensors(part: Path, content: dict[str, Any]) -> None:
     metadata: dict[str, str] = {}
     for key, value in content.items():
         if key in _PREFIXES:
-            tensors |= {_PREFIXES[key] + name: tensor for name, tensor in value.items()}
+            # The format demands that no two share memory, as tied weights do.
+            tensors |= {
+                _PREFIXES[key] + name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in value.items()
+            }
         else:
-            metadata[_RENAMED.get(key, key)] = json.dumps(value, sort_keys=True) if key in _AS_JSON else value
-    write_sealed(part, _separate(tensors), metadata)
+            name = "generator_config" if key == "config" else key
+            metadata[name] = json.dumps(value, sort_keys=True) if name in _AS_JSON else value
+    write_sealed(part, tensors, metadata)
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
@@ -127,45 +107,41 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
         key: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for key, prefix in _PREFIXES.items()
     }
-    originals = {renamed: key for key, renamed in _RENAMED.items()}
     for name, text in metadata.items():
-        key = originals.get(name, name)
         try:
-            content[key] = json.loads(text) if key in _AS_JSON else text
+            value = json.loads(text) if name in _AS_JSON else text
         except (ValueError, RecursionError) as error:
             raise LoragenInferError(f"{file} is a damaged bundle ({name}: {error}); copy or train it again.") from error
+        content["config" if name == "generator_config" else name] = value
     return content
 
 
-def _read_torch(file: Path) -> dict[str, Any]:
+def _read_torch(file: Path) -> Any:
     try:
-        content = torch.load(file, weights_only=True, mmap=zipfile.is_zipfile(file), map_location="cpu")
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise LoragenInferError(f"{file} is damaged: {damaged} does not match its checksum; copy it again.")
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError, *_DAMAGE) as error:
+        is_archive = zipfile.is_zipfile(file)
+        content = torch.load(file, weights_only=True, mmap=is_archive, map_location="cpu")
+        damaged = zipfile.ZipFile(file).testzip() if is_archive else None
+    # torch reads what ends in .safetensors as that
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        UnpicklingError,
+        zipfile.BadZipFile,
+        SafetensorError,
+    ) as error:
         raise LoragenInferError(
             f"{file} is not a readable bundle ({reason_of(error)}); copy or train it again."
         ) from error
-    if not isinstance(content, dict):
-        raise LoragenInferError(f"{file} is no generator bundle; give one that fit wrote.")
-    if "pytorch-lightning_version" in content:
+    if damaged is not None:
+        raise LoragenInferError(f"{file} is damaged: {damaged} does not match its checksum; copy it again.")
+    if isinstance(content, dict) and "pytorch-lightning_version" in content:
         beside = file.absolute().parent.parent / "results" / "final_model" / BUNDLE_NAME
         bundle = beside if beside.is_file() else f"results/final_model/{BUNDLE_NAME} of its experiment"
         raise LoragenInferError(f"{file} is a checkpoint for going on with training; the model to give is {bundle}.")
     # The first version of this file named no format.
-    is_first = {"state_dict", "config", "stats"} <= content.keys()
-    return {"format": _FORMAT, "format_version": 1, **content} if is_first else content
-
-
-def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous CPU tensors of which no two share memory, as the format demands."""
-    separate: dict[str, torch.Tensor] = {}
-    places: set[int] = set()
-    for name, value in tensors.items():
-        plain = value.detach().cpu().contiguous()
-        separate[name] = plain.clone() if plain.data_ptr() in places else plain
-        places.add(plain.data_ptr())
-    return separate
+    if isinstance(content, dict) and {"state_dict", "config", "stats"} <= content.keys():
+        return {"format": _FORMAT, "format_version": 1, **content}
+    return content

@@ -5,28 +5,15 @@ from typing import Any
 
 from loragen_infer.bundle.bundle import GeneratorBundle
 from loragen_infer.bundle.bundle_file import find_bundle, read_bundle_file
-from loragen_infer.errors import LoragenInferError
-from loragen_infer.models.locate import locate_model
 
 __all__ = ["describe_bundle", "format_description"]
 
 
 def describe_bundle(path: Path) -> dict[str, Any]:
-    """Return everything worth knowing about the bundle at ``path``: strings, numbers, lists and mappings.
-
-    Raises:
-        LoragenInferError: There is no bundle, or it is damaged.
-    """
+    """Return everything worth knowing about the bundle at ``path``: strings, numbers, lists and mappings."""
     file = find_bundle(path)
     bundle = GeneratorBundle.load(file)
-    content = read_bundle_file(file)
-    config, layout = bundle.generator.config, bundle.layout
-    num_layers, row_tokens, width = layout.grid
-    adapter = layout.config
-    try:
-        encoder = locate_model(bundle.text_encoder_name, kind="text encoder")
-    except LoragenInferError:  # it is not on this machine and may not be fetched
-        encoder = None
+    layout, adapter = bundle.layout, bundle.layout.config
     return {
         "file": str(file),
         "size_bytes": file.stat().st_size,
@@ -36,20 +23,19 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "text_encoder": {
             "name": bundle.text_encoder_name,
             "fine_tuned": bundle.text_encoder_state is not None,
-            "found_at": encoder,
             "revision": bundle.text_encoder_revision,
             "fingerprint": bundle.text_encoder_fingerprint,
         },
         "generator": {
             "num_parameters": bundle.generator.num_parameters(),
             "flops_per_adapter": {f"{count}_prompts": bundle.generator.flops(count) for count in (1, 8)},
-            "config": config.to_dict(),
+            "config": bundle.generator.config.to_dict(),
         },
         "layout": {
             "fingerprint": layout.fingerprint,
             "num_tokens": layout.num_tokens,
-            "token_dim": width,
-            "grid": [num_layers, row_tokens, width],
+            "token_dim": layout.grid[2],
+            "grid": list(layout.grid),
             "padding": round(layout.padding, 4),
             "canonical": layout.canonical,
             "num_tensors": len(layout.slots),
@@ -66,19 +52,12 @@ def describe_bundle(path: Path) -> dict[str, Any]:
             "tasks": list(bundle.training_tasks.names) if bundle.training_tasks is not None else None,
             "provenance": dict(bundle.provenance),
         },
-        "versions": content.get("versions", {}),
+        "versions": read_bundle_file(file).get("versions", {}),
     }
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """Return the description as indented ``key: value`` lines, which are YAML.
-
-    Example:
-        >>> print(format_description({"layout": {"num_tokens": 1200, "canonical": None}}))
-        layout:
-          num_tokens: 1200
-          canonical: null
-    """
+    """Return the description as YAML."""
     import yaml
 
     dumped: str = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=120)

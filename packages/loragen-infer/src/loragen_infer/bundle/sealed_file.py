@@ -8,6 +8,7 @@ into sorted order, which keeps its length, and the metadata ``sha256`` holds the
 import hashlib
 import json
 from collections.abc import Mapping
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,61 +20,44 @@ from loragen_infer.errors import LoragenInferError
 __all__ = ["read_sealed", "write_sealed"]
 
 _BLANK = "0" * 64
-_CHUNK_BYTES = 1 << 20
 
 
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write ``tensors`` and ``metadata`` to ``path``; not atomic by itself.
-
-    Raises:
-        SafetensorError: The library cannot write (a full disk comes back as this).
-        OSError: The system cannot.
-    """
+    """Write ``tensors`` and ``metadata`` to ``path``; not atomic by itself."""
     save_file(dict(tensors), path, {**metadata, "sha256": _BLANK})
     with path.open("r+b") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        content = json.loads(stream.read(size))
+        size = stream.read(8)
+        content = json.loads(stream.read(int.from_bytes(size, "little")))
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        header = text.encode().ljust(size)
-        if len(header) > size:  # never seen: both write the same JSON
-            raise SafetensorError(f"its header grows from {size} to {len(header)} bytes when sorted")
-        digest = hashlib.sha256(size.to_bytes(8, "little") + header)
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        header = text.encode().ljust(int.from_bytes(size, "little"))
+        digest = _digest(size + header, stream)
         stream.seek(8)
-        stream.write(header.replace(_seal(_BLANK), _seal(digest.hexdigest())))
+        stream.write(header.replace(_seal(_BLANK), _seal(digest)))
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors (lazily mapped from the file) and the metadata, without the seal.
-
-    A file without a seal is read as it is.
-
-    Raises:
-        LoragenInferError: It is no safetensors file, or a bit of it has changed since it was written.
-    """
+    """Return the tensors (mapped from the file) and the metadata; a file that does not match its seal is refused."""
     try:
         with safe_open(path, framework="pt") as reader:
             metadata = dict(reader.metadata() or {})
             tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118  # no iterator
         found = metadata.pop("sha256", None)
-        if found is not None and found != _digest(path, found):
-            raise LoragenInferError(
-                f"{path} is damaged: its content does not match the SHA-256 written with it; copy it again."
-            )
+        if found is not None:
+            with path.open("rb") as stream:
+                size = stream.read(8)
+                header = stream.read(int.from_bytes(size, "little"))
+                digest = _digest(size + header.replace(_seal(found), _seal(_BLANK)), stream)
+            if found != digest:
+                raise LoragenInferError(
+                    f"{path} is damaged: its content does not match the SHA-256 written with it; copy it again."
+                )
     except (SafetensorError, OSError) as error:
         raise LoragenInferError(f"{path} is not a readable bundle ({error}); copy or train it again.") from error
     return tensors, metadata
 
 
-def _digest(path: Path, found: str) -> str:
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        header = stream.read(int.from_bytes(start, "little"))
-        digest = hashlib.sha256(start + header.replace(_seal(found), _seal(_BLANK)))
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _digest(header: bytes, rest: BufferedReader | BufferedRandom) -> str:
+    return hashlib.file_digest(rest, lambda: hashlib.sha256(header)).hexdigest()
 
 
 def _seal(digest: str) -> bytes:

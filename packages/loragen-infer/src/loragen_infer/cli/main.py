@@ -1,6 +1,7 @@
 """The command line ``loragen-infer``: generate, verify, evaluate and info."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,45 +19,45 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with ``argv`` (default: the process's) and return the exit code."""
-    generate = Command(
-        name="generate",
-        help="prompts in, PEFT adapters out",
-        description="Write one PEFT adapter folder for the task that the prompts describe, or one per line of a file.",
-        example='loragen-infer generate --model experiments/zoo_20260101_120000 --prompt "What is 17 + 25?" '
-        '--prompt "What is 3 + 88?" --output my-adapter',
-        run=_generate,
-        add_options=_add_generate_options,
-    )
-    verify = Command(
-        name="verify",
-        help="a strict check that an adapter fits its base model and does something",
-        description="Check each tensor of an adapter against its base model, and that it changes what that model says.",
-        example="loragen-infer verify my-adapter --base-model HuggingFaceTB/SmolLM2-135M-Instruct",
-        run=_verify,
-        add_options=_add_verify_options,
-    )
-    info = Command(
-        name="info",
-        help="what a bundle holds",
-        description="Show config, layout, sizes, operations, encoder, base model, fingerprint, versions of a bundle.",
-        example="loragen-infer info experiments/zoo_20260101_120000",
-        run=_info,
-        add_options=_add_info_options,
-    )
-    evaluate = Command(
-        name="evaluate",
-        help="a table and a picture of how well the adapters work",
-        description="Score generated adapters against their baselines on examples with answers.",
-        example="loragen-infer evaluate --config config/evaluate.yaml --model experiments/zoo_20260101_120000",
-        run=_evaluate,
-        config_class=EvaluateConfig,
-        add_options=_add_evaluate_options,
-    )
-    description = "Write a LoRA adapter from a few prompts, and measure that it works."
     return run_command_line(
         "loragen-infer",
-        description,
-        [generate, verify, evaluate, info],
+        "Write a LoRA adapter from a few prompts, and measure that it works.",
+        [
+            Command(
+                name="generate",
+                help="prompts in, PEFT adapters out",
+                description="Write a PEFT adapter for the task that the prompts describe, or one per line of a file.",
+                example='loragen-infer generate --model experiments/zoo_20260101_120000 --prompt "What is 17 + 25?" '
+                '--prompt "What is 3 + 88?" --output my-adapter',
+                run=_generate,
+                add_options=_add_generate_options,
+            ),
+            Command(
+                name="verify",
+                help="a strict check that an adapter fits its base model and does something",
+                description="Check each tensor of an adapter against its base model, and that it has an effect.",
+                example="loragen-infer verify my-adapter --base-model HuggingFaceTB/SmolLM2-135M-Instruct",
+                run=_verify,
+                add_options=_add_verify_options,
+            ),
+            Command(
+                name="info",
+                help="what a bundle holds",
+                description="Show config, layout, sizes, encoder, base model, fingerprint, versions of a bundle.",
+                example="loragen-infer info experiments/zoo_20260101_120000",
+                run=_info,
+                add_options=_add_info_options,
+            ),
+            Command(
+                name="evaluate",
+                help="a table and a picture of how well the adapters work",
+                description="Score generated adapters against their baselines on examples with answers.",
+                example="loragen-infer evaluate --config config/evaluate.yaml --model experiments/zoo_20260101_120000",
+                run=_evaluate,
+                config_class=EvaluateConfig,
+                add_options=_add_evaluate_options,
+            ),
+        ],
         argv,
         errors=(LoragenInferError, LoraTokenizerError, HyperConvError),
         loggers=("loragen_infer", "lora_tokenizer", "hyperconv"),
@@ -66,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_generate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="A bundle, a final_model folder or an experiment folder.")
-    parser.add_argument("--prompt", action="append", default=[], help="A prompt of the task (repeatable).")
+    parser.add_argument(
+        "--prompt", dest="prompts", action="append", default=[], help="A prompt of the task (repeatable)."
+    )
     parser.add_argument(
         "--prompt-file",
         help="One adapter per line: a text file of prompts, a .jsonl or .json file with prompt or prompts and maybe "
@@ -96,24 +99,9 @@ def _add_generate_options(parser: ArgumentParser) -> None:
 def _generate(options: Namespace) -> None:
     from loragen_infer.generation.run import run_generate
 
+    values = {field.name: options[field.name] for field in fields(GenerateConfig)}
     try:
-        config = GenerateConfig(
-            model=options.model,
-            output=options.output,
-            revision=options.revision,
-            base_model=options.base_model,
-            prompts=tuple(options.prompt),
-            omit_prompts=options.omit_prompts,
-            prompt_file=options.prompt_file,
-            pool=options.pool,
-            format=options.format,
-            scale=options.scale,
-            batch_size=options.batch_size,
-            cache_dir=options.cache_dir,
-            device=options.device,
-            dtype=options.dtype,
-            compile=options.compile,
-        )
+        config = GenerateConfig(**{**values, "prompts": tuple(options.prompts)})
     except LoragenInferError as error:
         raise UsageError(str(error)) from error
     outcome = run_generate(config)

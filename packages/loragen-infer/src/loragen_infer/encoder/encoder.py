@@ -3,6 +3,8 @@
 Legend: n prompts, T tokens of a prompt (padded), D width of an embedding.
 """
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loragen_infer.encoder.prompt_checks import check_prompts, count_truncated
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.device import check_device
 from loragen_infer.models.locate import hub_name, hub_revision, locate_model
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
 
     from loragen_infer.encoder.embedding_cache import EmbeddingCache
 
-__all__ = ["PromptEncoder"]
+__all__ = ["PromptEncoder", "check_prompts"]
 
 logger = logging.getLogger(__name__)
+
+# What changes an embedding and shows neither in a weight nor in a token.
+_NETWORK = ("model_type", "hidden_act", "num_attention_heads", "num_hidden_layers", "position_embedding_type")
+# Cases, accents, white space, digits, scripts and what is in no vocabulary: where tokenizers differ.
+_PROBE = "The quick BROWN fox: naïve Ünïcode\t12,345.60 = x_1  + y² (don't!)\n数学 각 עברית 🙂 http://a.b/c?d=e"
 
 
 class PromptEncoder:
@@ -105,13 +111,12 @@ class PromptEncoder:
     def fingerprint(self) -> str:
         """32 hexadecimal digits over all that an embedding hangs on: weights as they are now, tokens, pooling, limits.
 
-        The same for every copy of an encoder, and with every version of the libraries.
+        Taken from values that are loaded, so it is the same for every copy of an encoder, and with every version of the
+        libraries.
         """
         versions = tuple((value.data_ptr(), value._version) for value in self._model.state_dict().values())
         if versions != self._versions:
-            from loragen_infer.encoder.fingerprint import content_fingerprint
-
-            self._fingerprint, self._versions = content_fingerprint(self._model, self._prefix), versions
+            self._fingerprint, self._versions = _content_fingerprint(self._model, self._prefix), versions
         return self._fingerprint
 
     def encode(self, prompts: Sequence[str], *, batch_size: int = 32) -> "torch.Tensor":
@@ -180,7 +185,16 @@ class PromptEncoder:
 
     def _check(self, prompts: Sequence[str]) -> None:
         check_prompts(prompts)
-        found = count_truncated(self._model, prompts, self._prefix)
+        found = Counter(read=len(prompts))
+        limit = self._model.max_seq_length
+        if limit is not None:
+            # Apart from a few special tokens every token takes at least one byte, so most prompts need no counting.
+            suspects = [
+                text for text in (self._prefix + prompt for prompt in prompts) if len(text.encode()) > limit - 8
+            ]
+            encoded = self._model.tokenizer(suspects, verbose=False)["input_ids"] if suspects else []
+            over = [len(ids) - limit for ids in encoded if len(ids) > limit]
+            found.update(cut=len(over), tokens=sum(over))
         if self._gathered is None:
             self._warn(found)
         else:
@@ -214,3 +228,40 @@ class PromptEncoder:
 
             self._cache = EmbeddingCache(self._cache_dir, identity=self.fingerprint)
         return self._cache
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise LoragenInferError if there is no prompt, or one is blank or holds a lone surrogate."""
+    if not prompts:
+        raise LoragenInferError("There is no prompt to encode; give at least one.")
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            raise LoragenInferError(f"Prompt {number} of {len(prompts)} has no text; remove it or fill it in.")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise LoragenInferError(
+                f"Prompt {number} of {len(prompts)} holds half a character (a lone surrogate, at place "
+                f"{error.start + 1}); mend it."
+            ) from error
+
+
+def _content_fingerprint(model: "SentenceTransformer", prefix: str) -> str:
+    import torch
+
+    config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
+    facts = {
+        "modules": [type(module).__name__ for module in model.children()],
+        "pooling": [getattr(module, "pooling_mode", None) for module in model.children()],
+        "network": {key: getattr(config, key, None) for key in _NETWORK},
+        "max_seq_length": model.max_seq_length,
+        "prefix": prefix,
+        "vocabulary": sorted(model.tokenizer.get_vocab().items()),
+        "probe": model.preprocess([_PROBE])["input_ids"].tolist(),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for value in model.state_dict().values():
+        if value.is_floating_point():  # the others are positions and the like, which not every version keeps
+            digest.update(str(tuple(value.shape)).encode())
+            digest.update(value.detach().float().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]

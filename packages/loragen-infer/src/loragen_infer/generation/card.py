@@ -22,18 +22,9 @@ def model_card(
     generator_fingerprint: str,
     request_fingerprint: str,
     scale: float,
-    omit_prompts: bool = False,
+    omit_prompts: bool,
 ) -> str:
-    """Return the text of the card; with ``omit_prompts`` it does not say what the prompts were.
-
-    Example:
-        >>> request = Request(id="sums", prompts=("What is 17 + 25?",))
-        >>> card = model_card(
-        ...     request, base_model="a/b", generator_fingerprint="0" * 16, request_fingerprint="1" * 16, scale=1.0
-        ... )
-        >>> card.splitlines()[:3]
-        ['---', 'base_model: a/b', 'library_name: peft']
-    """
+    """Return the text of the card; with ``omit_prompts`` it does not say what the prompts were."""
     from huggingface_hub import ModelCardData
 
     base = base_model or "unknown"
@@ -54,11 +45,9 @@ def model_card(
 A hypernetwork wrote this adapter from prompts; it was not trained on them. Check it before relying on it:
 `loragen-infer verify .`
 
-| | |
-|---|---|
-| base model | `{_in_table(base)}` |
-| generator fingerprint | `{generator_fingerprint}` |
-| scale | {scale:g} |
+- base model: `{base}`
+- generator fingerprint: `{generator_fingerprint}`
+- scale: {scale:g}
 
 ## Use
 
@@ -79,25 +68,18 @@ def read_request_fingerprint(folder: Path) -> str | None:
 
     try:
         found = (metadata_load(folder / CARD_NAME) or {}).get("loragen_request")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None
     return found if isinstance(found, str) else None
 
 
 def _prompts(request: Request) -> str:
-    shown = [_quote(prompt) for prompt in request.prompts[:_MAX_PROMPTS]]
+    lines = ["\n## Prompts\n"]
+    for prompt in request.prompts[:_MAX_PROMPTS]:
+        text = prompt if len(prompt) <= _MAX_CHARACTERS else f"{prompt[:_MAX_CHARACTERS]}…"
+        # The fence is longer than any in the prompt.
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+        lines.append(f"{fence}text\n{text}\n{fence}\n")
     if len(request.prompts) > _MAX_PROMPTS:
-        shown.append(f"… and {len(request.prompts) - _MAX_PROMPTS} more.\n")
-    return "\n".join(["\n## Prompts\n", *shown])
-
-
-def _quote(prompt: str) -> str:
-    """The prompt as a code block, whose fence is longer than any in it."""
-    text = prompt if len(prompt) <= _MAX_CHARACTERS else f"{prompt[:_MAX_CHARACTERS]}…"
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}\n"
-
-
-def _in_table(text: str) -> str:
-    return text.replace("`", "'").replace("|", "\\|").replace("\n", " ")
+        lines.append(f"… and {len(request.prompts) - _MAX_PROMPTS} more.\n")
+    return "\n".join(lines)

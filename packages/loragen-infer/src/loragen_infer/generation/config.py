@@ -1,5 +1,6 @@
 """The options of ``loragen-infer generate`` and which of them go together, without loading anything."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from loragen_infer.errors import LoragenInferError
 
 __all__ = ["GenerateConfig"]
 
-_FORMATS = ("peft", "safetensors", "pt", "tokens")
+# The ending that the name of one adapter has in each format; a folder has none.
+_ENDINGS = {"peft": "", "safetensors": ".safetensors", "pt": ".pt", "tokens": ".safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,28 +54,26 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if not self.prompts and self.prompt_file is None:
             raise LoragenInferError("there is no prompt; give --prompt at least once, or --prompt-file")
-        if self.prompts and self.prompt_file is not None and not self.pool:
+        if self.prompts and self.is_batch:
             raise LoragenInferError("--prompt and --prompt-file together need --pool, which makes one task of them")
         if self.batch_size < 1:
             raise LoragenInferError(f"--batch-size is {self.batch_size}, where a number from 1 belongs")
-        if not self.scale - self.scale == 0:
+        if not math.isfinite(self.scale):
             raise LoragenInferError(f"--scale is {self.scale}, where a finite number belongs")
-        kind, ending = self.kind, _ending(self.output)
-        if kind not in _FORMATS:
-            raise LoragenInferError(f"--format is {kind!r}, where one of {', '.join(_FORMATS)} belongs")
-        if self.is_one_file and kind not in ("pt", "tokens"):
-            raise LoragenInferError(f"--output {self.output} is one .pt file, which --format {kind} cannot be")
-        if not self.is_batch and kind in ("safetensors", "tokens") and ending != "safetensors":
-            raise LoragenInferError(f"--format {kind} needs an --output that ends in .safetensors, not {self.output}")
-        if not self.is_batch and kind == "pt" and ending != "pt":
-            raise LoragenInferError(f"--format pt needs an --output that ends in .pt, not {self.output}")
-        if kind == "peft" and ending != "peft":
+        if self.kind not in _ENDINGS:
+            raise LoragenInferError(f"--format is {self.kind!r}, where one of {', '.join(_ENDINGS)} belongs")
+        if self.is_one_file and self.kind not in ("pt", "tokens"):
+            raise LoragenInferError(f"--output {self.output} is one .pt file, which --format {self.kind} cannot be")
+        ending = _ENDINGS[self.kind]
+        if self.kind == "peft" and _format_of(self.output) != "peft":
             raise LoragenInferError(f"--format peft needs a folder for --output, not {self.output}")
+        if not self.is_batch and not self.output.endswith(ending):
+            raise LoragenInferError(f"--format {self.kind} needs an --output that ends in {ending}, not {self.output}")
 
     @property
     def kind(self) -> str:
         """The format that ``format`` and ``output`` come to."""
-        return self.format or _ending(self.output)
+        return self.format or _format_of(self.output)
 
     @property
     def is_batch(self) -> bool:
@@ -86,5 +86,5 @@ class GenerateConfig:
         return self.is_batch and Path(self.output).suffix == ".pt"
 
 
-def _ending(output: str) -> str:
+def _format_of(output: str) -> str:
     return {".pt": "pt", ".safetensors": "safetensors"}.get(Path(output).suffix, "peft")

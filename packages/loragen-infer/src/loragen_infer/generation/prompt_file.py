@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +21,7 @@ from loragen_infer.samples import PROMPT_COLUMNS, iter_jsonl, iter_lines
 
 __all__ = ["PromptFile", "Request", "opened_prompt_file"]
 
-_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_RESERVED = frozenset({"manifest.jsonl"})
+_SAFE_ID = re.compile(r"(?!manifest\.jsonl$)[A-Za-z0-9_]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,92 +47,62 @@ class PromptFile:
     the line, six digits long. A JSON file is a list of such objects.
     """
 
-    def __init__(self, stream: BinaryIO, *, name: str, suffix: str) -> None:
-        self._stream, self._name, self._suffix = stream, name, suffix
+    def __init__(self, stream: BinaryIO, *, name: str, is_json: bool) -> None:
+        self._stream, self._name, self._is_json = stream, name, is_json
 
     def __iter__(self) -> Iterator[Request]:
-        """Yield the requests in order.
-
-        Raises:
-            LoragenInferError: A line is not text, not JSON, has no prompt, or an id that is unsafe or there twice.
-        """
+        """Yield the requests in order; what is wrong with a line is said with its number."""
         seen: set[str] = set()
-        count = 0
         for number, row in self._rows():
             where = f"{self._name}, line {number}"
             request = Request(id=_id(row, number, where), prompts=_prompts(row, where))
-            # Case does not tell files apart everywhere.
-            key = request.id.casefold()
+            key = request.id.casefold()  # case does not tell files apart everywhere
             if key in seen:
                 raise LoragenInferError(f"{where}: the id {request.id!r} is there twice; give every line its own.")
             seen.add(key)
-            count += 1
             yield request
-        if not count:
+        if not seen:
             raise LoragenInferError(f"{self._name} is empty; it needs one prompt per line.")
-
-    def check(self) -> int:
-        """Return the number of requests, having read them all.
-
-        Raises:
-            LoragenInferError: As iterating.
-        """
-        return sum(1 for _ in self)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         self._stream.seek(0)
-        if self._suffix in (".json", ".jsonl"):
-            yield from iter_jsonl(self._stream, self._name)
-        else:
-            yield from ((number, {"prompt": line}) for number, line in iter_lines(self._stream, self._name))
+        if self._is_json:
+            return iter_jsonl(self._stream, self._name)
+        return ((number, {"prompt": line}) for number, line in iter_lines(self._stream, self._name))
 
 
 @contextmanager
 def opened_prompt_file(path: str) -> Iterator[PromptFile]:
-    """Yield the prompt file at ``path``; ``-`` is standard input, kept on disk meanwhile so that it can be read twice.
-
-    What comes from standard input is JSON lines if it begins with ``{``, and text otherwise.
-
-    Raises:
-        LoragenInferError: It is missing or cannot be read.
-    """
-    if path == "-":
-        with tempfile.TemporaryFile() as spool:
-            shutil.copyfileobj(sys.stdin.buffer, spool)
-            spool.seek(0)
-            start = spool.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-            yield PromptFile(spool, name="standard input", suffix=".jsonl" if start.startswith(b"{") else ".txt")
-        return
-    with _opened(path) as stream:
-        suffix = Path(path).suffix.lower()
-        if stream.seekable():
-            yield PromptFile(stream, name=path, suffix=suffix)
-            return
-        with tempfile.TemporaryFile() as spool:  # a pipe, as of <(command)
+    """Yield the prompt file at ``path``; ``-`` is standard input, which is JSON lines if it begins with ``{``."""
+    is_stdin = path == "-"
+    with ExitStack() as stack:
+        try:
+            stream: BinaryIO = sys.stdin.buffer if is_stdin else stack.enter_context(Path(path).open("rb"))
+        except OSError as error:
+            raise LoragenInferError(
+                f"The prompt file {path} cannot be read: {error.strerror}; give a .txt, .jsonl or .json file."
+            ) from error
+        is_json = Path(path).suffix.lower() in (".json", ".jsonl")
+        if is_stdin or not stream.seekable():  # it is kept on disk meanwhile, so that it can be read twice
+            spool = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, spool)
-            yield PromptFile(spool, name=path, suffix=suffix)
-
-
-def _opened(path: str) -> BinaryIO:
-    try:
-        return Path(path).open("rb")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise LoragenInferError(f"The prompt file {path} is not there; give a .txt, .jsonl or .json file.") from error
-    except OSError as error:
-        raise LoragenInferError(f"The prompt file {path} cannot be read: {error.strerror or error}.") from error
+            stream = spool
+        if is_stdin:
+            stream.seek(0)
+            is_json = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+        yield PromptFile(stream, name="standard input" if is_stdin else path, is_json=is_json)
 
 
 def _id(row: dict[str, Any], number: int, where: str) -> str:
     value = row.get("id")
     if value is None:
         return f"{number:06d}"
-    text = str(value) if isinstance(value, str) or type(value) is int else ""
-    if not _SAFE_ID.fullmatch(text) or text.endswith(".") or text in _RESERVED:
+    if type(value) not in (str, int) or not _SAFE_ID.fullmatch(str(value)):
         raise LoragenInferError(
             f"{where}: the id {_shorten(value)} cannot be a file name; use up to 100 letters, digits, '-', '_' and "
             "'.', beginning with a letter, digit or '_'."
         )
-    return text
+    return str(value)
 
 
 def _prompts(row: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -142,10 +111,9 @@ def _prompts(row: dict[str, Any], where: str) -> tuple[str, ...]:
         raise LoragenInferError(
             f"{where} has the fields {_shorten(list(row))}, but none of prompts, {', '.join(PROMPT_COLUMNS)}."
         )
-    value = row[column]
-    prompts = value if column == "prompts" else [value]
+    prompts = row[column] if column == "prompts" else [row[column]]
     if not isinstance(prompts, list) or not prompts:
-        raise LoragenInferError(f"{where}: 'prompts' is {_shorten(value)}, but must be a list of at least one text.")
+        raise LoragenInferError(f"{where}: 'prompts' is {_shorten(prompts)}, but must be a list of at least one text.")
     for prompt in prompts:
         if not isinstance(prompt, str) or not prompt.strip():
             raise LoragenInferError(f"{where}: {column!r} holds {_shorten(prompt)}, but must be text.")

@@ -7,22 +7,22 @@ Everything wrong with options, prompts and output is found before anything heavy
 
 import hashlib
 import itertools
-import json
 import logging
 import os
-from collections import deque
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loragen_infer.encoder.prompt_checks import check_prompts
+from loragen_infer.encoder.encoder import check_prompts
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.files import write_jsonl
+from loragen_infer.files import write_jsonl, writing
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file
 from loragen_infer.progress import ProgressBar
+from loragen_infer.samples import iter_jsonl
 
 if TYPE_CHECKING:
     from lora_tokenizer import LoraAdapter
@@ -41,13 +41,11 @@ class Outcome:
     """What a run did."""
 
     num_made: int
-    """Adapters generated now."""
     num_kept: int
     """Adapters that were there already, from the same prompts, generator and settings."""
     num_parameters: int
     """Values in an adapter."""
     base_model: str | None
-    """The base model that the adapters belong to."""
 
 
 def run_generate(config: GenerateConfig) -> Outcome:
@@ -59,24 +57,22 @@ def run_generate(config: GenerateConfig) -> Outcome:
     for prompt in config.prompts:
         if os.path.isfile(prompt):  # noqa: PTH113  # any text may be asked for here
             logger.warning("The prompt %r is also the name of a file; to read it, give --prompt-file.", prompt)
+    output = Path(config.output)
     with ExitStack() as stack:
-        file = None
-        if config.prompt_file is not None:
-            file = stack.enter_context(opened_prompt_file(config.prompt_file))
-        output = Path(config.output)
-        if config.is_batch and file is not None:
-            file.check()
-            _check_writable(output.parent if config.is_one_file else output)
-            if config.is_one_file:
-                _refuse_unknown(output)
-            run = _Run(config, _load(config))
-            return run.batch_in_one_file(file, output) if config.is_one_file else run.batch_in_folder(file, output)
+        file = stack.enter_context(opened_prompt_file(config.prompt_file)) if config.prompt_file is not None else None
+        if file is not None and config.is_batch:
+            for _ in file:  # which finds what is wrong with it
+                pass
+            if not config.is_one_file:
+                _check_writable(output)
+                return _Run(config, _load(config)).batch_in_folder(file, output)
+            _check_new(output)
+            return _Run(config, _load(config)).batch_in_one_file(file, output)
         pooled = [prompt for request in file or () for prompt in request.prompts]
-        request = Request(id=output.stem or "adapter", prompts=(*config.prompts, *pooled))
-        check_prompts(request.prompts)
-        _check_writable(output.parent)
-        _refuse_unknown(output)
-        return _Run(config, _load(config)).single(request, output)
+    request = Request(id=output.stem or "adapter", prompts=(*config.prompts, *pooled))
+    check_prompts(request.prompts)
+    _check_new(output)
+    return _Run(config, _load(config)).single(request, output)
 
 
 def _load(config: GenerateConfig) -> "LoraGenerator":
@@ -97,36 +93,32 @@ def _load(config: GenerateConfig) -> "LoraGenerator":
 
 def _check_writable(folder: Path) -> None:
     """Find out before the work whether ``folder`` can be made; nothing is, so that nothing is left where it fails."""
-    import tempfile
-
     place = folder.absolute()
-    while not place.exists() and not place.is_symlink():
+    while not os.path.lexists(place):
         place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise _refused(folder, error) from error
+    with writing(folder), tempfile.TemporaryFile(dir=place):
+        pass
 
 
-def _refused(folder: Path, error: OSError) -> LoragenInferError:
-    return LoragenInferError(f"{folder} cannot be written to: {error.strerror or error}; choose another --output.")
-
-
-def _refuse_unknown(output: Path) -> None:
-    """Raise LoragenInferError if ``output`` is something that no run of this command made."""
+def _check_new(output: Path) -> None:
+    """Raise LoragenInferError if ``output`` cannot be written or is something that no run of this command made."""
     from loragen_infer.generation.writer import read_mark
 
-    is_empty_folder = output.is_dir() and not any(output.iterdir())
-    if (output.exists() or output.is_symlink()) and not is_empty_folder and read_mark(output) is None:
+    _check_writable(output.parent)
+    if not _is_free(output) and read_mark(output) is None:
         raise LoragenInferError(f"{output} exists already; choose another --output or remove it.")
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing is at ``path`` but maybe an empty folder."""
+    return not any(path.iterdir()) if path.is_dir() else not os.path.lexists(path)
 
 
 class _Run:
     """One call of the command, with its generator loaded."""
 
     def __init__(self, config: GenerateConfig, generator: "LoraGenerator") -> None:
-        self._config, self._generator = config, generator
+        self._config, self._generator, self._layout = config, generator, generator.bundle.layout
         self._bundle_fingerprint, self._fingerprint = generator.bundle.fingerprint, generator.fingerprint
 
     def single(self, request: Request, output: Path) -> Outcome:
@@ -138,16 +130,14 @@ class _Run:
 
     def batch_in_folder(self, file: PromptFile, output: Path) -> Outcome:
         """Make an adapter per request under its id; what is there is skipped, and what is made is listed."""
-        from loragen_infer.generation.writer import file_suffix
-
-        suffix = file_suffix(self._config.kind)
+        from loragen_infer.generation.writer import SUFFIXES
 
         def place(request: Request) -> Path:
-            return output / f"{request.id}{suffix}"
+            return output / f"{request.id}{SUFFIXES[self._config.kind]}"
 
         def write_manifest() -> None:
-            rows = (self._row(request, {"path": place(request).name}) for request in file if place(request).exists())
             others = _rows_of_others(output / _MANIFEST, {request.id for request in file})
+            rows = (self._row(request, {"path": place(request).name}) for request in file if place(request).exists())
             write_jsonl(output / _MANIFEST, itertools.chain(others, rows))
 
         with _held(output):
@@ -160,25 +150,20 @@ class _Run:
                         self._write(request, adapter, place(request))
                         made += 1
                         progress.advance()
-            except BaseException:  # Ctrl+C too: what is finished is listed, if the disk still takes the list
-                with suppress(LoragenInferError):
-                    write_manifest()
-                raise
-            write_manifest()
+            finally:  # also after Ctrl+C: what is finished is listed
+                write_manifest()
         return self._outcome(made, kept)
 
     def batch_in_one_file(self, file: PromptFile, output: Path) -> Outcome:
         """Make the adapters of all requests and write them at the end, stacked tensor by tensor."""
         from loragen_infer.generation.writer import reserve, values_of, write_torch_file
 
-        digest, ids = hashlib.sha256(), []
-        for request in file:
-            digest.update(f"{request.id}\0{self._fingerprint_of(request)}\0".encode())
-            ids.append(request.id)
-        fingerprint = digest.hexdigest()[:16]
+        fingerprints = {request.id: self._fingerprint_of(request) for request in file}
+        ids = list(fingerprints)
+        fingerprint = hashlib.sha256("".join(f"{k}\0{v}\0" for k, v in fingerprints.items()).encode()).hexdigest()[:16]
         if self._is_done(output, fingerprint):
             return self._outcome(0, len(ids))
-        kind, layout = self._config.kind, self._generator.bundle.layout
+        kind, layout = self._config.kind, self._layout
         stacked = reserve(values_of(self._generator.mean_adapter(), kind, layout), len(ids))
         with ProgressBar("Generating", total=len(ids), unit="adapter") as progress:
             for index, (_, adapter) in enumerate(self._generated(file)):
@@ -201,16 +186,14 @@ class _Run:
         """Whether what the fingerprint stands for is there; raises LoragenInferError if something else is."""
         from loragen_infer.generation.writer import read_mark
 
-        if not path.exists() and not path.is_symlink():
+        if _is_free(path):
             return False
-        if read_mark(path) == fingerprint:
-            return True
-        if path.is_dir() and not any(path.iterdir()):
-            return False
-        raise LoragenInferError(
-            f"{path} exists already and was not made from the same prompts, model and options; choose another "
-            "--output or remove it."
-        )
+        if read_mark(path) != fingerprint:
+            raise LoragenInferError(
+                f"{path} exists already and was not made from the same prompts, model and options; choose another "
+                "--output or remove it."
+            )
+        return True
 
     def _write(self, request: Request, adapter: "LoraAdapter", path: Path) -> None:
         from loragen_infer.generation.card import model_card
@@ -225,9 +208,9 @@ class _Run:
             scale=self._config.scale,
             omit_prompts=self._config.omit_prompts,
         )
-        layout = self._generator.bundle.layout
+        kind, layout = self._config.kind, self._layout
         try:
-            write_in_format(adapter, path, self._config.kind, layout=layout, request_fingerprint=fingerprint, card=card)
+            write_in_format(adapter, path, kind, layout=layout, request_fingerprint=fingerprint, card=card)
         except LoragenInferError:
             # Another process may have put the same adapter there meanwhile.
             if not self._is_done(path, fingerprint):
@@ -235,17 +218,11 @@ class _Run:
 
     def _generated(self, requests: Iterable[Request]) -> "Iterator[tuple[Request, LoraAdapter]]":
         """Every request with its adapter, a batch at a time, and at the end one warning of what was cut off."""
-        waiting: deque[Request] = deque()
-
-        def prompts() -> Iterator[tuple[str, ...]]:
-            for request in requests:
-                waiting.append(request)
-                yield request.prompts
-
-        config = self._config
+        asked, answered = itertools.tee(requests)
+        tasks, config = (request.prompts for request in asked), self._config
         with self._generator.encoder.one_truncation_warning():
-            for adapter in self._generator.generate_many(prompts(), batch_size=config.batch_size, scale=config.scale):
-                yield waiting.popleft(), adapter
+            adapters = self._generator.generate_many(tasks, batch_size=config.batch_size, scale=config.scale)
+            yield from zip(answered, adapters, strict=True)
 
     def _row(self, request: Request, place: dict[str, object]) -> dict[str, object]:
         """One line of a manifest."""
@@ -260,12 +237,8 @@ class _Run:
         }
 
     def _outcome(self, made: int, kept: int) -> Outcome:
-        return Outcome(
-            num_made=made,
-            num_kept=kept,
-            num_parameters=self._generator.bundle.layout.num_values,
-            base_model=self._generator.base_model,
-        )
+        base_model = self._generator.base_model
+        return Outcome(num_made=made, num_kept=kept, num_parameters=self._layout.num_values, base_model=base_model)
 
 
 @contextmanager
@@ -274,16 +247,15 @@ def _held(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
     from lora_tokenizer.io.atomic import clear_leftovers
 
-    lock = FileLock(folder / ".lock")
-    try:
+    lock = FileLock(folder / ".lock", timeout=0)
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise LoragenInferError(
-            f"Another process is writing to {folder}; wait for it to end, or choose another --output."
-        ) from error
-    except OSError as error:
-        raise _refused(folder, error) from error
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise LoragenInferError(
+                f"Another process is writing to {folder}; wait for it to end, or choose another --output."
+            ) from error
     try:
         clear_leftovers(folder)
         yield
@@ -291,16 +263,8 @@ def _held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _rows_of_others(path: Path, ids: set[str]) -> Iterator[dict[str, object]]:
-    """The rows of a manifest that are of none of ``ids``."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                logger.warning("%s has a line that is not JSON; it is left out.", path)
-                continue
-            if isinstance(row, dict) and row.get("id") not in ids:
-                yield row
+def _rows_of_others(manifest: Path, ids: set[str]) -> Iterator[dict[str, object]]:
+    """The rows of an earlier manifest that are of none of ``ids``."""
+    if manifest.is_file():
+        with manifest.open("rb") as stream:
+            yield from (row for _, row in iter_jsonl(stream, str(manifest)) if row.get("id") not in ids)

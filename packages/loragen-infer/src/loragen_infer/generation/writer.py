@@ -2,8 +2,7 @@
 
 peft: a folder with adapter_config.json, adapter_model.safetensors and a README.md. safetensors: one file, the config in
 its metadata. pt: one file, a plain dict of tensors. tokens: one safetensors file, the tokens ``[N, W]``, the layout in
-its metadata. A batch may also be one .pt file. Where the request's fingerprint stands in each is decided here, for
-writing and for reading.
+its metadata. A batch may also be one .pt file. Where the request's fingerprint stands in each is decided here.
 """
 
 import json
@@ -17,12 +16,14 @@ from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, write_a
 from safetensors import SafetensorError, safe_open
 
 from loragen_infer.bundle.sealed_file import write_sealed
-from loragen_infer.errors import LoragenInferError, reason_of
-from loragen_infer.files import atomic_file, atomic_folder
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.files import atomic_file, atomic_folder, save_torch
 from loragen_infer.generation.card import CARD_NAME, read_request_fingerprint
 
-__all__ = ["file_suffix", "read_mark", "reserve", "values_of", "write_in_format", "write_torch_file"]
+__all__ = ["SUFFIXES", "read_mark", "reserve", "values_of", "write_in_format", "write_torch_file"]
 
+SUFFIXES = {"peft": "", "safetensors": ".safetensors", "pt": ".pt", "tokens": ".tokens.safetensors"}
+"""How the names in a batch end, by format."""
 _MARK = "loragen_request"
 
 
@@ -32,11 +33,7 @@ def values_of(adapter: LoraAdapter, kind: str, layout: TokenLayout) -> Mapping[s
 
 
 def reserve(example: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-    """Return room in memory for ``count`` adapters such as ``example``, stacked tensor by tensor.
-
-    Raises:
-        LoragenInferError: There is less memory than they take.
-    """
+    """Return room in memory for ``count`` adapters such as ``example``, stacked tensor by tensor; refuse too many."""
     needed, free = count * sum(tensor.nbytes for tensor in example.values()), _free_memory()
     if needed > free:
         raise LoragenInferError(
@@ -46,30 +43,15 @@ def reserve(example: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.
     return {name: torch.empty(count, *tensor.shape, dtype=tensor.dtype) for name, tensor in example.items()}
 
 
-def file_suffix(kind: str) -> str:
-    """Return how the names of files in this form end; folders end in nothing.
-
-    Example:
-        >>> file_suffix("tokens")
-        '.tokens.safetensors'
-    """
-    return {"peft": "", "safetensors": ".safetensors", "pt": ".pt", "tokens": ".tokens.safetensors"}[kind]
-
-
 def write_in_format(
     adapter: LoraAdapter, path: Path, kind: str, *, layout: TokenLayout, request_fingerprint: str, card: str
 ) -> None:
-    """Write ``adapter`` to ``path``, which for a folder must be missing or empty.
-
-    Raises:
-        LoragenInferError: The disk refuses.
-    """
+    """Write ``adapter`` to ``path``, which for a folder must be missing or empty."""
     if kind == "peft":
         with atomic_folder(path) as part:
             try:
                 write_adapter(adapter, part)
-            except LoraTokenizerError as error:
-                # The folder that it names is gone by the time anyone reads this.
+            except LoraTokenizerError as error:  # of a folder that is gone when anyone reads this
                 raise LoragenInferError(str(error).replace(str(part), str(path))) from error
             (part / CARD_NAME).write_text(card, encoding="utf-8")
         return
@@ -80,25 +62,13 @@ def write_in_format(
     is_tokens = kind == "tokens"
     meaning = {"layout": layout.to_json()} if is_tokens else {"adapter_config": json.dumps(adapter.config.to_peft())}
     with atomic_file(path) as part:
-        try:
-            write_sealed(part, tensors, {"format": "pt", _MARK: request_fingerprint, **meaning})
-        except SafetensorError as error:
-            raise LoragenInferError(f"{path} cannot be written: {error}; choose another place or free it.") from error
+        write_sealed(part, tensors, {"format": "pt", _MARK: request_fingerprint, **meaning})
 
 
 def write_torch_file(content: object, path: Path, request_fingerprint: str) -> None:
-    """``torch.save`` of ``content`` to ``path``, with the fingerprint in the comment of its archive.
-
-    Raises:
-        LoragenInferError: The disk refuses.
-    """
+    """``torch.save`` of ``content`` to ``path``, with the fingerprint in the comment of its archive."""
     with atomic_file(path) as part:
-        try:
-            torch.save(content, part)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise LoragenInferError(
-                f"{path} cannot be written: {reason_of(error)}; choose another place or free it."
-            ) from error
+        save_torch(content, part)
         with zipfile.ZipFile(part, "a") as archive:
             archive.comment = f"{_MARK}: {request_fingerprint}".encode()
 
@@ -110,7 +80,7 @@ def read_mark(path: Path) -> str | None:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                name, _, value = archive.comment.decode("utf-8", errors="replace").partition(": ")
+                name, _, value = archive.comment.decode(errors="replace").partition(": ")
             return value if name == _MARK else None
         with safe_open(path, framework="pt") as reader:
             return (reader.metadata() or {}).get(_MARK)
@@ -121,8 +91,7 @@ def read_mark(path: Path) -> str | None:
 def _free_memory() -> int:
     """Bytes that a process may still take: what Linux calls available, elsewhere all that the machine has."""
     meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not meminfo.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -73,10 +73,9 @@ def load_base_model(
 
 
 def save_base_model(name: str, folder: Path) -> Path:
-    """Write the base model called ``name`` as an ordinary transformers folder and return it.
+    """Write the base model called ``name`` as a transformers folder, if there is none yet, and return the folder.
 
-    A GGUF file takes long to read and PEFT knows no way to name one, so a zoo trained on such a file keeps the
-    unpacked model beside it. A folder that exists is left as it is.
+    For a GGUF file, which takes long to read and cannot be named in PEFT's config.
     """
     if folder.is_dir():
         return folder

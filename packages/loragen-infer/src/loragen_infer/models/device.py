@@ -7,20 +7,13 @@ from loragen_infer.errors import LoragenInferError, reason_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["as_dtype", "check_device"]
+__all__ = ["as_dtype", "check_device", "dtype_name"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_device(name: "str | torch.device") -> None:
-    """Return if torch can put a tensor on the device called ``name``, such as ``cpu`` or ``cuda:0``.
-
-    Raises:
-        LoragenInferError: It is no device, or this machine or this build of torch does not have it.
-
-    Example:
-        >>> check_device("cpu")
-    """
+    """Raise LoragenInferError if torch cannot put a tensor on the device, such as ``cpu`` or ``cuda:0``."""
     import torch
 
     try:
@@ -32,18 +25,15 @@ def check_device(name: "str | torch.device") -> None:
 
 
 def as_dtype(dtype: "str | torch.dtype") -> "torch.dtype":
-    """Return the ``torch.dtype`` that ``dtype`` is or names.
-
-    Raises:
-        LoragenInferError: It is none to compute in.
-
-    Example:
-        >>> as_dtype("bfloat16")
-        torch.bfloat16
-    """
+    """Return the ``torch.dtype`` that ``dtype`` is or names; raise LoragenInferError if it is none to compute in."""
     import torch
 
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if name not in _DTYPES:
         raise LoragenInferError(f"The dtype {name!r} is unknown; use one of {', '.join(_DTYPES)}.")
     return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+def dtype_name(dtype: "str | torch.dtype") -> str:
+    """Return ``"float16"`` for ``torch.float16``."""
+    return str(dtype).removeprefix("torch.")

@@ -5,17 +5,13 @@ The order is: a path, the local hub cache, an installed package that ships the m
 """
 
 import importlib.metadata
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
 
 __all__ = ["hub_name", "hub_revision", "locate_model"]
-
-logger = logging.getLogger(__name__)
 
 Kind = Literal["text encoder", "base model"]
 _ORGANISATION = "sentence-transformers"  # of text encoders without one
@@ -30,7 +26,7 @@ _PACKAGED_MODELS = {
 
 
 def locate_model(name: str, *, kind: Kind, revision: str | None = None) -> str:
-    """Return what to hand to ``from_pretrained`` for the model called ``name``.
+    """Return what to hand to ``from_pretrained``: a folder, a ``.gguf`` file, or a name that only the hub can have.
 
     Args:
         name: A folder, a ``.gguf`` file, or a hub name such as ``HuggingFaceTB/SmolLM2-135M-Instruct``. A text encoder
@@ -38,9 +34,6 @@ def locate_model(name: str, *, kind: Kind, revision: str | None = None) -> str:
         kind: What the model is.
         revision: The branch, tag or commit that must be in the hub's cache; a package has none, so it stands in only
             for a text encoder, whose content a bundle checks.
-
-    Returns:
-        A folder, a path that ends in ``.gguf``, or, when only the hub can have it, the hub name.
 
     Raises:
         LoragenInferError: An empty name, a path that does not exist, or nothing found and the hub may not be asked.
@@ -50,17 +43,14 @@ def locate_model(name: str, *, kind: Kind, revision: str | None = None) -> str:
     path = Path(name).expanduser()
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return str(path)
-    if path.exists():
-        raise LoragenInferError(f"The {kind} {name!r} is a file that is not GGUF; give its folder or a .gguf file.")
-    if _is_meant_as_path(name):
-        raise LoragenInferError(f"The {kind} {name!r} does not exist; give a folder, a .gguf file or a hub name.")
-
+    if path.exists() or _is_meant_as_path(name):
+        reason = "is a file that is not GGUF" if path.exists() else "does not exist"
+        raise LoragenInferError(f"The {kind} {name!r} {reason}; give a folder, a .gguf file or a hub name.")
     known_as = f"{_ORGANISATION}/{name}" if kind == "text encoder" and "/" not in name else name
     found = _in_hub_cache(known_as, revision, _MARKS[kind])
     if found is None and (revision is None or kind == "text encoder"):
         found = _in_installed_package(known_as)
     if found is not None:
-        logger.debug("%s %s: %s", kind, name, found)
         return str(found)
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
         packaged = _PACKAGED_MODELS.get(known_as)
@@ -91,7 +81,8 @@ def hub_name(path: str | Path) -> str | None:
         return str(path)
     for name in _PACKAGED_MODELS:
         # A model of an environment that is not this one is known by the end of its path.
-        if any(place.parts[-len(parts) :] == parts for parts in _packaged_paths(name)):
+        packaged = _in_installed_package(name)
+        if packaged is not None and place.parts[-2:] == packaged.parts[-2:]:
             return name
     return None
 
@@ -131,21 +122,11 @@ def _in_hub_cache(name: str, revision: str | None, mark: str) -> Path | None:
 
 
 def _in_installed_package(name: str) -> Path | None:
-    if name not in _PACKAGED_MODELS:
-        return None
-    parts = next(_packaged_paths(name), None)
-    if parts is None:
-        return None
-    return Path(str(importlib.metadata.distribution(_PACKAGED_MODELS[name][0]).locate_file(Path(*parts))))
-
-
-def _packaged_paths(name: str) -> Iterator[tuple[str, ...]]:
-    """Where the model lies below the folder of the packages; nothing where its package is not installed."""
-    distribution, mark = _PACKAGED_MODELS[name]
+    """Where an installed package has the model."""
+    distribution, mark = _PACKAGED_MODELS.get(name, ("", ""))
     try:
-        files = importlib.metadata.files(distribution) or []
+        files = importlib.metadata.files(distribution) if distribution else None
     except importlib.metadata.PackageNotFoundError:
-        return
-    for file in files:
-        if file.name.endswith(mark):
-            yield file.parts if mark == ".gguf" else file.parts[:-1]
+        return None
+    marked = next((Path(str(file.locate())) for file in files or () if file.name.endswith(mark)), None)
+    return marked.parent if marked is not None and mark != ".gguf" else marked
