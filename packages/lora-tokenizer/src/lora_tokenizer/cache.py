@@ -71,7 +71,7 @@ class TokenCache:
         on_error: Callable[[Path, str], None] | None = None,
         **read_options: Any,
     ) -> TokenSet:
-        """The tokens of the checkpoints at `paths`, read (with `read_options`) and encoded where they are not there yet.
+        """The tokens of the checkpoints at `paths`, read (with `read_options`) and encoded where they are not there.
 
         Args:
             paths: adapter folders or checkpoint files.
