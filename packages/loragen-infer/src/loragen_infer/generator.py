@@ -235,7 +235,7 @@ def _check_encoder(bundle: GeneratorBundle, encoder: PromptEncoder) -> None:
         at = f" at revision {bundle.text_encoder_revision}" if bundle.text_encoder_revision else ""
         raise LoragenInferError(
             f"The text encoder {encoder.name!r} is not the one of training: its content has the fingerprint "
-            f"{encoder.fingerprint}, not {pinned}; use {bundle.text_encoder_name!r}{at} as it was then."
+            f"{encoder.fingerprint}, where the bundle has {pinned}; use {bundle.text_encoder_name!r}{at} as then."
         )
 
 
