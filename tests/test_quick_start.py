@@ -103,7 +103,7 @@ def test_collect_again_trains_nothing(workspace: Workspace) -> None:
     before = [file.stat().st_mtime_ns for file in files]
     done = workspace.run("loragen-train collect --config config/collect.yaml")
     assert done.returncode == 0
-    assert "is there already" in done.stderr
+    assert "There already" in done.stderr
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
