@@ -9,7 +9,8 @@ import pkgutil
 import lora_tokenizer
 import pytest
 
-MODULES = [info.name for info in pkgutil.iter_modules(lora_tokenizer.__path__, "lora_tokenizer.")]
+FOUND = pkgutil.walk_packages(lora_tokenizer.__path__, "lora_tokenizer.")
+MODULES = [info.name for info in FOUND if not info.name.endswith("__main__")]
 
 
 @pytest.mark.parametrize("name", MODULES)

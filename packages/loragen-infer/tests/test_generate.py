@@ -387,21 +387,3 @@ def test_a_link_in_the_output_folder_is_not_followed_out_of_it(run, make, tmp_pa
     with pytest.raises(LoragenInferError, match="a exists already"):
         run(prompt_file=str(file), output=str(tmp_path / "out"))
     assert not (tmp_path / "missing").exists()
-
-
-@pytest.mark.skipif(os.environ.get("LORAGEN_TEST_COMPILE") != "1", reason="slow; set LORAGEN_TEST_COMPILE=1")
-def test_compiled_and_plain_agree(zoo, encoder, generator):
-    compiled = LoraGenerator(zoo.bundle, encoder, compile=True)
-    for prompts in (["a"], ["a", "b", "c"]):
-        assert same(dict(compiled.generate(prompts).tensors), dict(generator.generate(prompts).tensors), atol=1e-4)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cuda_agrees_with_the_cpu(zoo, generator, dtype, compiled):
-    on_gpu = LoraGenerator.from_pretrained(zoo.experiment, device="cuda", dtype=dtype, compile=compiled)
-    atol = 1e-3 if dtype == "float32" else 0.3
-    adapters = list(on_gpu.generate_many([["a"], ["b", "c"], ["d"]], batch_size=2))
-    for prompts, adapter in zip((["a"], ["b", "c"], ["d"]), adapters, strict=True):
-        assert same(dict(adapter.tensors), dict(generator.generate(prompts).tensors), atol=atol)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import os
 import shutil
 
 import huggingface_hub
@@ -15,6 +16,7 @@ from loragen_infer import LoraGenerator, LoragenInferError, PromptEncoder, adapt
 from loragen_infer.models import locate_model
 from peft import PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict
+from torch._dynamo.exc import TorchDynamoException
 from transformers import LlamaForCausalLM
 
 PROMPTS = ["What is 17 + 25?", "What is 3 + 88?", "What is 40 + 2?"]
@@ -271,3 +273,31 @@ def test_a_bundle_in_the_hub_cache_is_loaded_by_name_and_revision(zoo, tmp_path,
     assert LoraGenerator.from_pretrained("lab/generator", revision=commit).bundle.fingerprint == zoo.bundle.fingerprint
     with pytest.raises(LoragenInferError, match="The model lab/generator does not exist; give a bundle"):
         LoraGenerator.from_pretrained("lab/generator", revision="1" * 40)
+
+
+@pytest.mark.skipif(os.environ.get("LORAGEN_TEST_COMPILE") != "1", reason="slow; set LORAGEN_TEST_COMPILE=1")
+def test_compiled_and_plain_agree(zoo, encoder, generator):
+    compiled = LoraGenerator(zoo.bundle, encoder, compile=True)
+    for prompts in (["a"], ["a", "b", "c"]):
+        assert same(compiled.generate(prompts), generator.generate(prompts), atol=1e-4)
+
+
+def test_a_compilation_that_fails_is_one_sentence(zoo, encoder, monkeypatch):
+    def refuse(*_args):
+        raise TorchDynamoException("no compiler\nand a long story")
+
+    compiled = LoraGenerator(zoo.bundle, encoder, compile=True)
+    monkeypatch.setattr(compiled, "_network", refuse)
+    with pytest.raises(LoragenInferError, match=r"^torch\.compile failed \(no compiler\); leave --compile away\.$"):
+        compiled.generate(["a"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_agrees_with_the_cpu(zoo, generator, dtype, compiled):
+    on_gpu = LoraGenerator.from_pretrained(zoo.experiment, device="cuda", dtype=dtype, compile=compiled)
+    atol = 1e-3 if dtype == "float32" else 0.3
+    adapters = list(on_gpu.generate_many([["a"], ["b", "c"], ["d"]], batch_size=2))
+    for prompts, adapter in zip((["a"], ["b", "c"], ["d"]), adapters, strict=True):
+        assert same(adapter, generator.generate(prompts), atol=atol)

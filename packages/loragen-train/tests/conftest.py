@@ -14,6 +14,7 @@ os.environ["SWANLAB_MODE"] = "disabled"
 
 import pytest
 import torch
+import yaml
 from hypothesis import settings
 from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
 from loragen_train.cli.main import main
@@ -161,3 +162,24 @@ def collect_config(tmp_path_factory, make, questions, tiny_lm) -> CollectConfig:
 @pytest.fixture(scope="session")
 def collected(collect_config) -> SimpleNamespace:
     return SimpleNamespace(root=Path(collect_config.output_dir), folders=collect(collect_config))
+
+
+@pytest.fixture
+def collect_yaml(questions: dict[str, list[str]], tiny_lm: Path, tmp_path: Path) -> str:
+    """A file of settings that trains one adapter, for two steps, into ``zoo``."""
+    content = {
+        "base_model": str(tiny_lm),
+        "output_dir": str(tmp_path / "zoo"),
+        "tasks": [
+            {
+                "name": "sums",
+                "source": str(write_samples(tmp_path / "sums.jsonl", questions["sums"])),
+                "num_train": 8,
+                "num_test": 2,
+            }
+        ],
+        "training": {"max_steps": 2, "save_every": 1, "precision": "fp32"},
+    }
+    file = tmp_path / "collect.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return str(file)

@@ -120,19 +120,12 @@ def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
     assert not list(tmp_path.rglob("generator.safetensors"))
 
 
-def test_an_interrupted_collect_exits_130(make, questions, tiny_lm, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_collect_exits_130(make, collect_yaml, tmp_path, capsys, monkeypatch):
     def stop(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_lora._StepProgress, "on_step_end", stop)
-    source = str(make.samples(tmp_path / "sums.jsonl", questions["sums"]))
-    content = {
-        "base_model": str(tiny_lm),
-        "output_dir": str(tmp_path / "zoo"),
-        "tasks": [{"name": "sums", "source": source, "num_train": 8, "num_test": 2}],
-        "training": {"max_steps": 2, "save_every": 1, "precision": "fp32"},
-    }
-    assert make.cli("collect", "--config", write_yaml(tmp_path / "collect.yaml", content)) == 130
+    assert make.cli("collect", "--config", collect_yaml) == 130
     assert not (tmp_path / "zoo" / "adapters").exists()
 
     monkeypatch.undo()

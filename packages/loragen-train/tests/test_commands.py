@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from loragen_train.cli.analyze import ANALYZE, TEST_TOKENIZER
 from loragen_train.cli.collect import COLLECT
 from loragen_train.cli.prepare import PREPARE
@@ -51,16 +50,8 @@ def test_an_unknown_option_is_a_usage_error(command, make, capsys, tmp_path, mon
     assert "jsn" in capsys.readouterr().err
 
 
-def test_collect_prints_what_a_script_would_read(make, questions, tiny_lm, tmp_path, capsys):
-    source = str(make.samples(tmp_path / "sums.jsonl", questions["sums"]))
-    content = {
-        "base_model": str(tiny_lm),
-        "output_dir": str(tmp_path / "zoo"),
-        "tasks": [{"name": "sums", "source": source, "num_train": 8, "num_test": 2}],
-        "training": {"max_steps": 2, "save_every": 1, "precision": "fp32"},
-    }
-    (tmp_path / "collect.yaml").write_text(yaml.safe_dump(content))
-    words = ["collect", "--config", str(tmp_path / "collect.yaml"), "--json"]
+def test_collect_prints_what_a_script_would_read(make, collect_yaml, tmp_path, capsys):
+    words = ["collect", "--config", collect_yaml, "--json"]
     assert make.cli(*words) == 0
     (task,) = json.loads(capsys.readouterr().out)
     assert (task["task"], task["folder"]) == ("sums", f"{tmp_path}/zoo/adapters/sums")

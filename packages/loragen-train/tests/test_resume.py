@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from loragen_infer import LoragenInferError
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig, TaskConfig
 from loragen_train.configs.training import TrainingConfig
@@ -76,6 +77,18 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int, number: int = 
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(GeneratorModule, "training_step", step)
+
+
+@pytest.fixture
+def unfinished(config: FitConfig, tmp_path: Path) -> tuple[FitConfig, Path]:
+    """A configuration, and the folder of its training that was stopped after two steps."""
+    config = replace(config, output_dir=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            fit(config)
+    (folder,) = tmp_path.iterdir()
+    return config, folder
 
 
 # The first step, the ends of epochs without and with validation, one within an epoch, and the last.
@@ -196,12 +209,8 @@ def test_a_folder_without_a_checkpoint_is_named(config, tmp_path):
         fit(config, resume=str(tmp_path))
 
 
-def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path, monkeypatch):
-    config = replace(config, output_dir=str(tmp_path))
-    stop_after(monkeypatch, 2)
-    with pytest.raises(Interrupted):
-        fit(config)
-    (folder,) = tmp_path.iterdir()
+def test_a_damaged_checkpoint_is_one_sentence(unfinished):
+    config, folder = unfinished
     file = folder / LAST_CHECKPOINT
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(LoragenTrainError, match=r"last\.ckpt cannot be read .*; ") as caught:
@@ -209,15 +218,8 @@ def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_configuration_is_refused_under_auto_and_a_warning_for_a_folder(
-    config, tmp_path, monkeypatch, caplog
-):
-    config = replace(config, output_dir=str(tmp_path))
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Interrupted):
-            fit(config)
-    (folder,) = tmp_path.iterdir()
+def test_a_changed_configuration_is_refused_under_auto_and_a_warning_for_a_folder(unfinished, caplog):
+    config, folder = unfinished
     before = (folder / LAST_CHECKPOINT).read_bytes()
     changed = replace(config, training=replace(config.training, weight_decay=0.5))
     difference = "training.weight_decay was 0.01 and is 0.5"
@@ -234,19 +236,14 @@ def test_a_changed_configuration_is_refused_under_auto_and_a_warning_for_a_folde
     ]
 
 
-def test_two_live_runs_never_share_a_folder(config, tmp_path, monkeypatch):
-    config = replace(config, output_dir=str(tmp_path))
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Interrupted):
-            fit(config)
-    (folder,) = tmp_path.iterdir()
+def test_two_live_runs_never_share_a_folder(unfinished):
+    config, folder = unfinished
     refused = []
 
     class SecondRun(Callback):
         def on_train_start(self, trainer, pl_module):
             for resume in ("auto", str(folder)):
-                with pytest.raises(LoragenTrainError, match=f"Another process is training {folder}; wait for it") as no:
+                with pytest.raises(LoragenInferError, match=f"Another process is training {folder}; wait for it") as no:
                     fit(config, resume=resume)
                 refused.append(no)
 
