@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from loragen_infer.bundle.bundle import GeneratorBundle
 from loragen_infer.bundle.bundle_file import BUNDLE_NAME, find_bundle
 from loragen_infer.encoder.encoder import PromptEncoder, check_prompts
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.device import as_dtype, check_device, dtype_name
 from loragen_infer.models.locate import hub_name
 
@@ -186,12 +186,22 @@ class LoraGenerator:
         counts = [len(prompts) for prompts in tasks]
         condition_BPD = pad_sequence(list(torch.split(embedding_nD, counts)), batch_first=True)
         mask_BP = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        tokens_BNW: torch.Tensor = self._network(condition_BPD.to(self._device), mask_BP.to(self._device))
+        tokens_BNW = self._run_network(condition_BPD.to(self._device), mask_BP.to(self._device))
         if not torch.isfinite(tokens_BNW).all():
             raise LoragenInferError(
                 f"The generator made NaN or Inf in {dtype_name(self._dtype)}; use float32, or train the model again."
             )
         return tokens_BNW.float().cpu()
+
+    def _run_network(self, condition_BPD: torch.Tensor, mask_BP: torch.Tensor) -> torch.Tensor:
+        if not self._is_compiled:
+            return self._network(condition_BPD, mask_BP)  # type: ignore[no-any-return]  # modules return Any
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._network(condition_BPD, mask_BP)  # type: ignore[no-any-return]
+        except TorchDynamoException as error:
+            raise LoragenInferError(f"torch.compile failed ({reason_of(error)}); leave --compile away.") from error
 
 
 def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:

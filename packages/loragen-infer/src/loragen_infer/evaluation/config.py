@@ -101,6 +101,10 @@ class EvaluateConfig:
     """Number of sequences per forward pass of the language model."""
     device: str = "cpu"
     """Torch device, such as ``cpu`` or ``cuda``."""
+    dtype: str | None = None
+    """What the language model's weights are in, such as ``bfloat16``; by default what they are stored in."""
+    device_map: str | None = None
+    """Spreads the language model over several devices instead, as in transformers, such as ``auto``."""
 
     def __post_init__(self) -> None:
         if not self.tasks:

@@ -80,7 +80,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if base_model is None:
         raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
 
-    model, tokenizer = load_base_model(base_model, device=config.device)
+    model, tokenizer = load_base_model(
+        base_model, dtype=config.dtype, device=config.device, device_map=config.device_map
+    )
     for inputs, row in trained:
         with _named(inputs, row), adapter_attached(model, maker.trained(inputs, row)[0]):
             pass

@@ -11,14 +11,14 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loragen_infer.encoder.encoder import check_prompts
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.files import write_jsonl, writing
+from loragen_infer.files import locked, write_jsonl, writing
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file
 from loragen_infer.progress import ProgressBar
@@ -130,6 +130,8 @@ class _Run:
 
     def batch_in_folder(self, file: PromptFile, output: Path) -> Outcome:
         """Make an adapter per request under its id; what is there is skipped, and what is made is listed."""
+        from lora_tokenizer.io.atomic import clear_leftovers
+
         from loragen_infer.generation.writer import SUFFIXES
 
         def place(request: Request) -> Path:
@@ -140,7 +142,9 @@ class _Run:
             rows = (self._row(request, {"path": place(request).name}) for request in file if place(request).exists())
             write_jsonl(output / _MANIFEST, itertools.chain(others, rows))
 
-        with _held(output):
+        taken = f"Another process is writing to {output}; wait for it to end, or choose another --output."
+        with locked(output, taken):
+            clear_leftovers(output)  # of runs that were killed
             done = [self._is_done(place(request), self._fingerprint_of(request)) for request in file]
             made, kept = 0, sum(done)
             todo = (request for request, is_done in zip(file, done, strict=True) if not is_done)
@@ -239,28 +243,6 @@ class _Run:
     def _outcome(self, made: int, kept: int) -> Outcome:
         base_model = self._generator.base_model
         return Outcome(num_made=made, num_kept=kept, num_parameters=self._layout.num_values, base_model=base_model)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Make ``folder``, clear what killed runs left in it, and hold it for this process alone."""
-    from filelock import FileLock, Timeout
-    from lora_tokenizer.io.atomic import clear_leftovers
-
-    lock = FileLock(folder / ".lock", timeout=0)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise LoragenInferError(
-                f"Another process is writing to {folder}; wait for it to end, or choose another --output."
-            ) from error
-    try:
-        clear_leftovers(folder)
-        yield
-    finally:
-        lock.release()
 
 
 def _rows_of_others(manifest: Path, ids: set[str]) -> Iterator[dict[str, object]]:

@@ -12,15 +12,12 @@
 import logging
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from loragen_infer.files import atomic_file
 
 from loragen_train.configs.fit import FitConfig
@@ -33,7 +30,6 @@ __all__ = [
     "describe_versions",
     "differences",
     "find_unfinished",
-    "locked",
     "make_experiment_folder",
     "mark_failed",
     "write_config",
@@ -110,26 +106,6 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         elif old != new:
             found.append(f"{prefix}{key} was {old} and is {new}")
     return found
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the experiment, so that no other process trains in its folder; the system lets go of it when this one dies.
-
-    Raises:
-        LoragenTrainError: Another process holds it.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LoragenTrainError(
-            f"Another process is training {folder}; wait for it, or start a training without --resume."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def mark_failed(folder: Path, reason: str) -> None:

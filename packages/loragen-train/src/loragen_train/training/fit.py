@@ -4,11 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from loragen_infer.files import locked
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import (
@@ -17,7 +18,6 @@ from loragen_train.experiments.folder import (
     check_unchanged,
     differences,
     find_unfinished,
-    locked,
     make_experiment_folder,
     mark_failed,
     write_config,
@@ -49,8 +49,8 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
 
     Raises:
         LoragenTrainError: Prompts and checkpoints do not belong together, the hardware is not what ``config`` asks for
-            or runs out of memory, another process trains in the folder, or the training diverged.
-        LoragenInferError: A prompt file or the text encoder cannot be read.
+            or runs out of memory, or the training diverged.
+        LoragenInferError: A prompt file or the text encoder cannot be read, or another process trains in the folder.
         LoraTokenizerError: A folder holds no checkpoints.
         Interrupted: A signal stopped the training; the experiment can be resumed.
     """
@@ -62,12 +62,12 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
         folder = _to_continue(config, resume)
         checkpoint = folder / LAST_CHECKPOINT if folder is not None else None
         if folder is not None and is_first_process():
-            stack.enter_context(locked(folder))
+            stack.enter_context(_held(folder))
         setup = build_setup(config, stack.enter_context(cache_folder(config)))
         if folder is None:
             folder = _new_experiment(config, setup)
             if is_first_process():
-                stack.enter_context(locked(folder))
+                stack.enter_context(_held(folder))
         trackers = stack.enter_context(tracked(config, folder, checkpoint))
         _log_start(setup, folder)
         # Right after the validation, so that what is saved to resume from knows of it.
@@ -105,6 +105,10 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
     which = config.export.weights
     logger.info("%s val_loss %.4f after %.0f s. Generator: %s", which, val_loss, seconds, folder / FINAL_MODEL)
     return folder
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    return locked(folder, f"Another process is training {folder}; wait for it, or start a training without --resume.")
 
 
 def _to_continue(config: FitConfig, resume: str | None) -> Path | None:
