@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import signal
 import subprocess
@@ -78,6 +79,18 @@ def test_a_changed_checkpoint_or_another_way_of_reading_is_another_file(
     write_adapter(adapters[2], paths[2], overwrite=True)
     assert_right(store.get(paths, layout), adapters, layout)
     assert_right(first, [*adapters[:2], before, *adapters[3:]], layout)
+
+
+def test_a_checkpoint_of_the_same_size_and_time_but_other_content_is_read_again(zoo: Zoo, tmp_path: Path) -> None:
+    paths, _, layout = zoo
+    store = TokenCache(tmp_path / "cache")
+    before = store.get(paths, layout)
+    weights = paths[0] / "adapter_model.safetensors"
+    times, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the lowest bits of an exponent
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not torch.equal(store.get(paths, layout)[0], before[0])
 
 
 def test_settings_beside_bare_checkpoints_are_part_of_what_is_known(

@@ -1,7 +1,7 @@
 """Tokens of many checkpoints in one file, so that a start that finds them unchanged reads none of them again.
 
 The file's name is a hash over all that its content follows from: layout, way of reading, and of every checkpoint the
-path and each file's size, time and inode, so a file never changes. It holds the tokens one after the other, an index in
+path and each file's size, times and inode, so a file never changes. It holds the tokens one after the other, an index in
 JSON, and the index's length in 8 bytes; it appears whole or not at all, and of two processes that want it one makes it.
 """
 
@@ -118,11 +118,11 @@ class TokenCache:
 
 
 def _state(source: Path) -> Iterator[list[int] | None]:
-    """Size, time and inode of the files that a checkpoint may consist of; reading it will say what is wrong."""
+    """Size, times and inode of the files that a checkpoint may consist of; reading it will say what is wrong."""
     for file in (source, source.parent / CONFIG_NAME, *(source / n for n in (CONFIG_NAME, WEIGHTS_NAME, BIN_NAME))):
         try:
             stat = file.stat()
-            yield [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            yield [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         except (OSError, ValueError):
             yield None
 
