@@ -1,8 +1,8 @@
 """Tokens of many checkpoints in one file, so that a start that finds them unchanged reads none of them again.
 
 The file's name is a hash over all that its content follows from: layout, way of reading, and of every checkpoint the
-path and each file's size, times and inode, so a file never changes. It holds the tokens one after the other, an index in
-JSON, and the index's length in 8 bytes; it appears whole or not at all, and of two processes that want it one makes it.
+path and each file's size, times and inode, so a file never changes. It holds the tokens one after the other, an index
+in JSON, and the index's length in 8 bytes; it appears whole or not at all, and of two processes one makes it.
 """
 
 from __future__ import annotations
