@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig
 from loragen_train.configs.logging import LoggingConfig, SwanLabConfig
-from loragen_train.training.tracking import SwanLab, make_loggers, with_team_of_environment
+from loragen_train.training.tracking import Tracker, make_loggers, with_team_of_environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -32,6 +32,8 @@ def record(loggers: list[Logger]) -> None:
         for step in range(5):
             logger.log_metrics({"train_loss": 1 / (step + 1)}, step)
         logger.finalize("success")
+        if isinstance(logger, Tracker):
+            logger.close("success")
 
 
 def test_the_csv_log_goes_on_where_a_resumed_run_does(tmp_path):
@@ -54,13 +56,18 @@ def test_tensorboard_reads_what_was_recorded(tmp_path):
     assert [(event.step, round(event.value, 3)) for event in events.Scalars("train_loss")][:2] == [(0, 1.0), (1, 0.5)]
 
 
-def test_swanlab_that_fails_warns_once_and_is_silent(caplog):
-    def fail() -> None:
+def test_a_tracker_that_fails_warns_once_and_is_silent(caplog):
+    def fail(*_args) -> None:
         raise ConnectionError("the server\nis away")
 
-    swanlab = SwanLab(fail)
-    record([swanlab, swanlab])
+    record([Tracker("SwanLab", fail, fail)] * 2)
     assert caplog.text.count("SwanLab stopped recording (the server is away); the training goes on without it") == 1
+
+
+def test_tensorboard_that_cannot_write_ends_nothing(tmp_path, caplog):
+    (tmp_path / "tensorboard_logs").write_text("a file where the folder belongs")
+    record(make_loggers(config(tensorboard=True), tmp_path))
+    assert caplog.text.count("TensorBoard stopped recording") == 1
 
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""The loggers of a training: a CSV file always, TensorBoard and SwanLab as configured.
+"""The loggers of a training: a CSV file always, TensorBoard and SwanLab as configured; these two cannot end it.
 
 SwanLab's own rules are kept (its settings, its variables, its key file) with four differences: it never asks at a
 prompt, a server that does not answer within three seconds is not waited for, what cannot be sent is kept in
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from swanlab import Settings
     from swanlab.integration.pytorch_lightning import SwanLabLogger
 
-__all__ = ["Outcome", "SwanLab", "make_loggers", "tracked", "with_team_of_environment"]
+__all__ = ["Outcome", "Tracker", "make_loggers", "tracked", "with_team_of_environment"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,35 +41,42 @@ _PATIENCE_SECONDS = 3
 Outcome = Literal["success", "aborted", "crashed"]
 
 
-class SwanLab(Logger):
-    """SwanLab's Lightning logger, which warns once and falls silent when it fails, instead of ending the training.
+class Tracker(Logger):
+    """A logger that warns once and falls silent when it fails, instead of ending the training.
 
     Args:
-        make: Makes SwanLab's logger; called when it is first needed.
+        name: What it is called in the warning.
+        make: Makes the logger; called when it is first needed.
+        finish: Ends it, with the state that only the end of the training knows and the error there was.
     """
 
-    name = "SwanLab"
     version = ""
 
-    def __init__(self, make: Callable[[], Logger]) -> None:
+    def __init__(
+        self, name: str, make: Callable[[], Logger], finish: Callable[[Logger, Outcome, str | None], None]
+    ) -> None:
         super().__init__()
-        self._make = make
+        self._name, self._make, self._finish = name, make, finish
         self._logger: Logger | None = None
         self._failed = False
 
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._name
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record them."""
         self._try(lambda made: made.log_metrics(dict(metrics), step))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Record them."""
         self._try(lambda made: made.log_hyperparams(params))
 
     def close(self, outcome: Outcome, error: str | None = None) -> None:
-        """End SwanLab's run with the state that only the end of the training knows; nothing is recorded afterwards."""
-
+        """End the run; nothing is recorded afterwards."""
         if self._logger is not None:
-            import swanlab
-
-            self._try(lambda _: swanlab.finish(state=outcome, error=error))
+            self._try(lambda made: self._finish(made, outcome, error))
         self._failed = True
 
     def _try(self, action: Callable[[Logger], None]) -> None:
@@ -81,10 +88,10 @@ class SwanLab(Logger):
                 if self._logger is None:
                     self._logger = self._make()
                 action(self._logger)
-        # It is other people's code over a network: whatever it raises, the training is worth more.
+        # It is other people's code, maybe over a network: whatever it raises, the training is worth more.
         except Exception as error:  # noqa: BLE001
             self._failed = True
-            logger.warning("SwanLab stopped recording (%s); the training goes on without it.", _reason(error))
+            logger.warning("%s stopped recording (%s); the training goes on without it.", self._name, _reason(error))
 
 
 def with_team_of_environment(config: FitConfig) -> FitConfig:
@@ -125,7 +132,7 @@ def tracked(config: FitConfig, folder: Path, checkpoint: Path | None) -> Iterato
         raise
     finally:
         for made in loggers:
-            if isinstance(made, SwanLab):
+            if isinstance(made, Tracker):
                 made.close(*outcome)
         if project is not None:
             os.environ["SWANLAB_PROJECT"] = project
@@ -141,8 +148,7 @@ def make_loggers(config: FitConfig, folder: Path, resumed_step: int = 0) -> list
     """
     loggers: list[Logger] = [_csv(folder, resumed_step)]
     if config.logging.tensorboard:
-        options: dict[str, Any] = {"purge_step": resumed_step or None}
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard_logs", **options))
+        loggers.append(Tracker("TensorBoard", lambda: _tensorboard(folder, resumed_step), _finish_tensorboard))
     mode = _swanlab_mode(config.logging.swanlab)
     if mode == "local" and find_spec("swanboard") is None:
         raise LoragenTrainError(
@@ -150,7 +156,7 @@ def make_loggers(config: FitConfig, folder: Path, resumed_step: int = 0) -> list
             "pip install 'loragen-train[dashboard]'."
         )
     if mode != "disabled":
-        loggers.append(SwanLab(lambda: _swanlab(config, mode, folder)))
+        loggers.append(Tracker("SwanLab", lambda: _swanlab(config, mode, folder), _finish_swanlab))
     return loggers
 
 
@@ -167,6 +173,21 @@ def _csv(folder: Path, resumed_step: int) -> CSVLogger:
         made.experiment.metrics += [{key: value for key, value in row.items() if value} for row in rows]
     made.save()
     return made
+
+
+def _tensorboard(folder: Path, resumed_step: int) -> TensorBoardLogger:
+    options: dict[str, Any] = {"purge_step": resumed_step or None}
+    return TensorBoardLogger(folder, name="", version="tensorboard_logs", **options)
+
+
+def _finish_tensorboard(made: Logger, outcome: Outcome, _error: str | None) -> None:
+    made.finalize(outcome)
+
+
+def _finish_swanlab(_made: Logger, outcome: Outcome, error: str | None) -> None:
+    import swanlab
+
+    swanlab.finish(state=outcome, error=error)
 
 
 def _swanlab_mode(config: SwanLabConfig) -> str:
