@@ -32,7 +32,7 @@ def parser_of(main, name):
     with pytest.MonkeyPatch.context() as patch:
         parsers = {}
         make = command_line._make_parser
-        patch.setattr(command_line, "_make_parser", lambda c: parsers.setdefault(c.name, make(c)))
+        patch.setattr(command_line, "_make_parser", lambda c, **which: parsers.setdefault(c.name, make(c, **which)))
         patch.setattr(command_line, "_arrange", lambda words, parser, names: ["--help"])
         with pytest.raises(SystemExit):
             main([name])

@@ -76,12 +76,13 @@ def run_command_line(
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Without abbreviations a misspelt option is an error with the nearest known one, and never another option.
     root = _Parser(prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False, version=version)
-    subcommands = root.add_subcommands(required=True)
-    for command in commands:
-        root.parsers[command.name] = parser = _make_parser(command)
-        subcommands.add_subcommand(command.name, parser, help=command.help)
     words = list(sys.argv[1:] if argv is None else argv)
     named = next((command for command in commands if words[:1] == [command.name]), None)
+    subcommands = root.add_subcommands(required=True)
+    for command in commands:
+        # Describing the options of commands that nobody asks for would take longer than all the rest.
+        root.parsers[command.name] = parser = _make_parser(command, has_options=command.name in words)
+        subcommands.add_subcommand(command.name, parser, help=command.help)
     if named is not None:
         words = [named.name, *_arrange(words[1:], root.parsers[named.name], named.short_names)]
     parsed = root.parse_args(words)
@@ -91,12 +92,14 @@ def run_command_line(
     return _run(f"{prog} {chosen.name}", chosen, root.parsers[chosen.name], options, errors)
 
 
-def _make_parser(command: Command) -> "_Parser":
+def _make_parser(command: Command, *, has_options: bool) -> "_Parser":
     parser = _Parser(
         description=f"{command.description}\n\nexample:\n  {command.example}",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
+    if not has_options:
+        return parser
     if command.config_class is not None:
         parser.config_class = command.config_class
         parser.add_argument("--config", action=_CheckedConfigFile, help="A YAML file with the options below.")
