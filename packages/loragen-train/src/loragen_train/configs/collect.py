@@ -52,8 +52,9 @@ class CollectTask:
 
     name: str
     """Name of the task; its adapters and samples are filed under it."""
-    source: str
-    """A JSON/JSONL file with prompts and responses, ``reasoning-gym:NAME``, or ``hf:DATASET/CONFIG``."""
+    source: str | list[str]
+    """A JSON/JSONL file with prompts and responses, ``reasoning-gym:NAME``, or ``hf:DATASET/CONFIG``; of a list of them
+    each gives an equal share of the samples."""
     num_train: int = 320
     """Number of samples to train on."""
     num_test: int = 32
@@ -70,6 +71,13 @@ class CollectTask:
     def __post_init__(self) -> None:
         check_task_names([self.name])
         check_positive(f"tasks ({self.name}): ", num_train=self.num_train, num_test=self.num_test)
+        if not self.sources:
+            raise LoragenTrainError(f"tasks ({self.name}): source is an empty list; name at least one.")
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources, also of a task that has one."""
+        return [self.source] if isinstance(self.source, str) else self.source
 
 
 @dataclass(frozen=True, kw_only=True)
