@@ -42,13 +42,13 @@ def response_nll(model: Any, items: Sequence[TokenizedExample], *, padding: int)
         ``[B]``, float32, in nats; gradients pass through it.
     """
     inputs = pad_left([item.input_ids for item in items], padding=padding, device=model.device)
-    lengths = [len(item.input_ids) - item.num_prompt_tokens for item in items]
+    lengths = [len(item.response_ids) for item in items]
     # Sequences end together, so the longest response's length of logits is all that is needed of a big vocabulary.
     num_logits = 1 + max(lengths)
     logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=False).logits
     # The logits at one position predict the next token.
     places = [(row, num_logits - 1 - length + step) for row, length in enumerate(lengths) for step in range(length)]
     rows_R, steps_R = torch.tensor(places, device=logits_BSV.device).T
-    answers_R = torch.tensor([token for item in items for token in item.input_ids[item.num_prompt_tokens :]])
+    answers_R = torch.tensor([token for item in items for token in item.response_ids])
     nll_R = cross_entropy(logits_BSV[rows_R, steps_R].float(), answers_R.to(logits_BSV.device), reduction="none")
     return nll_R.new_zeros(len(items)).index_add(0, rows_R, nll_R)
