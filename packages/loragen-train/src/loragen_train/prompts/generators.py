@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -31,7 +32,7 @@ def draw(name: str, *, size: int, seed: int) -> Iterator[tuple[str, str]]:
         if setting not in known:
             near = nearest(setting, known) or f"; it has {', '.join(known) or 'none'}"
             raise LoragenTrainError(f"reasoning-gym:{name}: {generator} has no setting {setting!r}{near}.")
-    return _drawn(name, reasoning_gym.create_dataset, generator, settings, size=size, seed=seed)
+    return _pairs(name, partial(reasoning_gym.create_dataset, generator, size=size, seed=seed, **settings))
 
 
 def parse_settings(query: str, where: str) -> dict[str, Any]:
@@ -59,14 +60,10 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _drawn(
-    name: str, create_dataset: Any, generator: str, settings: dict[str, Any], *, size: int, seed: int
-) -> Iterator[tuple[str, str]]:
+def _pairs(name: str, create: Callable[[], Iterable[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
     try:
-        for row in create_dataset(generator, size=size, seed=seed, **settings):
+        for row in create():
             yield row["question"], str(row["answer"])
     except Exception as error:
         # A generator checks its settings by assertions, and meets what it did not check only when it draws.
-        if not settings:
-            raise
         raise LoragenTrainError(f"reasoning-gym:{name} cannot be drawn from: {first_line(error)}.") from error

@@ -21,7 +21,7 @@ def read_data_set(name: str, split: str) -> Iterable[Mapping[str, Any]]:
         for path, config in _readings(name):
             try:
                 rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, config, split=split)
-            except (DatasetsError, OSError, ValueError) as error:
+            except (DatasetsError, OSError, RuntimeError, ValueError) as error:
                 errors.append(error)
             else:
                 return rows
