@@ -197,6 +197,10 @@ class ZooManifest:
         named = [part.path for part in files] + [path for task in self.tasks for path in task.adapters]
         named += [path for path in (self.joint, self.base_model_path) if path is not None]
         for path in named:
+            if "\0" in path:
+                raise LoragenInferError(
+                    f"{file} names a path that holds a zero byte, {path!r:.60}; no file is called so."
+                )
             # A file from somebody else may name what it brought along, or say openly where to look.
             if not path or (not Path(path).is_absolute() and ".." in Path(path).parts):
                 raise LoragenInferError(f"{file} names {path!r}, which leaves its folder; name it by an absolute path.")
