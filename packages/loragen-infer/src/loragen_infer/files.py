@@ -33,19 +33,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, taken: str) -> Iterator[None]:
-    """Make ``folder`` and hold it for this process alone; the system lets go of it when the process dies.
+def locked(folder: Path, taken: str | None, *, name: str = ".lock") -> Iterator[None]:
+    """Make ``folder`` and hold its lock called ``name``; the system lets go of it when the process dies.
+
+    While another process holds it: ``taken`` is raised, or where that is None, it is waited for.
 
     Raises:
         LoragenInferError: Another process holds it, with ``taken`` for its message; or it cannot be written.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / name)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if taken is None else 0)
         except Timeout as error:
-            raise LoragenInferError(taken) from error
+            raise LoragenInferError(taken or "") from error
     try:
         yield
     finally:
