@@ -11,15 +11,14 @@ Legend: K adapters, B samples of all of them.
 import logging
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lora_tokenizer import LoraAdapter
-from loragen_infer.adapters import AdapterStack, BatchedLora
+from loragen_infer.adapters import AdapterStack
 from loragen_infer.errors import reason_of
 from loragen_infer.files import atomic_file
 from loragen_infer.likelihood import response_nll
@@ -27,41 +26,21 @@ from loragen_infer.progress import ProgressBar
 from loragen_infer.samples import TokenizedExample
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from loragen_train.configs.collect import CollectConfig
+from loragen_train.zoo.frozen import FrozenModel
+from loragen_train.zoo.items import AdapterTask
 from loragen_train.zoo.passes import passes
 
-__all__ = ["FrozenModel", "TaskItems", "TrainedAdapters", "order_of_samples", "train_adapters"]
+__all__ = ["TrainedAdapters", "order_of_samples", "train_adapters"]
 
 logger = logging.getLogger(__name__)
 
 _STATE = "state.ckpt"
 _MAX_GRAD_NORM = 1.0  # as in the transformers Trainer
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrozenModel:
-    """A language model whose layers have room for adapters."""
-
-    model: PreTrainedModel
-    batched: BatchedLora
-    """The adapters' places in ``model``."""
-    padding: int
-    """Token id that shorter sequences are filled up with."""
-    tokens_per_pass: int
-    """Most tokens, padding included, that go through the model at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskItems:
-    """The samples that one adapter is trained on, as the language model sees them."""
-
-    name: str
-    train: list[TokenizedExample]
-    test: list[TokenizedExample]
-    """Those that it is judged on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +58,26 @@ class TrainedAdapters:
     num_tokens: list[int]
     """Of each adapter, how many tokens it was trained on, padding not counted."""
 
+    @property
+    def last(self) -> AdapterStack:
+        """The weights after the last step."""
+        return self.checkpoints[max(self.checkpoints)]
+
 
 def train_adapters(
-    tasks: Sequence[TaskItems],
+    tasks: Sequence[AdapterTask],
     frozen: FrozenModel,
-    initial: LoraAdapter,
     config: CollectConfig,
     *,
     num_steps: int,
     folder: Path,
     fabric: Fabric,
 ) -> TrainedAdapters:
-    """Train an adapter for every task, all from ``initial``, on the tokens of the responses.
+    """Train an adapter for every task, all from one initialisation, on the tokens of the responses.
 
     ``folder`` keeps the last checkpoints and the state of the training, from which a second call goes on.
     """
-    run = _Run(tasks, frozen, initial, config, num_steps=num_steps, folder=folder, fabric=fabric)
+    run = _Run(tasks, frozen, config, num_steps=num_steps, folder=folder, fabric=fabric)
     run.resume()
     name = tasks[0].name if len(tasks) == 1 else f"{len(tasks)} adapters"
     if run.step:
@@ -108,10 +91,11 @@ def train_adapters(
 
 def order_of_samples(lengths: list[int], num_samples: int, batch_size: int, seed: int) -> list[int]:
     """Return which sample is seen when: each epoch a permutation of its own, in batches of like length."""
+    group: Callable[..., list[int]] = get_length_grouped_indices
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     while len(order) < num_samples:
-        order += get_length_grouped_indices(lengths, batch_size, generator=generator)
+        order += group(lengths, batch_size, generator=generator)
     return order[:num_samples]
 
 
@@ -120,9 +104,8 @@ class _Run:
 
     def __init__(
         self,
-        tasks: Sequence[TaskItems],
+        tasks: Sequence[AdapterTask],
         frozen: FrozenModel,
-        initial: LoraAdapter,
         config: CollectConfig,
         *,
         num_steps: int,
@@ -133,12 +116,12 @@ class _Run:
         self._frozen, self._dropout, self._folder, self._fabric = frozen, config.lora.lora_dropout, folder, fabric
         self._num_steps, self._save_every, self._keep_last = num_steps, training.save_every, training.keep_last
         self._batches = [_batches(task.train, training.batch_size, num_steps, config.seed) for task in tasks]
-        fabric.seed_everything(config.seed, verbose=False)
-        self._adapters = _copies(initial, len(tasks), fabric.device)
+        torch.manual_seed(config.seed)  # of dropout
+        self._adapters = _copies(frozen.initial, len(tasks), fabric.device)
         self._weights = [*self._adapters.a_Kri.values(), *self._adapters.b_Kor.values()]
-        optimizer = torch.optim.AdamW(self._weights, lr=training.learning_rate, weight_decay=0.0)
-        self._optimizer = fabric.setup_optimizers(optimizer)
-        self._schedule = get_linear_schedule_with_warmup(optimizer, max(1, num_steps // 10), num_steps)
+        self._optimizer = torch.optim.AdamW(self._weights, lr=training.learning_rate, weight_decay=0.0)
+        make_schedule: Callable[..., LambdaLR] = get_linear_schedule_with_warmup
+        self._schedule = make_schedule(self._optimizer, max(1, num_steps // 10), num_steps)
         self._diverged_K = torch.zeros(len(tasks), dtype=torch.bool, device=fabric.device)
         self._losses: list[Tensor] = []
         self.step, self._seconds, self._cpu_seconds = 0, 0.0, 0.0
