@@ -1,5 +1,7 @@
-"""Adapters on a language model: put on, and proven to act."""
+"""Adapters on a language model: put on, one or many at once, and proven to act."""
 
 from loragen_infer.adapters.attach import adapter_attached, add_adapter, swap_adapter
+from loragen_infer.adapters.batched import BatchedLora
+from loragen_infer.adapters.stack import AdapterStack
 
-__all__ = ["adapter_attached", "add_adapter", "swap_adapter"]
+__all__ = ["AdapterStack", "BatchedLora", "adapter_attached", "add_adapter", "swap_adapter"]
