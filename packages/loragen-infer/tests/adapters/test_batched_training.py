@@ -175,7 +175,7 @@ def test_compiled_whole_without_a_break_and_once(tiny, setting, backend, counts)
 
 def test_a_model_compiled_before_is_noticed(tiny):
     """torch.compile does not look for new hooks, so the adapters would be left out in silence."""
-    model = tiny.model()
+    model = tiny.model().requires_grad_(False)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
     compiled(IDS)
