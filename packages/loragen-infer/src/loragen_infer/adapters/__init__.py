@@ -1,4 +1,4 @@
-"""Adapters on a language model: put on, one or many at once, and proven to act."""
+"""Adapters on a language model: put on, many at once or one, and proven to act."""
 
 from loragen_infer.adapters.attach import adapter_attached, add_adapter, swap_adapter
 from loragen_infer.adapters.batched import BatchedLora

@@ -17,7 +17,6 @@ from lora_tokenizer import (
     read_adapter,
 )
 from loragen_infer.progress import ProgressBar
-from loragen_infer.words import counted
 
 from loragen_train.configs.fit import DataConfig, ModelConfig
 from loragen_train.errors import LoragenTrainError
@@ -78,8 +77,8 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
             list(files), layout, on_done=bar.advance, on_error=refuse_or_skip, lora_alpha=data.lora_alpha
         )
     tasks = [files[Path(entry["path"])] for entry in tokens.entries]
+    logger.info("Checkpoints: %s.", ", ".join(f"{name} {tasks.count(name)}" for name in task_names))
     for name in task_names:
-        logger.info("%s: %s.", name, counted(tasks.count(name), "checkpoint"))
         if name not in tasks:
             raise LoragenTrainError(f"No checkpoint of the task {name!r} can be read; mend them or remove the task.")
     return Zoo(layout=layout, stats=_statistics(tokens, cache_dir), tokens=tokens, tasks=tasks)
@@ -87,12 +86,18 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
 
 def _find_checkpoints(data: DataConfig, task_names: Sequence[str]) -> dict[Path, str]:
     """Every checkpoint, by its absolute path, and the task that it is of."""
-    folders = {task.name: task.checkpoint_dir for task in data.tasks}
+    places = {task.name: task.checkpoint_dir for task in data.tasks}
     if data.checkpoint_dir is not None:
-        folders = {task_names[0]: data.checkpoint_dir}
+        places = {task_names[0]: data.checkpoint_dir}
     files: dict[Path, str] = {}
     for task in task_names:
-        for file in find_adapters(Path(folders[task]).absolute())[-data.max_checkpoints :]:
+        listed = places[task]
+        found = [
+            file
+            for place in ([listed] if isinstance(listed, str) else listed)
+            for file in find_adapters(Path(place).absolute())
+        ]
+        for file in found[-data.max_checkpoints :]:
             if files.setdefault(file, task) != task:
                 raise LoragenTrainError(f"{file} is a checkpoint of two tasks; give each a folder of its own.")
     return files
