@@ -173,6 +173,20 @@ def test_compiled_whole_without_a_break_and_once(tiny, setting, backend, counts)
     assert_close(compiled(IDS, use_cache=False).logits, tiny.model()(IDS).logits)
 
 
+def test_compiled_for_any_length(tiny, setting):
+    """The second length makes the compiler leave it open, and no other length is a new one."""
+    model, batched, (adapters, _), _ = setting
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with batched.applied(AdapterStack.of(adapters), num_samples=[1, 3]), torch.no_grad():
+        for length in (6, 5, 4, 3):
+            ids = IDS[:, :length]
+            logits = compiled(ids, use_cache=False).logits
+            assert_close(logits, model(ids, use_cache=False).logits, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 2
+
+
 def test_a_model_compiled_before_is_noticed(tiny):
     """torch.compile does not look for new hooks, so the adapters would be left out in silence."""
     model = tiny.model().requires_grad_(False)

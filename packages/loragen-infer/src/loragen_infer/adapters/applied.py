@@ -12,7 +12,7 @@ from torch.nn.functional import dropout
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["Applied", "add_adapters", "check_layout", "check_rows"]
+__all__ = ["Applied", "add_adapters", "check_layout", "find_misfit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,10 @@ class Applied:
 
 def add_adapters(x: Tensor, output: Tensor, name: str, applied: Applied) -> Tensor:
     """Return ``output`` of a layer on ``x`` with the adapters' part."""
-    seen = f"{name!r} sees the shape {list(x.shape)}"
     x_ni, output_no = x.reshape(-1, x.shape[-1]), output.reshape(-1, output.shape[-1])
-    if x.dim() == 2 and not applied.is_packed:
-        check_rows(x.shape[0], applied, seen, is_flat=True)
-    else:
-        check_rows(x_ni.shape[0] if applied.is_packed else x.shape[0], applied, seen)
+    number = len(x) if x.dim() > 2 and not applied.is_packed else len(x_ni)
+    if misfit := find_misfit(number, applied, is_flat=x.dim() == 2 and not applied.is_packed):
+        raise LoragenInferError(f"{name!r} sees the shape {list(x.shape)}, but {misfit}")
     # Scaled in full precision, and here, since a graph above that kept the scaling would allow one backward pass only.
     b_Kro = (applied.b_Kor[name] * applied.scaling_K11[name]).to(x.dtype).mT
     a_Kir = applied.a_Kri[name].to(x.dtype).mT
@@ -52,17 +50,18 @@ def add_adapters(x: Tensor, output: Tensor, name: str, applied: Applied) -> Tens
     return torch.cat([torch.addmm(part, x_ti @ a_ir, b_ro) for x_ti, part, a_ir, b_ro in parts]).view_as(output)
 
 
-def check_rows(number: int, applied: Applied, seen: str, *, is_flat: bool = False) -> None:
+def find_misfit(number: int, applied: Applied, *, is_flat: bool = False) -> str | None:
     """Compare how many samples or tokens there are with the counts; ``is_flat``: all tokens of the samples."""
     if applied.sizes is None:
-        fits, wanted = number % applied.num_adapters == 0, f"are {applied.num_adapters}, which do not divide it"
-    else:
-        total = sum(applied.sizes)
-        fits = number % total == 0 if is_flat else number == total
-        unit = "tokens" if applied.is_packed else "samples"
-        wanted = f"have {' + '.join(map(str, applied.sizes))} {unit}"
-    if not fits:
-        raise LoragenInferError(f"{seen}, but the adapters {wanted}; apply them with the counts of this batch.")
+        if number % applied.num_adapters == 0:
+            return None
+        return f"the adapters are {applied.num_adapters}, which do not divide it; give the counts of this batch."
+    total = sum(applied.sizes)
+    if number % total == 0 if is_flat else number == total:
+        return None
+    unit = "tokens" if applied.is_packed else "samples"
+    counts = " + ".join(map(str, applied.sizes))
+    return f"the adapters have {counts} {unit}; apply them with the counts of this batch."
 
 
 def check_layout(name: str, x: Tensor, shape: tuple[int, int]) -> None:

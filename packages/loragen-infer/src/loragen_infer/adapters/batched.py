@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from loragen_infer.adapters.applied import Applied, add_adapters, check_layout, check_rows
+from loragen_infer.adapters.applied import Applied, add_adapters, check_layout, find_misfit
 from loragen_infer.adapters.stack import AdapterStack
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.words import nearest
@@ -190,7 +190,8 @@ class BatchedLora:
             return
         self._shape = inputs.shape[0], inputs.shape[1]
         num_rows = self._shape[0] * self._shape[1] if self._applied.is_packed else self._shape[0]
-        check_rows(num_rows, self._applied, f"The batch has the shape {list(inputs.shape[:2])}")
+        if misfit := find_misfit(num_rows, self._applied):
+            raise LoragenInferError(f"The batch has the shape {list(inputs.shape[:2])}, but {misfit}")
 
     def _end(self, _: nn.Module, __: tuple[Any, ...], outputs: Any) -> None:
         self._shape = None
