@@ -3,6 +3,7 @@
 import pytest
 import torch
 from loragen_infer import AdapterStack, BatchedLora, LoragenInferError
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -159,7 +160,7 @@ def test_layers_compiled_one_by_one_in_checkpoints(tiny, setting):
 def test_compiled_whole_without_a_break_and_once(tiny, setting, backend, counts):
     model, batched, lists, _ = setting
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for adapters in (*lists, lists[0]):
         expected, stack = tiny.trainable(adapters), tiny.trainable(adapters)
@@ -177,7 +178,7 @@ def test_compiled_for_any_length(tiny, setting):
     """The second length makes the compiler leave it open, and no other length is a new one."""
     model, batched, (adapters, _), _ = setting
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     with batched.applied(AdapterStack.of(adapters), num_samples=[1, 3]), torch.no_grad():
         for length in (6, 5, 4, 3):

@@ -188,8 +188,10 @@ class BatchedLora:
         )
         if self._applied is None or inputs is None:
             return
-        self._shape = inputs.shape[0], inputs.shape[1]
-        num_rows = self._shape[0] * self._shape[1] if self._applied.is_packed else self._shape[0]
+        num_samples, num_tokens = inputs.shape[:2]
+        if not torch.compiler.is_compiling():  # a compiler would compile anew for every shape that it finds there
+            self._shape = num_samples, num_tokens
+        num_rows = num_samples * num_tokens if self._applied.is_packed else num_samples
         if misfit := find_misfit(num_rows, self._applied):
             raise LoragenInferError(f"The batch has the shape {list(inputs.shape[:2])}, but {misfit}")
 
@@ -230,7 +232,7 @@ class BatchedLora:
             if applied is None:
                 return output
             self._is_reached[name] = True
-            if self._shape is not None:
+            if not torch.compiler.is_compiling() and self._shape is not None:
                 check_layout(name, x, self._shape)
             return add_adapters(x, output, name, applied)
 
