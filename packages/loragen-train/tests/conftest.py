@@ -17,6 +17,7 @@ import torch
 import yaml
 from hypothesis import settings
 from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
+from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
 from loragen_train.cli.main import main
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.configs.prepare import PrepareConfig
@@ -69,8 +70,8 @@ def make_adapter(seed: int, *, r: int = 2, num_layers: int = 3, width: int = 32,
     return LoraAdapter(config=AdapterConfig(r=r, **fields), tensors=tensors)
 
 
-def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_checkpoints: int = 2) -> dict[str, Any]:
-    """Checkpoints and prepared prompts of ``tasks`` below ``root``; returns the ``data`` section of a fit config."""
+def write_adapters(root: Path, tasks: tuple[str, ...], num_checkpoints: int) -> None:
+    """Checkpoints of ``tasks`` below ``root / "adapters"``."""
     for number, task in enumerate(tasks):
         for checkpoint in range(1, num_checkpoints + 1):
             # Checkpoints of one task differ little beside the distance between tasks, as those of one training do.
@@ -78,6 +79,11 @@ def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_chec
             tensors = {name: value + 0.1 * noise.tensors[name] for name, value in adapter.tensors.items()}
             noisy = LoraAdapter(config=adapter.config, tensors=tensors)
             write_adapter(noisy, root / "adapters" / task / f"checkpoint-{checkpoint}")
+
+
+def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_checkpoints: int = 2) -> dict[str, Any]:
+    """Checkpoints and prepared prompts of ``tasks`` below ``root``; returns the ``data`` section of a fit config."""
+    write_adapters(root, tasks, num_checkpoints)
     sources = [write_samples(root / "samples" / f"{task}.jsonl", QUESTIONS[task]) for task in tasks]
     prepare(sources, PrepareConfig(output_dir=str(root / "data"), samples_per_prompt=2, test_ratio=0.25))
     return {
@@ -87,6 +93,23 @@ def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_chec
         "prompts_per_condition": 4,
         "cache_dir": str(root / "cache"),
     }
+
+
+def make_manifest(
+    root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), *, num_checkpoints: int = 2, **changes: dict[str, Any]
+) -> ZooManifest:
+    """A zoo with a ``zoo.json`` in ``root``: of each task 40 samples to train on and 8 to test; ``changes`` by task."""
+    write_adapters(root, tasks, num_checkpoints)
+    listed = []
+    for name in tasks:
+        train = write_samples(root / "train" / f"{name}.jsonl", QUESTIONS[name][:40])
+        test = write_samples(root / "test" / f"{name}.jsonl", QUESTIONS[name][40:])
+        files = {"prompts": SampleFile.of(train, root), "test": SampleFile.of(test, root)}
+        adapters = [f"adapters/{name}/checkpoint-{number}" for number in range(1, num_checkpoints + 1)]
+        listed.append(ZooTask(**{"name": name, **files, "adapters": adapters, **changes.get(name, {})}))
+    manifest = ZooManifest(base_model="tiny", tasks=listed, folder=root)
+    manifest.write()
+    return manifest
 
 
 def run_cli(*words: str) -> int:
@@ -101,7 +124,13 @@ def run_cli(*words: str) -> int:
 def make() -> SimpleNamespace:
     """The builders above, since tests cannot import a conftest."""
     return SimpleNamespace(
-        adapter=make_adapter, cli=run_cli, read=read_rows, rows=write_rows, samples=write_samples, zoo=make_zoo
+        adapter=make_adapter,
+        cli=run_cli,
+        manifest=make_manifest,
+        read=read_rows,
+        rows=write_rows,
+        samples=write_samples,
+        zoo=make_zoo,
     )
 
 

@@ -7,6 +7,7 @@ unknown fields are ignored, so that one can be added without a new version.
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +125,8 @@ class ZooManifest:
 
         try:
             manifest = TypeAdapter(cls).validate_python({**content, "folder": file.parent.absolute()})
+        except RecursionError as error:
+            raise LoragenInferError(f"{file} is nested too deeply; no zoo is.") from error
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "its content"
@@ -142,6 +145,27 @@ class ZooManifest:
     def path(self, path: str) -> Path:
         """Return where something that the manifest names lies."""
         return self.folder / path
+
+    def samples(self, file: SampleFile) -> Path:
+        """Return where a file of samples lies, if it still is the one that was described.
+
+        Raises:
+            LoragenInferError: It cannot be read, or has been changed.
+        """
+        path, manifest = self.path(file.path), self.folder / MANIFEST_NAME
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise LoragenInferError(
+                f"{path}, which {manifest} names, cannot be read: {reason}; put it back."
+            ) from error
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise LoragenInferError(
+                f"{path} has been changed since {manifest} was written: its SHA-256 is not {file.sha256:.12}…; put the "
+                "file back, or make the zoo again."
+            )
+        return path
 
     def task(self, name: str) -> ZooTask:
         """Return the task called ``name``.
@@ -166,8 +190,8 @@ class ZooManifest:
         return [task for task in self.tasks if task.held_out]
 
     def _check(self, file: Path) -> None:
-        names = [task.name for task in self.tasks]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        names = Counter(task.name for task in self.tasks)
+        if twice := next((name for name, count in names.items() if count > 1), None):
             raise LoragenInferError(f"{file} has two tasks called {twice!r}.")
         files = [part for task in self.tasks for part in (task.prompts, task.test) if part is not None]
         named = [part.path for part in files] + [path for task in self.tasks for path in task.adapters]

@@ -1,5 +1,6 @@
 """The configuration of ``loragen-train fit``; imports nothing heavy, so that ``--help`` is fast."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -76,8 +77,8 @@ class TaskConfig:
 
     name: str
     """The task as it is called in the prompt files."""
-    checkpoint_dir: str
-    """Folder that holds the task's checkpoints, at any depth."""
+    checkpoint_dir: str | list[str]
+    """Folder that holds the task's checkpoints, at any depth; or a list of such folders and of files, the last last."""
     prompts: str | None = None
     """A JSON/JSONL file with the task's samples, of which ``samples_per_prompt`` are joined to a prompt and a tenth of
     the prompts is kept for validation; by default the task's prompts in ``prompts_dir``."""
@@ -87,6 +88,12 @@ class TaskConfig:
 class DataConfig:
     """The zoo and the prompts."""
 
+    zoo: str | None = None
+    """Folder with a ``zoo.json``, as collect and import write it: tasks, prompts and checkpoints are those that it
+    names, in place of ``tasks``, ``checkpoint_dir`` and ``prompts_dir``."""
+    min_gain: float | None = 0.0
+    """Least gain of a task of the zoo, in nats per response token: a task whose adapter was measured to be better than
+    the base model by no more than that is left out; ``null`` keeps all."""
     prompts_dir: str = "data"
     """Folder with ``train_prompts.jsonl`` and ``val_prompts.jsonl``, as ``loragen-train prepare`` writes them."""
     checkpoint_dir: str | None = None
@@ -95,8 +102,9 @@ class DataConfig:
     """The tasks, each with its folder of LoRA checkpoints."""
     batch_size: int = 8
     """Number of checkpoints per step and device."""
-    samples_per_prompt: int = 4
-    """Number of samples joined to one prompt, for tasks with ``prompts`` of their own."""
+    samples_per_prompt: int | Literal["auto"] = "auto"
+    """Number of samples joined to one prompt, for tasks of a zoo and those with ``prompts`` of their own; ``auto``: 1
+    for tasks of a zoo, so that training sees what ``generate`` is given, and 4 for others."""
     prompts_per_condition: int = 8
     """Number of a task's prompts drawn afresh for every visit of a checkpoint."""
     max_checkpoints: int = 50
@@ -120,12 +128,18 @@ class DataConfig:
         )
         if self.lora_alpha is not None:
             check_positive("data.", lora_alpha=self.lora_alpha)
+        if self.min_gain is not None and not math.isfinite(self.min_gain):
+            raise LoragenTrainError(f"data.min_gain is {self.min_gain}, but must be finite, or null to keep all tasks.")
+        if self.zoo is not None and (self.tasks or self.checkpoint_dir is not None):
+            raise LoragenTrainError(
+                "data.zoo names all tasks and checkpoints; leave data.tasks and data.checkpoint_dir out, or it."
+            )
         if self.checkpoint_dir is not None and self.tasks:
             raise LoragenTrainError("Give either data.checkpoint_dir (one task) or data.tasks (several), not both.")
-        if self.checkpoint_dir is None and not self.tasks:
+        if self.zoo is None and self.checkpoint_dir is None and not self.tasks:
             raise LoragenTrainError(
-                "There are no checkpoints to train on: list your tasks under data.tasks, each with its checkpoint_dir, "
-                "or give data.checkpoint_dir for a single one."
+                "There are no checkpoints to train on: give the zoo that collect or import has written as data.zoo, or "
+                "list your tasks under data.tasks, each with its checkpoint_dir (of a single one, data.checkpoint_dir)."
             )
         check_task_names([task.name for task in self.tasks])
 

@@ -29,8 +29,8 @@ class PrepareConfig:
     split: str = "train"
     """Split to take of data sets of the hub."""
     zoo: str | None = None
-    """Folder that collect has written, whose test examples are left out; by default the one that a source lies in, and
-    ./zoo where there is one."""
+    """Folder that collect or import has written, whose test examples are left out; by default the one that a source
+    lies in, and ./zoo where there is one."""
 
     def __post_init__(self) -> None:
         check_positive("", samples_per_prompt=self.samples_per_prompt, num_samples=self.num_samples)

@@ -16,13 +16,14 @@ from typing import Any
 from loragen_infer.files import atomic_file
 from loragen_infer.samples import prompt_hash, read_examples
 from loragen_infer.words import counted
+from loragen_infer.zoo import MANIFEST_NAME, ZooManifest
 
 from loragen_train.configs.collect import check_task_names
 from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.sources import Samples, Source, read_samples
 
-__all__ = ["PromptRow", "combine", "prepare", "unused_samples"]
+__all__ = ["PromptRow", "combine", "hashes_of_test_examples", "prepare", "unused_samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +136,25 @@ def _name_and_location(text: str) -> tuple[str, str]:
 
 def _test_hashes(zoo: str | None, sources: Iterable[Source]) -> frozenset[str]:
     """Hashes of the test examples of the zoo, or where none is named of those that the sources and ./zoo are of."""
-    if zoo is not None and not (Path(zoo) / "test").is_dir():
-        raise LoragenTrainError(f"{zoo} has no folder test, so collect has not written it; give another --zoo.")
     files = [Path(source.name) for source in sources if source.library is None]
     likely = {Path("zoo"), *(file.parent.parent for file in files if file.parent.name in ("train", "test"))}
-    tests = [file for folder in ({Path(zoo)} if zoo else likely) for file in folder.glob("test/*.jsonl")]
-    return frozenset(prompt_hash(row.prompt) for file in tests for row in read_examples(file, need_response=False))
+    folders = likely if zoo is None else {Path(zoo)}
+    listed = {folder for folder in folders if (folder / MANIFEST_NAME).is_file()}
+    if zoo is not None and not listed and not (Path(zoo) / "test").is_dir():
+        raise LoragenTrainError(
+            f"{zoo} has neither {MANIFEST_NAME} nor a folder test, so collect has not written it; give another --zoo."
+        )
+    tests = [file for folder in folders - listed for file in folder.glob("test/*.jsonl")]
+    return _hashes(tests).union(*(hashes_of_test_examples(ZooManifest.read(folder)) for folder in listed))
+
+
+def hashes_of_test_examples(manifest: ZooManifest) -> frozenset[str]:
+    """Return the hashes of the test examples of all tasks, which nothing may be trained on."""
+    return _hashes([manifest.samples(task.test) for task in manifest.tasks if task.test is not None])
+
+
+def _hashes(files: Iterable[Path]) -> frozenset[str]:
+    return frozenset(prompt_hash(row.prompt) for file in files for row in read_examples(file, need_response=False))
 
 
 def _described(samples: Samples) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loragen_infer.samples import prompt_hash, read_jsonl
 from loragen_infer.words import counted
 
-from loragen_train.configs.fit import DataConfig, TaskConfig
+from loragen_train.configs.fit import DataConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.combine import PromptRow, combine, unused_samples
 from loragen_train.prompts.sources import Source, read_samples
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Share of the prompts kept for validation where a task brings samples that nobody has split; prepare's default too.
 _VAL_SHARE = 0.1
+_SAMPLES_PER_PROMPT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,11 @@ class TaskPrompts:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_prompts(data: DataConfig, seed: int) -> TaskPrompts:
+def read_prompts(data: DataConfig, seed: int, *, leave_out: Collection[str] = ()) -> TaskPrompts:
     """Return the prompts of the tasks that ``data`` names; of a single task without a name, all in ``prompts_dir``.
 
-    ``seed`` decides how the samples of tasks with samples of their own are joined.
+    ``seed`` decides how the samples of tasks with samples of their own are joined; those whose hashes are in
+    ``leave_out`` are in no prompt.
     """
     train: dict[str, list[PromptRow]] = {}
     val: dict[str, list[PromptRow]] = {}
@@ -55,7 +58,8 @@ def read_prompts(data: DataConfig, seed: int) -> TaskPrompts:
         _check_tasks(data, list(train))
     for task in data.tasks:
         if task.prompts is not None:
-            train[task.name], val[task.name] = _join_samples(task, task.prompts, data.samples_per_prompt, seed)
+            per_prompt = _SAMPLES_PER_PROMPT if data.samples_per_prompt == "auto" else data.samples_per_prompt
+            train[task.name], val[task.name] = _join_samples(task.name, task.prompts, per_prompt, seed, leave_out)
     return TaskPrompts(
         train={task: [row.prompt for row in rows] for task, rows in train.items()},
         val={task: [row.prompt for row in rows] for task, rows in val.items()},
@@ -97,11 +101,16 @@ def _check_tasks(data: DataConfig, prepared: list[str]) -> None:
 
 
 def _join_samples(
-    task: TaskConfig, file: str, samples_per_prompt: int, seed: int
+    task: str, file: str, samples_per_prompt: int, seed: int, leave_out: Collection[str]
 ) -> tuple[list[PromptRow], list[PromptRow]]:
-    samples = read_samples(Source(location=file, task=task.name), num_samples=None, seed=seed, purpose="prepare")
+    source = Source(location=file, task=task)
+    samples = read_samples(source, num_samples=None, seed=seed, purpose="prepare", leave_out=leave_out)
     rows = combine(samples, samples_per_prompt, val_share=_VAL_SHARE, seed=seed)
     num_samples = len(samples.by_place)
-    unused = unused_samples(num_duplicates=samples.num_duplicates, num_left_over=num_samples % samples_per_prompt)
-    logger.info("%s: %s%s.", task.name, counted(num_samples, "sample"), unused)
+    unused = unused_samples(
+        num_duplicates=samples.num_duplicates,
+        num_left_over=num_samples % samples_per_prompt,
+        num_test_examples=samples.num_left_out,
+    )
+    logger.info("%s: %s%s.", task, counted(num_samples, "sample"), unused)
     return rows

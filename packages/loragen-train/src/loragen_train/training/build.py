@@ -18,6 +18,7 @@ from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.pairs import ZooDataModule
 from loragen_train.zoo.tokens import Zoo, read_zoo
+from loragen_train.zoo.training_data import read_training_data
 
 __all__ = ["HALF_WEIGHTS", "TrainingSetup", "build_setup"]
 
@@ -35,6 +36,8 @@ class TrainingSetup:
     """The tokenized checkpoints."""
     prompts: TaskPrompts
     """The prompts of every task."""
+    held_out: list[str]
+    """The tasks of which a ``zoo.json`` says that training must see nothing."""
     table: PromptTable
     """The same under one numbering."""
     encoder: PromptEncoder
@@ -51,7 +54,8 @@ class TrainingSetup:
             checkpoints = "\n".join(self.zoo.content_hashes(task)).encode()
             sha256 = hashlib.sha256(checkpoints).hexdigest()
             tasks[task] = {"prompts": self.prompts.sha256(task), "checkpoints": sha256}
-        return {"versions": describe_versions(), "layout": self.zoo.layout.fingerprint, "tasks": tasks}
+        held_out = {"held_out": self.held_out} if self.held_out else {}
+        return {"versions": describe_versions(), "layout": self.zoo.layout.fingerprint, "tasks": tasks, **held_out}
 
 
 def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
@@ -59,11 +63,13 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
 
     Raises:
         LoragenTrainError: Prompts and checkpoints do not belong together.
-        LoragenInferError: A prompt file or the text encoder cannot be read.
+        LoragenInferError: ``zoo.json``, a prompt file or the text encoder cannot be read.
         LoraTokenizerError: A folder holds no checkpoints.
     """
-    prompts = read_prompts(config.data, config.training.seed)
-    zoo = read_zoo(config.data, config.model, list(prompts.train), cache_dir)
+    training_data = read_training_data(config.data)
+    data = training_data.data
+    prompts = read_prompts(data, config.training.seed, leave_out=training_data.test_hashes)
+    zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
     _warn_of_little_to_learn(zoo)
     table = PromptTable(prompts)
     device = str(default_device(config.training.accelerator))
@@ -86,8 +92,16 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
         log_every_n_steps=config.logging.every_n_steps,
     )
     training = config.training
-    pairs = ZooDataModule(zoo, table, config.data, seed=training.seed, num_workers=training.num_workers)
-    return TrainingSetup(zoo=zoo, prompts=prompts, table=table, encoder=encoder, module=module, pairs=pairs)
+    pairs = ZooDataModule(zoo, table, data, seed=training.seed, num_workers=training.num_workers)
+    return TrainingSetup(
+        zoo=zoo,
+        prompts=prompts,
+        held_out=training_data.held_out,
+        table=table,
+        encoder=encoder,
+        module=module,
+        pairs=pairs,
+    )
 
 
 def _warn_of_little_to_learn(zoo: Zoo) -> None:

@@ -87,12 +87,18 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
 
 def _find_checkpoints(data: DataConfig, task_names: Sequence[str]) -> dict[Path, str]:
     """Every checkpoint, by its absolute path, and the task that it is of."""
-    folders = {task.name: task.checkpoint_dir for task in data.tasks}
+    places = {task.name: task.checkpoint_dir for task in data.tasks}
     if data.checkpoint_dir is not None:
-        folders = {task_names[0]: data.checkpoint_dir}
+        places = {task_names[0]: data.checkpoint_dir}
     files: dict[Path, str] = {}
     for task in task_names:
-        for file in find_adapters(Path(folders[task]).absolute())[-data.max_checkpoints :]:
+        listed = places[task]
+        found = [
+            file
+            for place in ([listed] if isinstance(listed, str) else listed)
+            for file in find_adapters(Path(place).absolute())
+        ]
+        for file in found[-data.max_checkpoints :]:
             if files.setdefault(file, task) != task:
                 raise LoragenTrainError(f"{file} is a checkpoint of two tasks; give each a folder of its own.")
     return files
