@@ -16,6 +16,7 @@ from hyperconv import GeneratorConfig, HyperConvGenerator
 from lora_tokenizer import TokenLayout, TokenStats, read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator, PromptEncoder
 from loragen_infer.bundle.sealed_file import write_sealed
+from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -136,6 +137,28 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def make_manifest(root: Path, *, adapters: list[Path], model: Path, **changes: dict) -> ZooManifest:
+    """A ``zoo.json`` in ``root``: two training tasks with an adapter each and one held out; ``changes`` by task."""
+    root.mkdir(exist_ok=True)
+    tasks = []
+    for place, name in enumerate(("one", "two", "new")):
+        files = {
+            part: SampleFile.of(
+                write_rows(
+                    root / f"{name}.{part}.jsonl",
+                    [{"prompt": f"{part} {number} of {name}", "response": word} for number, word in enumerate(words)],
+                ),
+                root,
+            )
+            for part, words in (("prompts", ["ab", "cd", "ef", "gh", "ij"]), ("test", ["kl", "mn"]))
+        }
+        own = {"held_out": True} if name == "new" else {"adapters": [str(adapters[place])]}
+        tasks.append(ZooTask(**{"name": name, **files, **own, **changes.get(name, {})}))
+    manifest = ZooManifest(base_model=str(model), base_model_path=str(model), tasks=tasks, folder=root.absolute())
+    manifest.write()
+    return manifest
+
+
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     """The builders above, since tests cannot import a conftest."""
@@ -144,6 +167,7 @@ def make() -> SimpleNamespace:
         llama=make_llama,
         adapter=save_adapter,
         bundle=make_bundle,
+        manifest=make_manifest,
         old_bundle=write_old_bundle,
         rows=write_rows,
     )

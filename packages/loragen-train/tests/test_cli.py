@@ -210,7 +210,10 @@ def test_a_value_out_of_range_is_named(fails, fit_config, tmp_path, option, valu
 def test_neither_or_both_ways_of_naming_checkpoints_is_refused(fails, fit_config, tmp_path):
     data = {"prompts_dir": fit_config["data"]["prompts_dir"]}
     for content, said in (
-        (data, "There are no checkpoints to train on: list your tasks under data.tasks"),
+        (
+            data,
+            "There are no checkpoints to train on: give the zoo that collect or import has written as data.zoo",
+        ),
         ({**fit_config["data"], "checkpoint_dir": "x"}, "data.checkpoint_dir (one task) or data.tasks (several), not"),
     ):
         assert said in fails(2, "fit", "--config", write_yaml(tmp_path / "fit.yaml", {"data": content}))

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
 from loragen_infer.samples import Example, prompt_hash
+from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
 from loragen_train import LoragenTrainError
 from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.prompts import combine as combining
@@ -299,8 +300,18 @@ def test_test_examples_of_the_zoo_are_left_out(tmp_path, make, questions, monkey
         assert (task["num_samples"], task["num_test_examples"]) == (39, 9)
         rows = [row for part in ("train", "val") for row in make.read(tmp_path / f"data-{number}/{part}_prompts.jsonl")]
         assert {row["prompt"] for row in rows} == set(sums[9:])
-    with pytest.raises(LoragenTrainError, match=r"elsewhere has no folder test, so collect has not written it"):
+    with pytest.raises(LoragenTrainError, match=r"elsewhere has neither zoo\.json nor a folder test, so collect"):
         prepare([outside], tmp_path / "none", zoo=str(tmp_path / "elsewhere"))
+
+
+def test_test_examples_are_those_that_a_manifest_names(tmp_path, make, questions):
+    elsewhere = make.samples(tmp_path / "elsewhere" / "tests.jsonl", questions["sums"][:9])
+    (tmp_path / "zoo").mkdir()
+    held_out = ZooTask(name="other", held_out=True, test=SampleFile.of(elsewhere, tmp_path / "zoo"))
+    ZooManifest(base_model="tiny", tasks=[held_out], folder=tmp_path / "zoo").write()
+    source = make.samples(tmp_path / "sums.jsonl", questions["sums"])
+    manifest = prepare([source], tmp_path / "data", samples_per_prompt=1, zoo=str(tmp_path / "zoo"))
+    assert manifest["tasks"]["sums"]["num_test_examples"] == 9
 
 
 @pytest.mark.parametrize("seed", [0, 5])

@@ -136,7 +136,7 @@ def test_fit_needs_nothing_but_the_zoo(tmp_path, make, questions, capsys):
     small = ["--model.hidden-dim=16", "--model.output-dim=16", "--model.num-hyperconv-blocks=1"]
     short = ["--training.max-epochs=2", "--training.accelerator=cpu", "--logging.tensorboard=false"]
     folders = [f"--output-dir={tmp_path}/experiments", f"--data.cache-dir={tmp_path}/cache"]
-    assert make.cli("fit", "--data.zoo", str(tmp_path / "zoo"), *small, *short, *folders) == 0
+    assert make.cli("fit", "--zoo", str(tmp_path / "zoo"), *small, *short, *folders) == 0
     (experiment,) = (tmp_path / "experiments").iterdir()
     known = GeneratorBundle.load(find_bundle(experiment)).training_tasks
     assert known.names == ("sums",)

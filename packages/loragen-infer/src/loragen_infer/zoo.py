@@ -192,14 +192,16 @@ class ZooManifest:
     def _check(self, file: Path) -> None:
         names = Counter(task.name for task in self.tasks)
         if twice := next((name for name, count in names.items() if count > 1), None):
-            raise LoragenInferError(f"{file} has two tasks called {twice!r}.")
+            raise LoragenInferError(f"{file} has two tasks called {twice!r:.60}.")
         files = [part for task in self.tasks for part in (task.prompts, task.test) if part is not None]
         named = [part.path for part in files] + [path for task in self.tasks for path in task.adapters]
         named += [path for path in (self.joint, self.base_model_path) if path is not None]
         for path in named:
+            if "\0" in path:
+                raise LoragenInferError(f"{file} names {path!r:.60}, which holds a zero byte; no file is called so.")
             # A file from somebody else may name what it brought along, or say openly where to look.
             if not path or (not Path(path).is_absolute() and ".." in Path(path).parts):
-                raise LoragenInferError(f"{file} names {path!r}, which leaves its folder; name it by an absolute path.")
+                raise LoragenInferError(f"{file} names {path!r:.60}, which leaves its folder; give an absolute path.")
 
 
 def path_in_zoo(path: Path, folder: Path) -> str:

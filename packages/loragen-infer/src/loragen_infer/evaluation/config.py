@@ -4,7 +4,8 @@ Imports nothing heavy, so that ``--help`` is fast.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.words import nearest
@@ -36,6 +37,9 @@ class EvaluateTask:
     a line."""
     choice_format: str = "{}"
     """How a response writes a choice that ``choice_pattern`` has found, such as ``[{}]``."""
+    unseen_prompts: bool = False
+    """Generate only from prompts that the generator was not trained on, as its bundle knows them: for a file of single
+    samples."""
     held_out: bool | None = None
     """Whether training saw nothing of the task. The bundle knows that; what is said here is checked against it, and
     kept from the rows ``nearest`` and ``ridge``."""
@@ -72,7 +76,12 @@ class EvaluateConfig:
 
     model: str
     """The generator: a bundle, a final_model folder or an experiment folder."""
-    tasks: list[EvaluateTask]
+    zoo: str | None = None
+    """Folder with a ``zoo.json``, as collect and import write it: its tasks with test examples, held-out ones and those
+    that the generator was trained on, in place of ``tasks``. Adapters are generated from prompts not trained on."""
+    zoo_tasks: Literal["all", "held-out", "training"] = "all"
+    """Which of the zoo's tasks."""
+    tasks: list[EvaluateTask] = field(default_factory=list)
     """The tasks; at least two for the row ``wrong prompts``, which takes the prompts of others."""
     rows: list[str] | None = None
     """What to score: base, few-shot, mean, nearest, ridge, joint, generated, own, wrong prompts, junk; by default each
@@ -80,11 +89,11 @@ class EvaluateConfig:
     training_tasks: list[TrainingTask] | None = None
     """The training tasks, for ``nearest`` and ``ridge``; by default those whose means lie beside the bundle."""
     joint_adapter: str | None = None
-    """One adapter trained on all training tasks together, for the row ``joint``."""
+    """One adapter trained on all training tasks together, for the row ``joint``; by default the zoo's."""
     num_shots: int = 4
     """Number of examples that the row ``few-shot`` shows before the prompt."""
     base_model: str | None = None
-    """The language model, a hub name, folder or .gguf file; by default the one the adapters name."""
+    """The language model, a hub name, folder or .gguf file; by default the zoo's, or that the adapters name."""
     output_dir: str = "results"
     """Folder for ``evaluation.json``, ``evaluation.png`` and the finished rows."""
     num_prompts: int = 8
@@ -107,26 +116,28 @@ class EvaluateConfig:
     """Spreads the language model over several devices instead, as in transformers, such as ``auto``."""
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise LoragenInferError("tasks is empty; name at least one task to evaluate on.")
+        if self.zoo is None and not self.tasks:
+            raise LoragenInferError("tasks is empty; name at least one task to evaluate on, or a zoo.")
+        if self.zoo is not None and self.tasks:
+            raise LoragenInferError("zoo names all tasks; leave tasks out, or it.")
         for row in self.rows or []:
             if row not in ROWS:
                 raise LoragenInferError(f"rows has {row!r}, but there are {', '.join(ROWS)}{nearest(row, ROWS)}")
         if self.rows == []:
             raise LoragenInferError(f"rows is empty; name some of {', '.join(ROWS)}.")
-        if len(self.tasks) < 2 and "wrong prompts" in self.wanted_rows:
+        if len(self.tasks) == 1 and "wrong prompts" in self.wanted_rows:
             raise LoragenInferError(
                 "tasks has 1 task, but two are needed: each is also generated for with the prompts of others, as a "
                 "control; add one, or name the rows without 'wrong prompts'."
             )
-        for field in ("tasks", "training_tasks"):
-            names = [task.name for task in getattr(self, field) or []]
+        for key in ("tasks", "training_tasks"):
+            names = [task.name for task in getattr(self, key) or []]
             if len(set(names)) < len(names):
-                raise LoragenInferError(f"{field} has two of one name: {', '.join(sorted(names))}.")
+                raise LoragenInferError(f"{key} has two of one name: {', '.join(sorted(names))}.")
         counts = ("num_prompts", "num_wrong_tasks", "num_examples", "batch_size", "num_shots")
-        for field, least in {**dict.fromkeys(counts, 1), "num_resamples": 100, "seed": 0}.items():
-            if (value := getattr(self, field)) is not None and value < least:
-                raise LoragenInferError(f"{field} is {value}, but must be at least {least}.")
+        for key, least in {**dict.fromkeys(counts, 1), "num_resamples": 100, "seed": 0}.items():
+            if (value := getattr(self, key)) is not None and value < least:
+                raise LoragenInferError(f"{key} is {value}, but must be at least {least}.")
 
     @property
     def wanted_rows(self) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """What a task is evaluated with: prompts to generate from, test examples, and solved examples to show."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
-from loragen_infer.samples import Example, example_of, read_examples, read_jsonl
+from loragen_infer.samples import Example, example_of, prompt_hash, read_examples, read_jsonl
 
 __all__ = ["TaskInputs", "TestExample", "read_inputs", "read_task_prompts", "read_test_examples"]
 
@@ -38,9 +39,19 @@ class TaskInputs:
     shots: list[Example]
 
 
-def read_inputs(task: EvaluateTask, config: EvaluateConfig) -> TaskInputs:
-    """Return all that ``task`` is evaluated with; what is shown with its response must not be tested."""
-    prompts = read_task_prompts(task.name, Path(task.prompts))[: config.num_prompts]
+def read_inputs(task: EvaluateTask, config: EvaluateConfig, *, seen: Collection[str] = ()) -> TaskInputs:
+    """Return all that ``task`` is evaluated with; what is shown with its response must not be tested.
+
+    ``seen`` has the hashes of what the generator was trained on, for a task with ``unseen_prompts``.
+    """
+    prompts = read_task_prompts(task.name, Path(task.prompts))
+    if task.unseen_prompts:
+        prompts = [prompt for prompt in prompts if prompt_hash(prompt) not in seen]
+        if not prompts:
+            raise LoragenInferError(
+                f"{task.prompts}: the generator was trained on every prompt of the task {task.name!r}; name a file "
+                "with others."
+            )
     examples = read_test_examples(task)[: config.num_examples]
     shots: list[Example] = []
     if task.shots is not None and "few-shot" in config.wanted_rows:
@@ -55,7 +66,7 @@ def read_inputs(task: EvaluateTask, config: EvaluateConfig) -> TaskInputs:
                 f"{task.shots} would show {shot.prompt[:60]!r} with its response, but the task {task.name!r} is tested "
                 "on it; name a file of other examples under shots."
             )
-    return TaskInputs(task=task, prompts=prompts, examples=examples, shots=shots)
+    return TaskInputs(task=task, prompts=prompts[: config.num_prompts], examples=examples, shots=shots)
 
 
 def read_task_prompts(name: str, path: Path) -> list[str]:

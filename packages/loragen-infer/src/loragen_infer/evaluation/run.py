@@ -29,6 +29,7 @@ from loragen_infer.evaluation.store import (
     fingerprint_of_model,
 )
 from loragen_infer.evaluation.training_tasks import read_training
+from loragen_infer.evaluation.zoo_tasks import with_tasks_of_zoo
 from loragen_infer.files import write_json
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.models.base_model import load_base_model
@@ -64,9 +65,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             raise LoragenInferError(f"Evaluating needs {module}; install it with: pip install 'loragen-infer[eval]'.")
     if output_dir.exists() and not output_dir.is_dir():
         raise LoragenInferError(f"output_dir {output_dir} is a file; give the folder to write the results to.")
-    tasks = [read_inputs(task, config) for task in config.tasks]
-    generator = LoraGenerator.from_pretrained(config.model, device=config.device)
-    training = read_training(config, generator, find_bundle(config.model))
+    given, bundle = config, find_bundle(config.model)
+    generator = LoraGenerator.from_pretrained(bundle, device=config.device)
+    if config.zoo is not None:
+        config = with_tasks_of_zoo(config, config.zoo, generator.bundle.training_tasks)
+    training = read_training(config, generator, bundle)
+    seen = training.seen
+    tasks = [read_inputs(task, config, seen=seen) for task in config.tasks]
     remarks = training.unknown(config.tasks)
     for inputs in tasks:
         training.check(inputs)
@@ -103,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         )
     evaluation = summarise(results, num_resamples=config.num_resamples, seed=config.seed, remarks=remarks)
     draw_chart(evaluation, output_dir / "evaluation.png")
-    write_json(output_dir / "evaluation.json", to_json(config, evaluation))
+    write_json(output_dir / "evaluation.json", to_json(given, evaluation))
     return evaluation
 
 

@@ -34,6 +34,11 @@ class Training:
     tasks: TrainingTasks | None
     means: TaskMeans | None
 
+    @property
+    def seen(self) -> frozenset[str]:
+        """Hashes of all samples that training is known to have shown."""
+        return frozenset() if self.tasks is None else frozenset().union(*self.tasks.prompt_hashes.values())
+
     def held_out(self, task: EvaluateTask) -> bool | None:
         """Return whether training saw nothing of ``task``; None where the bundle does not say."""
         return None if self.tasks is None else task.name not in self.tasks.names

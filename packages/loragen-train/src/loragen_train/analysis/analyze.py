@@ -1,7 +1,6 @@
 """What is in a zoo: modules and sizes, norms, spread, similarity, outliers, and the files that cannot be read.
 
-Checkpoints are read a few at a time, so the memory that this takes does not grow with their number. A checkpoint's task
-is the folder that it lies in.
+Checkpoints are read a few at a time, so the memory that this takes does not grow with their number.
 """
 
 from collections import Counter, defaultdict
@@ -18,7 +17,6 @@ from lora_tokenizer import (
     ModuleReport,
     TokenLayout,
     TokenStats,
-    find_adapters,
     read_adapter,
 )
 from lora_tokenizer.inspecting import report_on
@@ -28,6 +26,7 @@ from loragen_infer.words import counted
 from loragen_train.analysis.outliers import find_outliers
 from loragen_train.analysis.similarity import Matrix, cosines, delta_gram, principal_axes, task_gram
 from loragen_train.errors import LoragenTrainError
+from loragen_train.zoo.checkpoints import find_checkpoints
 
 __all__ = ["analyze_zoo", "size_of"]
 
@@ -35,10 +34,10 @@ __all__ = ["analyze_zoo", "size_of"]
 def analyze_zoo(
     folder: Path, *, max_tokens: int | str = 512, token_dim: int = 384, **read_options: Any
 ) -> dict[str, Any]:
-    """Analyze every checkpoint below ``folder``; one that cannot be read, or holds NaN or Inf, is named in ``broken``.
+    """Analyze every checkpoint of ``folder``; one that cannot be read, or holds NaN or Inf, is named in ``broken``.
 
     Args:
-        folder: The zoo; its sub-folders are the tasks.
+        folder: The zoo: a folder with a ``zoo.json``, or one whose sub-folders are the tasks.
         max_tokens: Tokens that there may be, to say whether they suffice; ``"auto"`` always does.
         token_dim: Values per token.
         read_options: What :func:`lora_tokenizer.read_adapter` is to be told, such as ``lora_alpha``.
@@ -53,8 +52,10 @@ def analyze_zoo(
     Raises:
         LoraTokenizerError: There are no checkpoints.
         LoragenTrainError: None can be read.
+        LoragenInferError: ``zoo.json`` is damaged.
     """
-    reports, broken = _describe(find_adapters(folder), token_dim, read_options)
+    checkpoints = find_checkpoints(folder)
+    reports, broken = _describe(list(checkpoints), token_dim, read_options)
     if not reports:
         all_of_them, first = counted(len(broken), "checkpoint"), next(iter(broken.values()))
         raise LoragenTrainError(f"None of the {all_of_them} in {folder} can be used; the first: {first}")
@@ -63,7 +64,7 @@ def analyze_zoo(
     readable = [Path(report.path) for report in reports]
     with ProgressBar("comparing", total=len(readable), unit="checkpoint") as bar:
         gram = delta_gram(readable, lambda path: read_adapter(path, **read_options), on_done=bar.advance)
-    tasks = [_task_of(path, folder) for path in readable]
+    tasks = [checkpoints[path] for path in readable]
     names = list(dict.fromkeys(tasks))
     means, cosine, norms = task_gram(gram, tasks, names), cosines(gram), np.sqrt(np.diag(gram))
     points, explained = principal_axes(gram)
@@ -108,12 +109,6 @@ def _describe(paths: list[Path], token_dim: int, options: dict[str, Any]) -> tup
                 broken[str(path)] = str(error)
             bar.advance()
     return reports, broken
-
-
-def _task_of(path: Path, folder: Path) -> str:
-    if path == folder:
-        return folder.absolute().parent.name
-    return folder.absolute().name if path.parent == folder else path.parent.relative_to(folder).as_posix()
 
 
 def _summary(name: str, members: Matrix, norms: Matrix, cosine: Matrix) -> dict[str, Any]:

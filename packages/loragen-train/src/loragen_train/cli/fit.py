@@ -54,12 +54,13 @@ def _requeue() -> None:
 FIT = Command(
     name="fit",
     help="train the generator on checkpoints and prompts",
-    description="Train the generator and write an experiment folder with the bundle. --config is repeatable: of a key "
-    "in two files the later one counts, and options count more than files. --checkpoint-dir D is short for "
-    "--data.checkpoint_dir D. With several devices start it as it is, or with torchrun or srun.",
-    example="loragen-train fit --config config/generator_config.yaml --training.max_epochs 200 --resume auto",
+    description="Train the generator on the tasks of a zoo and write an experiment folder with the bundle. --config is "
+    "repeatable: of a key in two files the later one counts, and options count more than files. --zoo D is short for "
+    "--data.zoo D, and --checkpoint-dir D for --data.checkpoint_dir D. With several devices start it as it is, or with "
+    "torchrun or srun.",
+    example="loragen-train fit --zoo zoo --training.max_epochs 200 --resume auto",
     run=_fit,
     config_class=FitConfig,
     add_options=_add_options,
-    short_names={"--checkpoint-dir": "--data.checkpoint_dir"},
+    short_names={"--zoo": "--data.zoo", "--checkpoint-dir": "--data.checkpoint_dir"},
 )

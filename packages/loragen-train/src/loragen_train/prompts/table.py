@@ -56,9 +56,9 @@ def read_prompts(data: DataConfig, seed: int, *, leave_out: Collection[str] = ()
         if missing := sorted(set(train) ^ set(val)):
             raise LoragenTrainError(f"The task {missing[0]!r} is in only one of the two prompt files in {folder}.")
         _check_tasks(data, list(train))
+    per_prompt = _SAMPLES_PER_PROMPT if data.samples_per_prompt == "auto" else data.samples_per_prompt
     for task in data.tasks:
         if task.prompts is not None:
-            per_prompt = _SAMPLES_PER_PROMPT if data.samples_per_prompt == "auto" else data.samples_per_prompt
             train[task.name], val[task.name] = _join_samples(task.name, task.prompts, per_prompt, seed, leave_out)
     return TaskPrompts(
         train={task: [row.prompt for row in rows] for task, rows in train.items()},
@@ -112,5 +112,6 @@ def _join_samples(
         num_left_over=num_samples % samples_per_prompt,
         num_test_examples=samples.num_left_out,
     )
-    logger.info("%s: %s%s.", task, counted(num_samples, "sample"), unused)
+    if unused:
+        logger.info("%s: %s%s.", task, counted(num_samples, "sample"), unused)
     return rows

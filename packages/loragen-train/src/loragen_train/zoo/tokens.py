@@ -17,7 +17,6 @@ from lora_tokenizer import (
     read_adapter,
 )
 from loragen_infer.progress import ProgressBar
-from loragen_infer.words import counted
 
 from loragen_train.configs.fit import DataConfig, ModelConfig
 from loragen_train.errors import LoragenTrainError
@@ -78,8 +77,8 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
             list(files), layout, on_done=bar.advance, on_error=refuse_or_skip, lora_alpha=data.lora_alpha
         )
     tasks = [files[Path(entry["path"])] for entry in tokens.entries]
+    logger.info("Checkpoints: %s.", ", ".join(f"{name} {tasks.count(name)}" for name in task_names))
     for name in task_names:
-        logger.info("%s: %s.", name, counted(tasks.count(name), "checkpoint"))
         if name not in tasks:
             raise LoragenTrainError(f"No checkpoint of the task {name!r} can be read; mend them or remove the task.")
     return Zoo(layout=layout, stats=_statistics(tokens, cache_dir), tokens=tokens, tasks=tasks)

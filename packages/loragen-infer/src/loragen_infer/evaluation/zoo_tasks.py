@@ -1,0 +1,86 @@
+"""The tasks of a ``zoo.json`` as tasks to evaluate on; decides which count and what each brings along.
+
+A task that is neither held out nor trained on, as one whose adapter failed or gained too little, is left out: it would
+count as one never seen, which nobody has set aside for that.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from loragen_infer.bundle import TrainingTasks
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
+from loragen_infer.samples import read_examples
+from loragen_infer.words import counted
+from loragen_infer.zoo import MANIFEST_NAME, ZooManifest, ZooTask
+
+__all__ = ["with_tasks_of_zoo"]
+
+logger = logging.getLogger(__name__)
+
+
+def with_tasks_of_zoo(config: EvaluateConfig, zoo: str, trained: TrainingTasks | None) -> EvaluateConfig:
+    """Return ``config`` with the tasks of ``zoo`` listed, and its joint adapter and language model where it has none.
+
+    Args:
+        config: The evaluation.
+        zoo: Folder of the ``zoo.json``.
+        trained: What the generator was trained on, where that is known.
+
+    Raises:
+        LoragenInferError: There is no ``zoo.json``, it is damaged, a file of samples is not the one it describes, or no
+            task is left.
+    """
+    manifest = ZooManifest.read(zoo)
+    kinds = {"all": (True, False), "held-out": (True,), "training": (False,)}[config.zoo_tasks]
+    asked = [task for task in manifest.tasks if task.held_out in kinds]
+    left_out = {task.name: reason for task in asked if (reason := _why_left_out(task, trained)) is not None}
+    chosen = [task for task in asked if task.name not in left_out]
+    if left_out:
+        named = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
+        logger.warning("Left out %s of the zoo: %s.", counted(len(left_out), "task"), named)
+    if not chosen:
+        raise LoragenInferError(
+            f"{manifest.folder / MANIFEST_NAME} has no task to evaluate on, of {counted(len(asked), 'task')} "
+            f"(zoo_tasks={config.zoo_tasks}); give a zoo that the generator was trained on, or list tasks under tasks."
+        )
+    base_model = None if manifest.base_model_path is None else manifest.path(manifest.base_model_path)
+    joint = None if manifest.joint is None else str(manifest.path(manifest.joint))
+    return replace(
+        config,
+        zoo=None,
+        tasks=[_listed(manifest, task, config) for task in chosen],
+        joint_adapter=config.joint_adapter or joint,
+        base_model=config.base_model or (str(base_model) if base_model is not None and base_model.is_dir() else None),
+    )
+
+
+def _why_left_out(task: ZooTask, trained: TrainingTasks | None) -> str | None:
+    if task.test is None or task.prompts is None:
+        return f"it has no {'test examples' if task.test is None else 'prompts'}"
+    if task.held_out or (task.adapters if trained is None else task.name in trained.names):
+        return None
+    return "neither held out nor trained on"
+
+
+def _listed(manifest: ZooManifest, task: ZooTask, config: EvaluateConfig) -> EvaluateTask:
+    assert task.test is not None, "such a task is left out"  # noqa: S101
+    assert task.prompts is not None, "as above"  # noqa: S101
+    prompts = manifest.samples(task.prompts)
+    return EvaluateTask(
+        name=task.name,
+        test=str(manifest.samples(task.test)),
+        prompts=str(prompts),
+        unseen_prompts=True,
+        adapter=str(manifest.path(task.adapters[-1])) if task.adapters else None,
+        shots=str(prompts) if "few-shot" in config.wanted_rows and _can_be_shown(prompts, config.num_shots) else None,
+        # What is not held out was chosen because the generator was trained on it.
+        held_out=True if task.held_out else None,
+    )
+
+
+def _can_be_shown(samples: Path, num_shots: int) -> bool:
+    """Whether there are enough samples, all with responses."""
+    examples = read_examples(samples, need_response=False)
+    return len(examples) >= num_shots and all(example.response.strip() for example in examples)
