@@ -20,7 +20,7 @@ PACKAGES = {
         "lora-tokenizer",
         "hyperconv",
         "loragen-infer[eval]",
-        "loragen-train[dashboard,hf,reasoning-gym]",
+        "loragen-train[dashboard,hf,lm-eval,reasoning-gym]",
     ],
 }
 EVERYTHING = PACKAGES["loragen-train"]

@@ -187,6 +187,13 @@ def test_a_folder_of_files_is_a_data_set(tmp_path, make, hub_cache):
     assert (sample.prompt, sample.response) == ("a", "b")
 
 
+def test_a_data_set_that_is_a_script_is_one_sentence(tmp_path, hub_cache):
+    (tmp_path / "quiz").mkdir()
+    (tmp_path / "quiz" / "quiz.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(LoragenTrainError, match=r"quiz \(split 'train'\) cannot be read: Dataset scripts are no"):
+        load_samples(Source(location=f"hf:{tmp_path / 'quiz'}"), num_samples=1, seed=0)
+
+
 def test_an_unknown_configuration_split_or_folder_is_one_sentence(local_dataset):
     for location, split, message in [
         (f"{local_dataset}/medium", "train", "cannot be read: BuilderConfig 'medium' not found"),

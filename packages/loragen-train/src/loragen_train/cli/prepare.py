@@ -13,7 +13,8 @@ __all__ = ["PREPARE"]
 
 def _add_options(parser: ArgumentParser) -> None:
     source_help = (
-        "JSON/JSONL files, reasoning-gym:NAME or hf:DATASET/CONFIG, one task each; NAME=SOURCE names the task."
+        "JSON/JSONL files, reasoning-gym:NAME, hf:DATASET/CONFIG or lm-eval:TASK, one task each; NAME=SOURCE names the "
+        "task."
     )
     parser.add_argument("--source", nargs="+", required=True, help=source_help)
     parser.add_argument("--overwrite", action="store_true", help="Replace other prompts in the folder.")

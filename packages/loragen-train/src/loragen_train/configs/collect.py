@@ -53,8 +53,9 @@ class CollectTask:
     name: str
     """Name of the task; its adapters and samples are filed under it."""
     source: str | list[str]
-    """A JSON/JSONL file with prompts and responses, ``reasoning-gym:NAME``, or ``hf:DATASET/CONFIG``; of a list of them
-    each gives an equal share of the samples."""
+    """A JSON/JSONL file with prompts and responses, ``reasoning-gym:NAME`` (with settings: ``NAME?max_value=9``),
+    ``hf:DATASET/CONFIG``, or ``lm-eval:TASK`` (a name or a YAML file); of a list of them each gives an equal share of
+    the samples."""
     num_train: int = 320
     """Number of samples to train on."""
     num_test: int = 32
@@ -66,7 +67,8 @@ class CollectTask:
     response_column: str | None = None
     """Column of the responses; by default the first of response, answer, output and completion."""
     split: str = "train"
-    """Split to read of a data set of the hub."""
+    """Split to read of a data set of the hub or a task of lm-eval; of the latter ``train`` is what it trains with, or
+    where it has none what it validates with, else what it tests with."""
 
     def __post_init__(self) -> None:
         check_task_names([self.name])

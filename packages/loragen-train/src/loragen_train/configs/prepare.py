@@ -27,7 +27,8 @@ class PrepareConfig:
     response_column: str | None = None
     """Column of the responses, which are counted and never written; if given, every row must have it."""
     split: str = "train"
-    """Split to take of data sets of the hub."""
+    """Split to take of data sets of the hub and of tasks of lm-eval; of the latter ``train`` is what they train with,
+    or where they have none what they validate with, else what they test with."""
     zoo: str | None = None
     """Folder that collect or import has written, whose test examples are left out; by default the one that a source
     lies in, and ./zoo where there is one."""

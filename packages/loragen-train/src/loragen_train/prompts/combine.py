@@ -42,8 +42,9 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
     """Write ``train_prompts.jsonl``, ``val_prompts.jsonl`` and ``manifest.json`` to ``config.output_dir``.
 
     Args:
-        sources: One task each: JSON/JSONL files, ``reasoning-gym:NAME`` or ``hf:DATASET/CONFIG``. A task is called
-            after its source (a file's stem, the last part of a name); ``name=source`` calls it otherwise.
+        sources: One task each: JSON/JSONL files, ``reasoning-gym:NAME``, ``hf:DATASET/CONFIG`` or ``lm-eval:TASK``. A
+            task is called after its source (a file's stem, the last part of a name with its settings);
+            ``name=source`` calls it otherwise.
         config: How samples are combined and split.
         overwrite: Replace other prompts that are there.
 
@@ -128,10 +129,10 @@ def unused_samples(*, num_duplicates: int, num_left_over: int = 0, num_test_exam
 
 def _name_and_location(text: str) -> tuple[str, str]:
     name, equals, location = text.partition("=")
-    if equals and not Path(text).exists():
-        return name, location
     unnamed = Source(location=text)
-    return Path(text).stem if unnamed.library is None else unnamed.name.rstrip("/").rpartition("/")[2], text
+    if equals and unnamed.library is None and not Path(text).exists():
+        return name, location
+    return unnamed.default_task, text
 
 
 def _test_hashes(zoo: str | None, sources: Iterable[Source]) -> frozenset[str]:

@@ -1,25 +1,27 @@
-"""Where the samples of a task come from: a JSON/JSONL file, a generator of reasoning-gym, or a data set of the hub.
+"""Where samples come from: a file, a generator of reasoning-gym, a data set of the hub, or a task of lm-eval.
 
 A sample's place in its source is its id; a prompt that occurs again is the same sample, for a copy would put one sample
 on both sides of a split. The libraries are extras, imported when they are needed.
 """
 
-import logging
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from loragen_infer.samples import Example, example_of, prompt_hash, read_jsonl
-from loragen_infer.words import nearest
 
 from loragen_train.configs.collect import CollectTask
 from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.errors import LoragenTrainError
+from loragen_train.prompts.generators import draw
+from loragen_train.prompts.harness import read_harness_task
+from loragen_train.prompts.hub import read_data_set
 
 __all__ = ["Samples", "Source", "read_samples"]
 
-_LIBRARIES = {"reasoning-gym": "reasoning-gym", "hf": "datasets"}
+_LIBRARIES = {"reasoning-gym": "reasoning-gym", "hf": "datasets", "lm-eval": "lm-eval"}
 # Generators make sample i of seed s from s + i alone, so streams of near seeds would share samples.
 _SEED_OFFSET = {"collect": 0, "prepare": 2**31}
 
@@ -29,13 +31,15 @@ class Source:
     """Where samples are read from."""
 
     location: str
-    """A JSON/JSONL file, ``reasoning-gym:NAME``, or ``hf:DATASET/CONFIG``."""
+    """A JSON/JSONL file, ``reasoning-gym:NAME`` (with settings: ``NAME?max_value=9&min_value=2``),
+    ``hf:DATASET/CONFIG``, or ``lm-eval:TASK``, the name of a task or its YAML file."""
     task: str = ""
     """What its task is called."""
     prompt_column: str | None = None
     response_column: str | None = None
     split: str = "train"
-    """Split of a data set of the hub."""
+    """Split of a data set of the hub, or of a task of lm-eval, of which ``train`` is what it trains with, or where it
+    has none what it validates with, else what it tests with."""
 
     @classmethod
     def of(cls, task: str, location: str, chosen: CollectTask | PrepareConfig) -> "Source":
@@ -52,6 +56,15 @@ class Source:
     def name(self) -> str:
         """The path of the file, or what is after the colon."""
         return self.location if self.library is None else self.location.partition(":")[2]
+
+    @property
+    def default_task(self) -> str:
+        """What a task is called that is not named otherwise: the stem of a file, or the last part of a name, settings
+        included, for tasks of one generator differ in them."""
+        if self.library is None or self.name.endswith((".yaml", ".yml")):
+            return Path(self.name).stem
+        name, mark, settings = self.name.rstrip("/").partition("?")
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.rpartition("/")[2] + mark + settings).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +96,8 @@ def read_samples(
     samples: dict[int, Example] = {}
     seen: set[str] = set()
     num_left_out = num_duplicates = 0
-    for place, row in enumerate(_rows(source, num_samples, seed + _SEED_OFFSET[purpose])):
+    need_response = purpose == "collect"
+    for place, row in enumerate(_rows(source, num_samples, seed + _SEED_OFFSET[purpose], need_response=need_response)):
         if len(samples) == num_samples:
             break
         example = example_of(
@@ -91,7 +105,7 @@ def read_samples(
             f"{source.location}, row {place + 1}",
             prompt_column=source.prompt_column,
             response_column=source.response_column,
-            need_response=purpose == "collect",
+            need_response=need_response,
         )
         digest = prompt_hash(example.prompt)
         num_left_out += digest in leave_out
@@ -107,68 +121,23 @@ def read_samples(
     return Samples(source=source, by_place=samples, num_duplicates=num_duplicates, num_left_out=num_left_out)
 
 
-def _rows(source: Source, num_samples: int | None, seed: int) -> Iterable[Mapping[str, Any]]:
+def _rows(source: Source, num_samples: int | None, seed: int, *, need_response: bool) -> Iterable[Mapping[str, Any]]:
     if source.library is None:
         return read_jsonl(Path(source.name))
     try:
-        return _rows_of_hub(source) if source.library == "datasets" else _generate(source, num_samples, seed)
+        if source.library == "datasets":
+            return read_data_set(source.name, source.split)
+        if source.library == "lm-eval":
+            pairs = read_harness_task(source.name, source.split, need_target=need_response)
+        elif num_samples is None:
+            raise LoragenTrainError(f"{source.location} generates samples without end; say how many (--num-samples).")
+        else:
+            pairs = draw(source.name, size=4 * num_samples, seed=seed % 2**32)
     except ImportError as error:
         extra = source.location.partition(":")[0]
         raise LoragenTrainError(
             f"The source {source.location} needs {source.library} ({error}); install it with: pip install "
             f"'loragen-train[{extra}]'."
         ) from error
-
-
-def _generate(source: Source, num_samples: int | None, seed: int) -> Iterable[Mapping[str, Any]]:
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
-
-    if num_samples is None:
-        raise LoragenTrainError(f"{source.location} generates samples without end; say how many (--num-samples).")
-    if source.name not in DATASETS:
-        raise LoragenTrainError(f"reasoning-gym has no task {source.name!r}{nearest(source.name, DATASETS)}.")
-    rows = reasoning_gym.create_dataset(source.name, size=4 * num_samples, seed=seed % 2**32)
     columns = source.prompt_column or "prompt", source.response_column or "response"
-    return (dict(zip(columns, (row["question"], str(row["answer"])), strict=True)) for row in rows)
-
-
-def _rows_of_hub(source: Source) -> Iterable[Mapping[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    errors: list[Exception] = []
-    # What the libraries log is of retries, and ends in an error if there is one.
-    logging.disable(logging.CRITICAL)
-    try:
-        for path, config in _readings(source.name):
-            try:
-                rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, config, split=source.split)
-            except (DatasetsError, OSError, ValueError) as error:
-                errors.append(error)
-            else:
-                return rows
-    finally:
-        logging.disable(logging.NOTSET)
-    if any(isinstance(error, ConnectionError) for error in errors):
-        raise LoragenTrainError(
-            f"The data set {source.location} is neither a folder nor in the cache of downloaded data sets, and the hub "
-            "cannot be reached, or HF_HUB_OFFLINE forbids it; allow it, or give a JSON/JSONL file."
-        )
-    reason = (str(errors[0]).strip() or repr(errors[0])).splitlines()[0].rstrip(".")
-    raise LoragenTrainError(f"The data set {source.location} (split {source.split!r}) cannot be read: {reason}.")
-
-
-def _readings(name: str) -> list[tuple[str, str | None]]:
-    """What ``name`` may mean: data set (a folder, or ``organisation/name``) and configuration, the likeliest first."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return [(str(path), None)]
-    head, _, config = name.rpartition("/")
-    # Where the configurations of a folder are listed; without it a misspelt path would have its whole parent read.
-    if head and (path.parent / "README.md").is_file():
-        return [(str(path.parent), config)]
-    if name.startswith((".", "/", "~")):
-        raise LoragenTrainError(f"The data set hf:{name} does not exist; give a folder or the name of one on the hub.")
-    readings: list[tuple[str, str | None]] = [(name, None)] if name.count("/") < 2 else []
-    return [*readings, (head, config)] if head else readings
+    return (dict(zip(columns, pair, strict=True)) for pair in pairs)
