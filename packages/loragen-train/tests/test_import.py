@@ -15,6 +15,7 @@ from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
 from loragen_train.configs.importing import ImportConfig
 from loragen_train.zoo.importing import import_zoo
+from loragen_train.zoo.table import read_rows
 from safetensors.torch import save_file
 
 NAMES = ("sums", "spelling", "capitals")
@@ -267,6 +268,23 @@ def test_any_rows_make_a_zoo_or_sentences(rows, as_yaml, skip, parts):
     else:
         said = str(ZooManifest.read(parts / "zoo"))
     assert said.strip()
+
+
+def test_the_table_of_the_readme_is_read(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "t.csv").write_text(readme.partition("<!-- lots-of-loras -->\n```csv\n")[2].partition("```")[0])
+    rows, problems = read_rows(ImportConfig(table=str(tmp_path / "t.csv")))
+    assert problems == []
+    assert [(row.name, row.held_out) for row in rows] == [("task190", False), ("task391", False), ("task280", True)]
+    assert rows[2].repository == ("Lots-of-LoRAs/Mistral-7B-Instruct-v0.2-4b-r16-task280", None)
+    source = rows[0].source(rows[0].prompts)
+    assert (source.location, source.prompt_column) == ("hf:Lots-of-LoRAs/task190_snli_classification", "input")
+
+
+def test_a_table_runs_no_code(parts):
+    (parts / "evil.yaml").write_text("task: evil\n")
+    said = refusal(parts, [{**rows_of()[0], "prompts": "lm-eval:evil.yaml"}])
+    assert "sums: lm-eval:evil.yaml could run code, which no table may" in said
 
 
 @pytest.mark.parametrize(

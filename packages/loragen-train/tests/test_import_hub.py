@@ -9,7 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from lora_tokenizer import write_adapter
+from lora_tokenizer import find_adapters, write_adapter
 from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
 from loragen_train.configs.importing import ImportConfig
@@ -67,6 +67,16 @@ def test_adapters_and_data_sets_of_the_hub_are_imported_offline(tmp_path, cache,
     task = zoo.task("sums")
     assert (task.sources, task.prompts.num_samples, task.test.num_samples) == (["hf:data/sums"], 6, 4)
     assert all(row["response"].isdigit() for row in make.read(zoo.samples(task.test)))
+
+
+def test_other_adapters_of_a_repository_are_not_taken(tmp_path, cache, original, make):
+    snapshot = put(cache, "lab/several", original)
+    write_adapter(make.adapter(seed=1), snapshot / "checkpoint-1")
+    make.rows(tmp_path / "prompts.jsonl", [{"prompt": "a"}])
+    make.rows(tmp_path / "tasks.jsonl", [{"name": "one", "adapter": "lab/several", "prompts": "prompts.jsonl"}])
+    zoo = import_zoo(ImportConfig(table=str(tmp_path / "tasks.jsonl"), output_dir=str(tmp_path / "zoo")))
+    (listed,) = zoo.task("one").adapters
+    assert find_adapters(listed) == [snapshot / "adapter_model.safetensors"]
 
 
 def test_what_is_not_wholly_in_the_cache_is_one_sentence_each(tmp_path, cache, original, make):

@@ -139,8 +139,7 @@ def _locate(rows: Sequence[ImportRow], num_workers: int, failures: dict[str, str
         if repository in problems:
             failures[row.name] = problems[repository]
         elif repository is not None:
-            # Whatever else lies in a snapshot is not what was asked for.
-            places[row.name] = [folders[repository]]
+            places[row.name] = [_adapter_itself(folders[repository])]
         elif path is not None:
             try:
                 places[row.name] = find_adapters(path.resolve() if ".." in path.parts else path)
@@ -151,6 +150,13 @@ def _locate(rows: Sequence[ImportRow], num_workers: int, failures: dict[str, str
         elif not row.held_out:
             failures[row.name] = "It names no adapter, which only a held-out task may do without."
     return places
+
+
+def _adapter_itself(snapshot: Path) -> Path:
+    """The folder of a repository, or its file where other adapters, which nobody asked for, lie in folders below."""
+    if find_adapters(snapshot) == [snapshot]:
+        return snapshot
+    return next(file for name in (_SAFETENSORS, _BIN) if (file := snapshot / name).is_file())
 
 
 def _check_adapters(

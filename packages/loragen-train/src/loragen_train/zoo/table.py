@@ -63,6 +63,8 @@ class ImportRow:
     def source(self, location: str) -> Source:
         """Return where to read samples: ``prompts`` or ``test``."""
         library, colon, name = location.partition(":")
+        if library == "lm-eval" and name.endswith((".yaml", ".yml")):
+            raise LoragenTrainError(f"{location} could run code, which no table may; write its samples to a file.")
         if Source(location=location).library is None:
             location = str(self.folder / location)
         elif library == "hf":
