@@ -281,6 +281,12 @@ def test_the_table_of_the_readme_is_read(tmp_path):
     assert (source.location, source.prompt_column) == ("hf:Lots-of-LoRAs/task190_snli_classification", "input")
 
 
+# A list of ten lists of ten lists and so on, whose text would fill any memory.
+BOMB = b"- &a0 [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"- &a%d [%s]\n" % (n, b", ".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 30)
+)
+
+
 def test_a_table_runs_no_code(parts):
     (parts / "evil.yaml").write_text("task: evil\n")
     said = refusal(parts, [{**rows_of()[0], "prompts": "lm-eval:evil.yaml"}])
@@ -298,6 +304,7 @@ def test_a_table_runs_no_code(parts):
         ("t.yaml", b"- !!timestamp x\n", r"t\.yaml cannot be read: "),
         ("t.yaml", b"- !!bool x\n", r"t\.yaml cannot be read: "),
         ("t.yaml", b"- !!python/object/apply:os.system ['true']\n", r"t\.yaml cannot be read: could not determine"),
+        ("t.yaml", BOMB, r"row 9: it is \[\[\[\.\.\.\], "),
         ("t.txt", b"", r"t\.txt has the ending '\.txt'; give \.csv"),
         ("t.yml", b"- name: 3\n  prompts: x\n", r"row 1: name: Input should be a valid string \(it is 3\)"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ __all__ = ["ImportRow", "read_rows"]
 
 _SAMPLE_SUFFIXES = (".jsonl", ".json")
 _ADAPTER_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+# Nested lists of YAML may be far longer as text than in the file.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist = 2, 3
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -128,11 +132,11 @@ def _contents(table: Path) -> Iterable[object]:
 
 def _row(content: object, folder: Path) -> ImportRow:
     if not isinstance(content, Mapping):
-        raise LoragenTrainError(f"it is {content!r:.60}, where columns and values belong.")
+        raise LoragenTrainError(f"it is {_SHORT.repr(content)}, where columns and values belong.")
     if None in content:
         raise LoragenTrainError("it has more cells than the table has columns.")
     if unknown := next((key for key in content if key not in _COLUMNS), None):
-        raise LoragenTrainError(f"there is no column {unknown!r:.60}{nearest(str(unknown)[:60], _COLUMNS)}.")
+        raise LoragenTrainError(f"there is no column {_SHORT.repr(unknown)}{nearest(str(unknown)[:60], _COLUMNS)}.")
     # An empty cell is one that was not filled in.
     given = {key: value for key, value in content.items() if value is not None and value != ""}
     try:
@@ -140,7 +144,7 @@ def _row(content: object, folder: Path) -> ImportRow:
     except ValidationError as error:
         first = error.errors()[0]
         column = ".".join(map(str, first["loc"]))
-        found = "" if first["type"].startswith("missing") else f" (it is {first['input']!r:.60})"
+        found = "" if first["type"].startswith("missing") else f" (it is {_SHORT.repr(first['input'])})"
         raise LoragenTrainError(f"{column}: {first['msg']}{found}.") from error
     check_task_names([row.name])
     return row
