@@ -156,7 +156,7 @@ def test_everything_that_cannot_be_used_is_said_at_once(parts, make):
         {"name": "lacking", "adapter": "adapters/sums"},
     ]
     lines = refusal(parts, rows).splitlines()
-    assert lines[0].startswith("8 of 9 tasks cannot be used, and nothing is written")
+    assert lines[0].startswith("8 problems, and nothing is written; mend all, or")
     assert "table.jsonl, row 4: The task name '../../x' becomes a file name" in lines[1]
     assert lines[2].endswith("row 8: there is no column 'adaptr'; did you mean 'adapter'?.")
     assert lines[3].endswith("row 10: prompts: Field required.")
@@ -183,7 +183,11 @@ def test_what_cannot_be_used_may_be_noted_instead(parts, make, caplog):
 
 
 def test_a_zoo_that_is_there_is_replaced_on_demand_only(parts, make):
+    # What an import that was killed has left.
+    make.rows(parts / "zoo" / "unfinished_import" / "train" / "old.jsonl", [{"prompt": "a"}])
     imported(parts, rows_of())
+    assert {path.name for path in (parts / "zoo").iterdir()} == {".lock", "train", "zoo.json"}
+    assert not (parts / "zoo" / "train" / "old.jsonl").exists()
     with pytest.raises(LoragenTrainError, match=r"has a zoo\.json already; .* --overwrite\.$"):
         imported(parts, rows_of()[:2])
     table = write_table(parts / "table.jsonl", rows_of()[:2])

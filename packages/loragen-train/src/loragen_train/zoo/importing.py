@@ -88,7 +88,7 @@ def _import(
         base_model = config.base_model or _base_model({name: usable[name] for name in kept})
     except LoragenTrainError as error:
         undecided = [str(error)]
-    _refuse([] if skip_unusable else unusable, undecided, num_tasks=len(rows) + len(problems))
+    _refuse([] if skip_unusable else unusable, undecided)
     if not kept:
         raise LoragenTrainError("\n".join(["No adapter can be used:", *(unusable or ["the tasks name none."])]))
     for problem in unusable:
@@ -119,13 +119,13 @@ def _import(
     return manifest
 
 
-def _refuse(unusable: Sequence[str], undecided: Sequence[str], *, num_tasks: int) -> None:
+def _refuse(unusable: Sequence[str], undecided: Sequence[str]) -> None:
     if not unusable and undecided:
         raise LoragenTrainError("\n".join(undecided))
     if unusable:
         raise LoragenTrainError(
-            f"{len(unusable)} of {counted(num_tasks, 'task')} cannot be used, and nothing is written; mend them, or "
-            "leave them out with --skip-unusable:\n" + "\n".join([*unusable, *undecided])
+            f"{counted(len(unusable), 'problem')}, and nothing is written; mend all, or leave out what cannot be used "
+            "with --skip-unusable:\n" + "\n".join([*unusable, *undecided])
         )
 
 
