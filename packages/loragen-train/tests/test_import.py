@@ -9,7 +9,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lora_tokenizer import LoraAdapter, write_adapter
+from lora_tokenizer import LoraAdapter, read_adapter, write_adapter
 from loragen_infer import LoragenInferError
 from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
@@ -138,6 +138,17 @@ def test_a_pickle_file_is_written_as_safetensors_and_its_code_is_not_run(parts, 
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+
+
+def test_an_alpha_may_be_given_to_files_that_do_not_say_it(parts, make):
+    for name in NAMES:
+        (parts / "adapters" / name / "adapter_model.safetensors").rename(parts / "adapters" / f"{name}.safetensors")
+    rows = [{**row, "adapter": f"{row['adapter']}.safetensors"} for row in rows_of()]
+    assert "sums.safetensors: lora_alpha is missing from the adapter config: pass lora_alpha=" in refusal(parts, rows)
+    zoo = imported(parts, rows, lora_alpha=32)
+    assert zoo.lora["lora_alpha"] == 32
+    (path,) = zoo.task("sums").adapters
+    assert read_adapter(zoo.path(path)).config.lora_alpha == 32
 
 
 def test_everything_that_cannot_be_used_is_said_at_once(parts, make):

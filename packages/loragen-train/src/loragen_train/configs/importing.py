@@ -22,9 +22,11 @@ class ImportConfig:
     prompts: str | None = None
     """With ``adapters``: a folder with a JSON/JSONL file per task, which is called like it."""
     output_dir: str = "zoo"
-    """Folder to write to. Adapters stay where they are; an adapter_model.bin alone is written there as safetensors."""
+    """Folder to write to. Adapters stay where they are; but a .bin file is written there as safetensors."""
     base_model: str | None = None
     """The language model that the zoo names; by default the one that all adapters name."""
+    lora_alpha: float | None = None
+    """Alpha of all adapters, in place of what they say; needed where they do not. They are then written to the zoo."""
     num_samples: int | None = None
     """Most prompts to take of each task, besides ``num_test``; by default all."""
     num_test: int = 0
@@ -43,7 +45,9 @@ class ImportConfig:
             raise LoragenTrainError("Give either table or adapters and prompts, not both.")
         if self.table is None and (self.adapters is None or self.prompts is None):
             raise LoragenTrainError("Give a table, or both adapters and prompts.")
-        check_positive("", num_samples=self.num_samples, keep=self.keep, num_workers=self.num_workers)
+        check_positive(
+            "", lora_alpha=self.lora_alpha, num_samples=self.num_samples, keep=self.keep, num_workers=self.num_workers
+        )
         if self.num_test < 0:
             raise LoragenTrainError(f"num_test is {self.num_test}, but must be at least 0.")
         check_seed("", self.seed)

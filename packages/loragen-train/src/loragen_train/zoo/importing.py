@@ -77,7 +77,7 @@ def _import(
 ) -> ZooManifest:
     failures: dict[str, str] = {}
     places = _locate(rows, config.num_workers, failures)
-    facts, adapters = _check_adapters(places, output_dir, staging, failures)
+    facts, adapters = _check_adapters(places, config, staging, failures)
     samples = _stage_samples(rows, config, staging, failures)
     usable = {name: fact for name, fact in facts.items() if name not in failures}
     unusable = [*problems, *(f"{name}: {reason}" for name, reason in failures.items())]
@@ -160,9 +160,10 @@ def _adapter_itself(snapshot: Path) -> Path:
 
 
 def _check_adapters(
-    places: Mapping[str, Sequence[Path]], output_dir: Path, staging: Path, failures: dict[str, str]
+    places: Mapping[str, Sequence[Path]], config: ImportConfig, staging: Path, failures: dict[str, str]
 ) -> tuple[dict[str, AdapterFacts], dict[str, list[str]]]:
     """Facts of each task's last adapter, and what the manifest calls its adapters."""
+    output_dir = Path(config.output_dir)
     facts: dict[str, AdapterFacts] = {}
     named: dict[str, list[str]] = {}
     with ProgressBar("check", total=sum(map(len, places.values())), unit="adapter") as bar:
@@ -171,7 +172,7 @@ def _check_adapters(
             try:
                 for number, path in enumerate(paths, start=1):
                     copy = staging / "adapters" / task / f"adapter-{number}"
-                    fact = _check_adapter(path, copy)
+                    fact = _check_adapter(path, copy, config.lora_alpha)
                     bar.advance()
                     if task in facts and facts[task].group != fact.group:
                         raise LoragenTrainError(
@@ -186,10 +187,14 @@ def _check_adapters(
     return facts, named
 
 
-def _check_adapter(path: Path, copy: Path) -> AdapterFacts:
-    """Read one adapter; one that is only there as a pickle file is written to ``copy``, as nothing else reads such."""
-    adapter = read_adapter(path, allow_bin=True)
-    if path.suffix == ".bin" or ((path / _BIN).is_file() and not (path / _SAFETENSORS).is_file()):
+def _check_adapter(path: Path, copy: Path, lora_alpha: float | None) -> AdapterFacts:
+    """Read one adapter; one that others could not read as it is, or not alike, is written to ``copy``."""
+    adapter = read_adapter(path, allow_bin=True, lora_alpha=lora_alpha)
+    if (
+        lora_alpha is not None
+        or path.suffix == ".bin"
+        or ((path / _BIN).is_file() and not (path / _SAFETENSORS).is_file())
+    ):
         write_adapter(adapter, copy)
     return facts_of(adapter)
 
