@@ -190,11 +190,8 @@ def _check_adapters(
 def _check_adapter(path: Path, copy: Path, lora_alpha: float | None) -> AdapterFacts:
     """Read one adapter; one that others could not read as it is, or not alike, is written to ``copy``."""
     adapter = read_adapter(path, allow_bin=True, lora_alpha=lora_alpha)
-    if (
-        lora_alpha is not None
-        or path.suffix == ".bin"
-        or ((path / _BIN).is_file() and not (path / _SAFETENSORS).is_file())
-    ):
+    is_pickle = path.suffix == ".bin" or ((path / _BIN).is_file() and not (path / _SAFETENSORS).is_file())
+    if is_pickle or lora_alpha is not None:
         write_adapter(adapter, copy)
     return facts_of(adapter)
 
