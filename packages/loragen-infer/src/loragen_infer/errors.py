@@ -1,6 +1,6 @@
 """The one exception base of the package: every message is a sentence with the way out."""
 
-__all__ = ["LoragenInferError", "reason_of"]
+__all__ = ["LoragenInferError", "is_out_of_memory", "reason_of"]
 
 
 class LoragenInferError(Exception):
@@ -14,6 +14,12 @@ def reason_of(error: Exception) -> str:
         >>> reason_of(RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"))
         'there is not enough memory for it'
     """
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+    if is_out_of_memory(error):
         return "there is not enough memory for it"
     return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether Python, NumPy or torch, on the CPU or on a GPU, found no memory."""
+    # torch has a class for GPUs only, and importing it for its name would take seconds.
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

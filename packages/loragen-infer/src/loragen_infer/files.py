@@ -12,7 +12,11 @@ from safetensors import SafetensorError
 
 from loragen_infer.errors import LoragenInferError, reason_of
 
-__all__ = ["atomic_file", "atomic_folder", "locked", "save_torch", "write_json", "write_jsonl", "writing"]
+__all__ = ["TakenError", "atomic_file", "atomic_folder", "locked", "save_torch", "write_json", "write_jsonl", "writing"]
+
+
+class TakenError(LoragenInferError):
+    """Another process holds a lock."""
 
 
 @contextmanager
@@ -33,19 +37,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, taken: str) -> Iterator[None]:
-    """Make ``folder`` and hold it for this process alone; the system lets go of it when the process dies.
+def locked(folder: Path, taken: str | None, *, name: str = ".lock") -> Iterator[None]:
+    """Make ``folder`` and hold its lock called ``name``; the system lets go of it when the process dies.
+
+    Where another process holds it, that is an error with the message ``taken``; without a message it is waited for.
 
     Raises:
-        LoragenInferError: Another process holds it, with ``taken`` for its message; or it cannot be written.
+        TakenError: Another process holds it.
+        LoragenInferError: The folder cannot be written to.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / name)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if taken is None else 0)
         except Timeout as error:
-            raise LoragenInferError(taken) from error
+            raise TakenError(taken or "") from error
     try:
         yield
     finally:

@@ -54,9 +54,9 @@ class TokenizedExample:
     num_prompt_tokens: int
 
     @property
-    def labels(self) -> list[int]:
-        """``input_ids`` with the prompt masked by -100, the index that PyTorch's cross-entropy ignores."""
-        return [-100] * self.num_prompt_tokens + self.input_ids[self.num_prompt_tokens :]
+    def response_ids(self) -> list[int]:
+        """The tokens of the response, with what ends it."""
+        return self.input_ids[self.num_prompt_tokens :]
 
 
 def iter_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:

@@ -1,5 +1,6 @@
-"""Adapters on a language model: put on, and proven to act."""
+"""Adapters on a language model: put on, many at once or one, and proven to act."""
 
 from loragen_infer.adapters.attach import adapter_attached, add_adapter, swap_adapter
+from loragen_infer.adapters.batched import AdapterStack, BatchedLora
 
-__all__ = ["adapter_attached", "add_adapter", "swap_adapter"]
+__all__ = ["AdapterStack", "BatchedLora", "adapter_attached", "add_adapter", "swap_adapter"]

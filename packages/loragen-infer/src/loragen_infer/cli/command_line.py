@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from loragen_infer.errors import is_out_of_memory
 from loragen_infer.words import nearest
 
 __all__ = ["Command", "UsageError", "run_command_line"]
@@ -264,7 +265,7 @@ def _run(
     except Exception as error:
         sentence = str(error)
         if not isinstance(error, errors):
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             sentence = "The memory does not hold this; take smaller batches, fewer tokens or a machine with more."
         if options.verbose:
@@ -272,12 +273,6 @@ def _run(
         _say(f"{prog}: error: {sentence}")
         return 1
     return 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, NumPy or torch, on the CPU or on a GPU, found no memory."""
-    # torch has a class for GPUs only, and importing it for its name would take seconds.
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _quieten(loggers: Sequence[str], *, verbose: bool) -> None:

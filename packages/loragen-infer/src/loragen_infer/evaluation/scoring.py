@@ -19,10 +19,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.examples import TestExample
+from loragen_infer.likelihood import pad_left
 from loragen_infer.samples import Example, TokenizedExample, batches_by_length, num_common_tokens, tokenize_example
 
 if TYPE_CHECKING:
@@ -145,7 +145,14 @@ class Scorer:
     def _score_batch(self, model: Any, items: list[TokenizedExample], common: Any) -> Iterator[tuple[float, bool]]:
         """Yield each item's summed NLL over its answer tokens, and whether all of them are the most likely ones."""
         num_common = 0 if common is None else self._num_common
-        inputs = self._pad_left([item.input_ids[num_common:] for item in items], num_common, model.device)
+        inputs: dict[str, Any] = dict(
+            pad_left(
+                [item.input_ids[num_common:] for item in items],
+                padding=int(self._tokenizer.pad_token_id or 0),
+                device=model.device,
+                num_before=num_common,
+            )
+        )
         if common is not None:
             # The model appends to the cache that it is given.
             inputs["past_key_values"] = copy.deepcopy(common)
@@ -159,15 +166,3 @@ class Scorer:
             predicted_SV = logits_SV[-1 - len(answer_S) : -1]
             nll = torch.nn.functional.cross_entropy(predicted_SV, answer_S, reduction="sum").item()
             yield nll, bool((predicted_SV.argmax(dim=-1) == answer_S).all())
-
-    def _pad_left(self, sequences: list[list[int]], num_common: int, device: torch.device) -> dict[str, Any]:
-        """Inputs of the model for what follows ``num_common`` tokens that it has read."""
-        rows = [torch.tensor(ids) for ids in sequences]
-        padding = int(self._tokenizer.pad_token_id or 0)
-        input_ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        # Without these a padded row would count its positions from the padding.
-        position_ids = num_common + (mask.cumsum(dim=1) - 1).clamp(min=0)
-        attention_mask = torch.cat([mask.new_ones(len(sequences), num_common), mask], dim=1)
-        tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -119,11 +119,23 @@ class LoraTraining:
     """Number of checkpoints kept per task: the last ones."""
     max_length: int = 512
     """Longest sample in tokens of the language model, prompt and response together."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What becomes of a longer sample: the task has an error, the sample is left out, or its prompt loses its end."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``bf16`` autocast, ``fp32``, or ``auto``: bf16 where a matrix product is faster in it, measured once a zoo."""
+    """What the language model computes in, its weights included: ``bf16``, ``fp32``, or ``auto``: bf16 where a matrix
+    product is faster in it, measured once a zoo. Adapters are float32."""
+    adapters_at_once: int | Literal["auto"] = "auto"
+    """Number of adapters trained at once; ``auto``: 8 on a CPU, 32 elsewhere."""
+    tokens_per_pass: int | Literal["auto"] = "auto"  # noqa: S105  # no password
+    """Most tokens, padding included, that go through the language model at once, which decides the memory; ``auto``:
+    2,048 on a CPU, 16,384 elsewhere."""
+    gradient_checkpointing: bool = False
+    """Keep less of a forward pass and compute it again, for less memory."""
+    device_map: str | None = None
+    """Spreads the language model over several devices, as in transformers, such as ``auto``."""
 
     def __post_init__(self) -> None:
-        check_positive("training.", **vars(self))
+        check_positive("training.", **{key: value for key, value in vars(self).items() if not isinstance(value, bool)})
         if self.save_every > self.max_steps:
             raise LoragenTrainError(
                 f"training.save_every is {self.save_every}, but must be at most max_steps, which is {self.max_steps}."
@@ -146,9 +158,19 @@ class CollectConfig:
     """The training."""
     seed: int = 0
     """Seed of the initialisation, of the generated samples and of their order."""
+    joint: bool = False
+    """Also train one adapter on all training tasks together, with as many steps as they have in all: the row ``joint``
+    of an evaluation."""
+    shard: str | None = None
+    """``I/N``: only every N-th task from the I-th on, so that N machines share a zoo; under torchrun and SLURM by
+    default the process's own share."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise LoragenTrainError("tasks is empty; name at least one task with its source.")
         check_task_names([task.name for task in self.tasks])
         check_seed("", self.seed)
+        if self.shard is not None:
+            part, _, whole = self.shard.partition("/")
+            if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
+                raise LoragenTrainError(f"shard is {self.shard!r}, but must be I/N, such as 1/4 for the first of four.")

@@ -1,187 +1,193 @@
-"""Trains the zoo: one LoRA adapter per task, all from one initialisation, several checkpoints of each kept.
+"""Trains the zoo: one LoRA adapter per task, all from one initialisation, several at once, several checkpoints kept.
 
-One initialisation for all is what makes adapters comparable position by position: from different ones the same
-weight change would be written in unrelated bases. The README has the files that a zoo is made of.
+One initialisation for all is what makes adapters comparable position by position: from different ones the same weight
+change would be written in unrelated bases. Several processes may work on one zoo: the system's locks, one per task, see
+to it that no task is trained twice. The README has the files that a zoo is made of.
 """
 
-import hashlib
-import importlib.metadata
 import logging
-import random
-import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from loragen_infer.files import atomic_folder, locked, write_json, write_jsonl
-from loragen_infer.models.base_model import load_base_model, save_base_model
-from loragen_infer.models.locate import hub_name, locate_model
-from loragen_infer.samples import read_examples, tokenize_example
-from loragen_infer.words import counted, nearest
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from lightning.fabric import Fabric
+from loragen_infer.errors import LoragenInferError, is_out_of_memory
+from loragen_infer.files import TakenError, locked, write_jsonl
+from loragen_infer.words import counted
+from loragen_infer.zoo import MANIFEST_NAME
 
-from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
+from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
 from loragen_train.plots import colour_of, label_of, saved_figure
-from loragen_train.prompts.combine import unused_samples
-from loragen_train.prompts.sources import Source, read_samples
+from loragen_train.prompts.splits import read_all_samples
 from loragen_train.zoo import records
-from loragen_train.zoo.train_lora import checkpoints_of, train_lora
+from loragen_train.zoo.frozen import INITIAL, FrozenModel, load_frozen
+from loragen_train.zoo.groups import begun_groups, plan_groups, train_group
+from loragen_train.zoo.items import AdapterTask, joint_task, tokenize_task
+from loragen_train.zoo.manifest import write_manifest
+from loragen_train.zoo.process import fabric_of_process, share_of_tasks
 
 __all__ = ["collect"]
 
 logger = logging.getLogger(__name__)
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
 
 def collect(config: CollectConfig) -> list[Path]:
     """Train what is missing of the zoo that ``config`` describes; return the adapter folders of its tasks.
 
-    A task whose training was interrupted goes on after its last checkpoint, to the same bits; a finished one is left
-    alone, and so are its samples, which say what it was trained on.
+    A training that was interrupted goes on after its last checkpoint, to the same bits; a finished task is left alone,
+    and so are its samples, which say what it was trained on. A task that fails stops no other.
 
     Raises:
-        LoragenTrainError: What is there was made with other settings or another base model, a source has too
-            few samples, the base model lacks a target module, or a training diverged.
-        LoragenInferError: A file or the base model cannot be read or written, or another process works on the zoo.
+        LoragenTrainError: What is there was made with other settings or another base model, the base model lacks a
+            target module; or at the end: tasks have failed, which ``zoo.json`` names too.
+        LoragenInferError: The base model cannot be read, or the folder cannot be written to.
     """
-    output_dir = Path(config.output_dir)
-    taken = f"Another process is collecting into {output_dir}; wait for it, or choose another output_dir."
-    with locked(output_dir, taken):
-        return _collect(config, output_dir)
+    return _Collection(config).run()
 
 
-def _collect(config: CollectConfig, output_dir: Path) -> list[Path]:
-    wanted = [task for task in config.tasks if not task.held_out]
-    missing = [task for task in wanted if not _is_done(config, task, output_dir)]
-    if missing and (output_dir / "initial_adapter").is_dir():
-        records.check_settings(output_dir / "initial_adapter" / "settings.json", records.shared_settings(config))
-    for task in config.tasks:
-        if task.held_out or task in missing:
-            _write_samples(config, task, output_dir)
-    if missing:
-        model, tokenizer = _model_with_adapter(config, output_dir)
-        precision = records.decide_precision(config, output_dir)
-        for number, task in enumerate(missing, start=1):
-            logger.info("Training the adapter of %s (%d of %d) in %s.", task.name, number, len(missing), precision)
-            _train_task(config, task, output_dir, model, tokenizer, precision)
-    if kept := [task.name for task in wanted if task not in missing]:
-        logger.info("There already: the adapters of %s.", ", ".join(kept))
-    if missing or (wanted and not (output_dir / "loss_curves.png").is_file()):
-        _draw_losses(output_dir / "adapters", output_dir / "loss_curves.png")
-    return [output_dir / "adapters" / task.name for task in wanted]
+class _Collection:
+    """The work of one process on a zoo."""
+
+    def __init__(self, config: CollectConfig) -> None:
+        self._config, self._folder = config, Path(config.output_dir)
+        self._mine = share_of_tasks(config)
+        self._failures: dict[str, str] = {}
+
+    def run(self) -> list[Path]:
+        wanted = [task for task in self._mine if not task.held_out]
+        kept = [task for task in wanted if self._is_done(task)]
+        missing = [task for task in wanted if task not in kept]
+        # What all share is made by one process at a time.
+        with locked(self._folder, None):
+            if missing and (self._folder / INITIAL).is_dir():
+                records.check_settings(self._folder / INITIAL / "settings.json", records.shared_settings(self._config))
+            self._write_samples([task for task in self._mine if task.held_out or task in missing])
+            missing = [task for task in missing if task.name not in self._failures]
+            fabric = fabric_of_process()
+            needs_model = missing or (self._config.joint and not (self._folder / "joint").is_dir())
+            frozen = load_frozen(self._config, self._folder, fabric) if needs_model else None
+            write_manifest(self._config, self._folder, self._failures)
+        if frozen is not None:
+            self._train(missing, frozen, fabric)
+            if self._config.joint:
+                self._train_joint(frozen, fabric)
+        if kept:
+            logger.info("There already: the adapters of %s.", ", ".join(task.name for task in kept))
+        with locked(self._folder, None):
+            write_manifest(self._config, self._folder, self._failures)
+            if missing or (wanted and not (self._folder / "loss_curves.png").is_file()):
+                _draw_losses(self._folder / "adapters", self._folder / "loss_curves.png")
+        if self._failures:
+            raise LoragenTrainError(_summary(self._failures, len(self._mine), self._folder / MANIFEST_NAME))
+        folders = [self._folder / "adapters" / task.name for task in wanted]
+        return [folder for folder in folders if folder.is_dir()]
+
+    def _is_done(self, task: CollectTask) -> bool:
+        folder = self._folder / "adapters" / task.name
+        if folder.is_dir():
+            records.check_settings(folder / "training.json", records.task_settings(self._config, task))
+        return folder.is_dir()
+
+    def _write_samples(self, tasks: list[CollectTask]) -> None:
+        """Read every source before the first step, so that all that is wrong with them is known then."""
+        with ExitStack() as held:
+            # What another process trains on stays as it is.
+            free = [task for task in tasks if self._claim(task.name, held)]
+            for task, samples in read_all_samples(free, seed=self._config.seed):
+                if isinstance(samples, str):
+                    self._fail(task.name, samples)
+                    continue
+                for part, chosen in zip(("train", "test"), samples, strict=True):
+                    write_jsonl(self._folder / part / f"{task.name}.jsonl", map(asdict, chosen))
+
+    def _train(self, missing: list[CollectTask], frozen: FrozenModel, fabric: Fabric) -> None:
+        begun = [names for names in begun_groups(self._folder / "unfinished") if {t.name for t in missing} & {*names}]
+        known = {task.name: task for task in self._mine}
+        # A process may have ended between two tasks of a group; what is finished of it is needed for the rest.
+        names = dict.fromkeys([task.name for task in missing] + [name for group in begun for name in group])
+        ready = {name: task for name in names if name in known and (task := self._tokenize(known[name], frozen))}
+        groups = [[ready[name] for name in group] for group in begun if all(name in ready for name in group)]
+        resumed = {task.name for group in groups for task in group}
+        rest = [ready[task.name] for task in missing if task.name in ready and task.name not in resumed]
+        at_once = self._config.training.adapters_at_once
+        size = at_once if at_once != "auto" else 8 if fabric.device.type == "cpu" else 32
+        for group in [*groups, *plan_groups(rest, size)]:
+            with ExitStack() as held:
+                claimed = [task for task in group if self._claim(task.name, held)]
+                if group in groups:
+                    claimed = claimed if len(claimed) == len(group) else []
+                else:
+                    claimed = [task for task in claimed if not task.folder.is_dir()]
+                if claimed:
+                    self._train_group(claimed, frozen, fabric)
+        if elsewhere := [
+            name for name, task in ready.items() if not task.folder.is_dir() and name not in self._failures
+        ]:
+            logger.info("In the hands of another process: %s.", ", ".join(elsewhere))
+
+    def _train_group(
+        self, group: list[AdapterTask], frozen: FrozenModel, fabric: Fabric, num_steps: int | None = None
+    ) -> None:
+        training = self._config.training
+        logger.info("Training %s: %s.", counted(len(group), "adapter"), ", ".join(task.name for task in group))
+        try:
+            failures = train_group(
+                group, self._config, self._folder, frozen, fabric, num_steps=num_steps or training.max_steps
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise LoragenTrainError(
+                f"The memory does not hold {frozen.tokens_per_pass} tokens at once; set training.tokens_per_pass to "
+                f"{frozen.tokens_per_pass // 2}, or training.gradient_checkpointing to true."
+            ) from error
+        for name, problem in failures.items():
+            self._fail(name, problem)
+        with locked(self._folder, None):
+            write_manifest(self._config, self._folder, self._failures)
+
+    def _train_joint(self, frozen: FrozenModel, fabric: Fabric) -> None:
+        """Train one adapter on all tasks, where there is none yet and each of them has its own."""
+        trained = [task for task in self._config.tasks if not task.held_out]
+        if missing := [task.name for task in trained if not (self._folder / "adapters" / task.name).is_dir()]:
+            logger.warning("No joint adapter is trained as long as tasks have none: %s.", ", ".join(missing))
+            return
+        ready = [task for known in trained if (task := self._tokenize(known, frozen))]
+        joint = joint_task(ready, self._config, self._folder)
+        with ExitStack() as held:
+            if self._claim(".joint", held) and not joint.folder.is_dir():
+                self._train_group([joint], frozen, fabric, num_steps=self._config.training.max_steps * len(ready))
+        records.check_settings(joint.folder / "training.json", joint.decided_by["settings"])
+
+    def _tokenize(self, task: CollectTask, frozen: FrozenModel) -> AdapterTask | None:
+        try:
+            return tokenize_task(task, self._config, self._folder, frozen.tokenizer)
+        except (LoragenTrainError, LoragenInferError) as error:
+            self._fail(task.name, str(error))
+            return None
+
+    def _fail(self, name: str, problem: str) -> None:
+        logger.warning("%s gets no adapter: %s", name, problem)
+        self._failures[name] = problem
+
+    def _claim(self, name: str, held: ExitStack) -> bool:
+        """Whether this process holds the task now, until ``held`` is left."""
+        try:
+            held.enter_context(locked(self._folder / ".locks", "", name=f"{name}.lock"))
+        except TakenError:
+            return False
+        return True
 
 
-def _is_done(config: CollectConfig, task: CollectTask, output_dir: Path) -> bool:
-    folder = output_dir / "adapters" / task.name
-    if folder.is_dir():
-        records.check_settings(folder / "training.json", records.task_settings(config, task))
-    return folder.is_dir()
-
-
-def _write_samples(config: CollectConfig, task: CollectTask, output_dir: Path) -> None:
-    source = Source.of(task.name, task.source, task)
-    wanted = task.num_train + task.num_test
-    samples = read_samples(source, num_samples=wanted, seed=config.seed, purpose="collect")
-    rows = list(samples.by_place.values())
-    if len(rows) < wanted:
-        raise LoragenTrainError(
-            f"{task.source} has {len(rows)} different prompts, fewer than the {wanted} asked for; lower num_train or "
-            "num_test."
-        )
-    unused = "" if source.library == "reasoning-gym" else unused_samples(num_duplicates=samples.num_duplicates)
-    logger.info("%s: %s%s.", task.name, counted(len(rows), "sample"), unused)
-    # Generators may order their samples by difficulty; a shuffle makes train and test alike.
-    random.Random(config.seed).shuffle(rows)
-    for part, chosen in (("train", rows[: task.num_train]), ("test", rows[task.num_train :])):
-        write_jsonl(output_dir / part / f"{task.name}.jsonl", map(asdict, chosen))
-
-
-def _model_with_adapter(config: CollectConfig, output_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    name = config.base_model
-    if locate_model(name, kind="base model").endswith(".gguf"):
-        # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
-        name = str(save_base_model(name, output_dir / "base_model").resolve())
-    base, tokenizer = load_base_model(name, dtype="float32")
-    records.check_base_model(output_dir, config.base_model, base)
-    initial = output_dir / "initial_adapter"
-    if not initial.is_dir():
-        torch.manual_seed(config.seed)
-        _check_target_modules(config, base)
-        lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
-        fresh = get_peft_model(base, lora)
-        with atomic_folder(initial) as part:
-            fresh.save_pretrained(str(part))
-            known_as = {"base_model_name_or_path": hub_name(config.base_model) or name}
-            write_json(part / _CONFIG, {**records.read_record(part / _CONFIG), **known_as})
-            write_json(part / "settings.json", {"settings": records.shared_settings(config)})
-        fresh.unload()
-    model = PeftModel.from_pretrained(base, str(initial), is_trainable=True)
-    # PEFT asks the hub about a hub name whenever it saves; about a folder it does not.
-    model.peft_config["default"].base_model_name_or_path = name
-    return model, tokenizer
-
-
-def _check_target_modules(config: CollectConfig, base: PreTrainedModel) -> None:
-    """Name a target module that ``base`` lacks; PEFT keeps silent as long as it has one of them."""
-    names = [name for name, _ in base.named_modules()]
-    for module in config.lora.target_modules:
-        # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
-        if not any(f".{name}".endswith(f".{module}") for name in names):
-            known = nearest(module, sorted({name.rpartition(".")[2] for name in names}))
-            raise LoragenTrainError(f"lora.target_modules names {module!r}, which {config.base_model} lacks{known}.")
-
-
-def _train_task(
-    config: CollectConfig,
-    task: CollectTask,
-    output_dir: Path,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    precision: Precision,
-) -> None:
-    set_peft_model_state_dict(model, load_peft_weights(str(output_dir / "initial_adapter"), device="cpu"))
-    sample_file = output_dir / "train" / f"{task.name}.jsonl"
-    samples = read_examples(sample_file)
-    items = [tokenize_example(tokenizer, sample, max_length=config.training.max_length) for sample in samples]
-    begun = {
-        "settings": records.task_settings(config, task),
-        "precision": precision,
-        "samples_sha256": hashlib.sha256(sample_file.read_bytes()).hexdigest(),
-    }
-    unfinished = output_dir / "unfinished" / task.name
-    begun_file = unfinished / "begun.json"
-    if unfinished.is_dir() and (not begun_file.is_file() or records.read_record(begun_file) != begun):
-        logger.warning("%s was begun with other settings or samples; it starts over.", unfinished)
-        shutil.rmtree(unfinished)
-    write_json(begun_file, begun)
-    try:
-        trained = train_lora(
-            task.name, config.training, config.seed, unfinished, items, model, tokenizer, precision=precision
-        )
-    except LoragenTrainError:
-        # It diverged, and would again.
-        _remove(unfinished)
-        raise
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
-    with atomic_folder(output_dir / "adapters" / task.name) as part:
-        for checkpoint in checkpoints_of(unfinished):
-            # Without what the Trainer adds: its state, and pickled arguments that nobody should have to trust.
-            (part / checkpoint.name).mkdir()
-            shutil.copyfile(checkpoint / _WEIGHTS, part / checkpoint.name / _WEIGHTS)
-            # With the base model's name on the hub, and not that on this machine.
-            shutil.copyfile(output_dir / "initial_adapter" / _CONFIG, part / checkpoint.name / _CONFIG)
-        write_json(part / "training.json", {**begun, "versions": versions, **trained})
-    _remove(unfinished)
-    logger.info("%s: %.0f s at %.0f tokens/s.", task.name, trained["seconds"], trained["tokens_per_second"])
-
-
-def _remove(unfinished: Path) -> None:
-    shutil.rmtree(unfinished)
-    if not any(unfinished.parent.iterdir()):
-        unfinished.parent.rmdir()
+def _summary(failures: Mapping[str, str], num_tasks: int, manifest: Path) -> str:
+    """One sentence on what has failed."""
+    problem = next(iter(failures.values()))
+    if num_tasks == 1:
+        return problem
+    names = ", ".join(failures)
+    return f"{len(failures)} of {num_tasks} tasks have failed ({names}), as {manifest} says; the first: {problem}"
 
 
 def _draw_losses(adapters: Path, path: Path) -> None:

@@ -1,0 +1,54 @@
+"""How likely a causal language model holds the responses of tokenized examples: what is trained on, and what is judged.
+
+Legend: B samples, S sequence length, R response tokens of all samples together, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from loragen_infer.samples import TokenizedExample
+
+__all__ = ["pad_left", "response_nll"]
+
+
+def pad_left(
+    sequences: Sequence[Sequence[int]], *, padding: int, device: "torch.device | str", num_before: int = 0
+) -> dict[str, Tensor]:
+    """Return a model's inputs for ``sequences``, which end together, after ``num_before`` tokens that it has read."""
+    rows = [torch.tensor(ids) for ids in sequences]
+    input_ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    # Without these a padded row would count its positions from the padding.
+    position_ids = num_before + (mask.cumsum(dim=1) - 1).clamp(min=0)
+    attention_mask = torch.cat([mask.new_ones(len(sequences), num_before), mask], dim=1)
+    tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def response_nll(model: Any, items: Sequence[TokenizedExample], *, padding: int) -> Tensor:
+    """Return the negative log-likelihood of each item's response, summed over its tokens.
+
+    Args:
+        model: A causal language model.
+        items: The samples of one batch.
+        padding: Token id that shorter sequences are filled up with; any will do.
+
+    Returns:
+        ``[B]``, float32, in nats; gradients pass through it.
+    """
+    inputs = pad_left([item.input_ids for item in items], padding=padding, device=model.device)
+    lengths = [len(item.response_ids) for item in items]
+    # Sequences end together, so the longest response's length of logits is all that is needed of a big vocabulary.
+    num_logits = 1 + max(lengths)
+    logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=False).logits
+    # The logits at one position predict the next token.
+    places = [(row, num_logits - 1 - length + step) for row, length in enumerate(lengths) for step in range(length)]
+    rows_R, steps_R = torch.tensor(places, device=logits_BSV.device).T
+    answers_R = torch.tensor([token for item in items for token in item.response_ids])
+    nll_R = cross_entropy(logits_BSV[rows_R, steps_R].float(), answers_R.to(logits_BSV.device), reduction="none")
+    return nll_R.new_zeros(len(items)).index_add(0, rows_R, nll_R)

@@ -1,0 +1,137 @@
+"""The frozen language model of a zoo, with room for adapters, and the one initialisation that all of them grow from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from lora_tokenizer import LoraAdapter, read_adapter
+from loragen_infer.adapters import AdapterStack, BatchedLora
+from loragen_infer.files import atomic_folder, write_json
+from loragen_infer.likelihood import response_nll
+from loragen_infer.models.base_model import load_base_model, save_base_model
+from loragen_infer.models.locate import hub_name, locate_model
+from loragen_infer.samples import TokenizedExample
+from loragen_infer.words import nearest
+from loragen_infer.zoo import TaskQuality
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from loragen_train.configs.collect import CollectConfig
+from loragen_train.errors import LoragenTrainError
+from loragen_train.zoo import records
+from loragen_train.zoo.passes import passes
+
+__all__ = ["INITIAL", "FrozenModel", "load_frozen"]
+
+INITIAL = "initial_adapter"
+"""The folder of the initialisation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenModel:
+    """A language model whose layers have room for adapters."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batched: BatchedLora
+    """The adapters' places in ``model``."""
+    initial: LoraAdapter
+    """The initialisation of every adapter."""
+    tokens_per_pass: int
+    """Most tokens, padding included, that go through the model at once."""
+
+    @property
+    def padding(self) -> int:
+        """Token id that shorter sequences are filled up with."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @torch.inference_mode()
+    def judge(self, adapters: AdapterStack, tests: Sequence[Sequence[TokenizedExample]]) -> list[TaskQuality | None]:
+        """Return how likely each adapter, and the model without it, holds the responses of its task's test samples.
+
+        None for a task without any.
+        """
+        judged = [index for index, test in enumerate(tests) if test]
+        totals = {index: [0.0, 0.0] for index in judged}
+        lengths = [[len(item.input_ids) for item in tests[index]] for index in judged]
+        for part in passes(lengths, self.tokens_per_pass):
+            chosen = [judged[place] for place in part.adapters]
+            num_samples = [len(rows) for rows in part.rows]
+            items = [tests[index][row] for index, rows in zip(chosen, part.rows, strict=True) for row in rows]
+            with self.batched.applied(adapters.select(chosen), num_samples=num_samples):
+                adapted_B = response_nll(self.model, items, padding=self.padding)
+            base_B = response_nll(self.model, items, padding=self.padding)
+            for place, nll_B in enumerate((adapted_B, base_B)):
+                for index, of_adapter in zip(chosen, torch.split(nll_B, num_samples), strict=True):
+                    totals[index][place] += float(of_adapter.sum())
+        qualities: list[TaskQuality | None] = [None] * len(tests)
+        for index, (nll, base_nll) in totals.items():
+            num_tokens = sum(len(item.response_ids) for item in tests[index])
+            qualities[index] = TaskQuality(nll=nll / num_tokens, base_nll=base_nll / num_tokens)
+        return qualities
+
+
+def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> FrozenModel:
+    """Load the language model of the zoo in ``output_dir``, and read the initialisation, or make it.
+
+    Raises:
+        LoragenTrainError: The model is not the one that the zoo was begun with, or lacks a target module.
+        LoragenInferError: It cannot be loaded.
+    """
+    name, training = config.base_model, config.training
+    if locate_model(name, kind="base model").endswith(".gguf"):
+        # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
+        name = str(save_base_model(name, output_dir / "base_model").resolve())
+    model, tokenizer = load_base_model(name, device_map=training.device_map)
+    records.check_base_model(output_dir, config.base_model, model)
+    folder = output_dir / INITIAL
+    if not folder.is_dir():
+        _check_target_modules(config, model)
+        _write_initial(config, model, name, folder)
+    precision = records.decide_precision(config, output_dir)
+    torch.nn.Module.to(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+    if training.device_map is None:
+        torch.nn.Module.to(model, fabric.device)
+    if training.gradient_checkpointing:
+        enable: Callable[..., None] = model.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in model.modules():
+            # These alone, so that no dropout of the model's own awakes.
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+    initial = read_adapter(folder)
+    budget = training.tokens_per_pass
+    return FrozenModel(
+        model=model,
+        tokenizer=tokenizer,
+        batched=BatchedLora(model, initial.modules),
+        initial=initial,
+        tokens_per_pass=(2048 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
+    )
+
+
+def _write_initial(config: CollectConfig, model: PreTrainedModel, name: str, folder: Path) -> None:
+    torch.manual_seed(config.seed)
+    fresh = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
+    )
+    with atomic_folder(folder) as part:
+        fresh.save_pretrained(str(part))
+        settings = part / "adapter_config.json"
+        known_as = {"base_model_name_or_path": hub_name(config.base_model) or name}
+        write_json(settings, {**records.read_record(settings), **known_as})
+        write_json(part / "settings.json", {"settings": records.shared_settings(config)})
+    fresh.unload()
+
+
+def _check_target_modules(config: CollectConfig, model: PreTrainedModel) -> None:
+    """Name a target module that ``model`` lacks; PEFT keeps silent as long as it has one of them."""
+    names = [name for name, _ in model.named_modules()]
+    for module in config.lora.target_modules:
+        # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
+        if not any(f".{name}".endswith(f".{module}") for name in names):
+            known = nearest(module, sorted({name.rpartition(".")[2] for name in names}))
+            raise LoragenTrainError(f"lora.target_modules names {module!r}, which {config.base_model} lacks{known}.")

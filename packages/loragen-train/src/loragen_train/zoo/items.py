@@ -1,0 +1,114 @@
+"""A task as a training of its adapter sees it: its samples as token ids, and what decides the adapter's weights."""
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loragen_infer.samples import Example, TokenizedExample, read_examples, tokenize_example
+from loragen_infer.words import counted
+from transformers import PreTrainedTokenizerBase
+
+from loragen_train.configs.collect import CollectConfig, CollectTask
+from loragen_train.errors import LoragenTrainError
+from loragen_train.zoo import records
+
+__all__ = ["AdapterTask", "joint_task", "tokenize_task"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterTask:
+    """What one adapter is trained on."""
+
+    name: str
+    """Name of the task."""
+    folder: Path
+    """Where the adapter goes."""
+    train: list[TokenizedExample]
+    """The samples to train on."""
+    test: list[TokenizedExample]
+    """Those to judge it by; none where that is not asked for."""
+    decided_by: dict[str, Any]
+    """The settings and the hash of the samples: a training is only continued under the same."""
+
+
+def tokenize_task(
+    task: CollectTask, config: CollectConfig, output_dir: Path, tokenizer: PreTrainedTokenizerBase
+) -> AdapterTask:
+    """Return ``task`` with the samples that lie in ``output_dir``.
+
+    Raises:
+        LoragenTrainError: A sample is too long, or all of them are and were to be left out.
+        LoragenInferError: A file cannot be read.
+    """
+    train_file, test_file = (output_dir / part / f"{task.name}.jsonl" for part in ("train", "test"))
+    return AdapterTask(
+        name=task.name,
+        folder=output_dir / "adapters" / task.name,
+        train=_tokenize(train_file, config, tokenizer),
+        test=_tokenize(test_file, config, tokenizer),
+        decided_by={
+            "settings": records.task_settings(config, task),
+            "samples_sha256": hashlib.sha256(train_file.read_bytes()).hexdigest(),
+        },
+    )
+
+
+def joint_task(tasks: list[AdapterTask], config: CollectConfig, output_dir: Path) -> AdapterTask:
+    """Return the training of one adapter on the samples of all ``tasks``."""
+    samples = {task.name: task.decided_by["samples_sha256"] for task in tasks}
+    settings = records.task_settings(config, config.tasks[0])
+    del settings["task"]
+    return AdapterTask(
+        name="joint",
+        folder=output_dir / "joint",
+        train=[item for task in tasks for item in task.train],
+        test=[],
+        decided_by={"settings": {**settings, "tasks": samples}},
+    )
+
+
+def _tokenize(file: Path, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
+    training = config.training
+    items, num_changed = [], 0
+    for number, sample in enumerate(read_examples(file), start=1):
+        item = tokenize_example(tokenizer, sample)
+        if len(item.input_ids) > training.max_length:
+            num_changed += 1
+            if training.too_long == "error":
+                raise LoragenTrainError(
+                    f"{file}, row {number} has {len(item.input_ids)} tokens, over training.max_length, which is "
+                    f"{training.max_length}; raise it, or set training.too_long to drop or truncate."
+                )
+            if training.too_long == "drop":
+                continue
+            item = _truncate(sample, item, training.max_length, tokenizer, f"{file}, row {number}")
+        items.append(item)
+    if not items:
+        raise LoragenTrainError(
+            f"{file} has no sample of at most {training.max_length} tokens; raise training.max_length."
+        )
+    if num_changed:
+        done = "left out" if training.too_long == "drop" else "cut off"
+        logger.warning("%s: %s over training.max_length %s.", file, counted(num_changed, "sample"), done)
+    return items
+
+
+def _truncate(
+    sample: Example, item: TokenizedExample, max_length: int, tokenizer: PreTrainedTokenizerBase, where: str
+) -> TokenizedExample:
+    """Shorten the prompt at its end, where what is asked stands less often than at its start."""
+    prompt_ids = tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
+    while len(item.input_ids) > max_length:
+        # Cut text may become more tokens than it was in the whole; so once may not do.
+        prompt_ids = prompt_ids[: len(prompt_ids) - (len(item.input_ids) - max_length)]
+        prompt = str(tokenizer.decode(prompt_ids, skip_special_tokens=True))
+        if not prompt.strip():
+            raise LoragenTrainError(
+                f"{where} leaves no room for a prompt within {max_length} tokens; raise training.max_length."
+            )
+        item = tokenize_example(tokenizer, replace(sample, prompt=prompt))
+    return item

@@ -1,0 +1,60 @@
+"""Writes ``zoo.json`` of a zoo that is being collected, from what lies in its folder."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from loragen_infer.zoo import MANIFEST_NAME, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
+
+from loragen_train.configs.collect import CollectConfig, CollectTask
+from loragen_train.zoo.records import read_record
+
+__all__ = ["checkpoints_of", "write_manifest"]
+
+
+def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[str, str]) -> ZooManifest:
+    """Write what is there now, and why tasks named in ``failures`` have no adapter; hold the zoo's lock meanwhile.
+
+    What an earlier or another process noted of tasks that ``config`` or ``failures`` do not name stays.
+    """
+    known: dict[str, ZooTask] = {}
+    if (output_dir / MANIFEST_NAME).is_file():
+        known = {task.name: task for task in ZooManifest.read(output_dir).tasks}
+    described = {}
+    for task in config.tasks:
+        noted = known[task.name].failure if task.name in known else None
+        described[task.name] = _describe(task, output_dir, failures.get(task.name, noted))
+    has_base = (output_dir / "base_model").is_dir()
+    joint = checkpoints_of(output_dir / "joint")
+    manifest = ZooManifest(
+        base_model=config.base_model,
+        base_model_path="base_model" if has_base else None,
+        lora=asdict(config.lora),
+        tasks=list({**known, **described}.values()),
+        joint=path_in_zoo(joint[-1], output_dir) if joint else None,
+        folder=output_dir,
+    )
+    manifest.write()
+    return manifest
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Return the ``checkpoint-<step>`` folders in ``folder``, the earliest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
+
+
+def _describe(task: CollectTask, output_dir: Path, failure: str | None) -> ZooTask:
+    folder = output_dir / "adapters" / task.name
+    checkpoints = [] if task.held_out else checkpoints_of(folder)
+    quality = read_record(folder / "training.json").get("quality") if checkpoints else None
+    prompts, test = (output_dir / part / f"{task.name}.jsonl" for part in ("train", "test"))
+    return ZooTask(
+        name=task.name,
+        sources=task.sources,
+        held_out=task.held_out,
+        prompts=SampleFile.of(prompts, output_dir) if prompts.is_file() else None,
+        test=SampleFile.of(test, output_dir) if test.is_file() else None,
+        adapters=[path_in_zoo(checkpoint, output_dir) for checkpoint in checkpoints],
+        quality=None if quality is None else TaskQuality(**quality),
+        failure=None if checkpoints else failure,
+    )
