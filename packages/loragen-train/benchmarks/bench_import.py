@@ -45,9 +45,10 @@ def write_tasks(root: Path, num_adapters: int, *, unrelated: bool) -> None:
     for number in range(num_adapters):
         tensors = {}
         for layer in range(NUM_LAYERS):
-            for module, (num_in, num_out) in SHAPES.items():
-                initial = torch.Generator().manual_seed(hash((layer, module, number if unrelated else 0)))
-                own = torch.Generator().manual_seed(hash((layer, module, number, "own")) % 2**63)
+            for place, (module, (num_in, num_out)) in enumerate(SHAPES.items()):
+                seed = layer * len(SHAPES) + place
+                initial = torch.Generator().manual_seed(seed + (1000 * number if unrelated else 0))
+                own = torch.Generator().manual_seed(seed + 1000 * number + 500)
                 a_ri = torch.randn(R, num_in, generator=initial) + 0.2 * torch.randn(R, num_in, generator=own)
                 tensors[stem.format(layer, module, "A")] = (0.01 * a_ri).half()
                 tensors[stem.format(layer, module, "B")] = (0.001 * torch.randn(num_out, R, generator=own)).half()
