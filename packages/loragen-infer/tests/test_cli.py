@@ -38,6 +38,8 @@ class Config:
     """Nested."""
     parts: list[Section] = dataclasses.field(default_factory=list)
     """A list."""
+    names: list[str] | None = None
+    """Several."""
     limit: int | Literal["auto"] = "auto"
     """A choice."""
 
@@ -98,6 +100,24 @@ def test_options_win_over_files_and_later_files_over_earlier_ones(call, tmp_path
 def test_dashes_and_underscores_are_the_same(call, option):
     assert call(option, "x")[1].output_dir == "x"
     assert call(f"{option}=x")[1].output_dir == "x"
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--names", "a", "wrong prompts"], ["a", "wrong prompts"]),
+        (["--names", "a"], ["a"]),
+        (["--names=a"], ["a"]),
+        (["--names", "[a, b]"], ["a", "b"]),
+        (["--names=[]"], []),
+        (["--names", "null"], None),
+        (["--names", "1", "null"], ["1", "null"]),
+        (["--names+", "a", "--names+=b"], ["a", "b"]),
+    ],
+)
+def test_the_texts_of_a_list_follow_its_option(call, words, names):
+    for order in ([*words, "--output-dir", "x"], ["--output-dir", "x", *words]):
+        assert call(*order) == (0, Config(output_dir="x", names=names))
 
 
 @pytest.mark.parametrize(

@@ -149,3 +149,20 @@ def test_fit_needs_nothing_but_the_zoo(tmp_path, make, questions, capsys):
     capsys.readouterr()
     assert make.cli("fit", "--config", str(experiment / "config.yaml"), "--dry-run") == 0
     assert "2 checkpoints" in capsys.readouterr().out
+
+
+def test_what_collect_writes_can_be_trained_on(collected, tmp_path, make, capsys):
+    zoo = f"--zoo={collected.root}"
+    options = [f"--output-dir={tmp_path}/experiments", f"--data.cache-dir={tmp_path}/cache", "--data.min-gain=null"]
+    small = [
+        "--model.hidden-dim=16",
+        "--model.output-dim=16",
+        "--model.num-hyperconv-blocks=1",
+        "--model.kernel-size=1",
+    ]
+    assert make.cli("fit", zoo, *options, *small, "--training.accelerator=cpu", "--dry-run") == 0
+    assert "6 checkpoints" in capsys.readouterr().out
+    training = read_training_data(DataConfig(zoo=str(collected.root), min_gain=None))
+    assert [task.name for task in training.data.tasks] == ["sums", "spelling"]
+    assert training.held_out == ["gcd"]
+    assert len(training.test_hashes) == 12

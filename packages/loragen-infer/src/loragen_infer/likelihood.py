@@ -3,7 +3,7 @@
 Legend: B samples, S sequence length, R response tokens of all samples together, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.samples import TokenizedExample
 
-__all__ = ["pad_left", "response_nll"]
+__all__ = ["last_logits", "pad_left", "response_nll"]
 
 
 def pad_left(
@@ -28,6 +28,17 @@ def pad_left(
     attention_mask = torch.cat([mask.new_ones(len(sequences), num_before), mask], dim=1)
     tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def last_logits(model: Any, inputs: Mapping[str, Any], number: int) -> Tensor:
+    """Return the logits ``[B, number, V]`` of the last positions of ``inputs``."""
+    length = inputs["input_ids"].shape[1]
+    # Indices make a copy of the hidden states; by a number they would be sliced, and a product of a slice with frozen
+    # weights copies the weights for every sample (torch folds the batch of contiguous tensors only).
+    places = torch.arange(length - number, length, device=inputs["input_ids"].device)
+    use_cache = "past_key_values" in inputs
+    logits: Tensor = model(**inputs, logits_to_keep=places, use_cache=use_cache).logits
+    return logits
 
 
 def response_nll(model: Any, items: Sequence[TokenizedExample], *, padding: int) -> Tensor:
@@ -45,7 +56,7 @@ def response_nll(model: Any, items: Sequence[TokenizedExample], *, padding: int)
     lengths = [len(item.response_ids) for item in items]
     # Sequences end together, so the longest response's length of logits is all that is needed of a big vocabulary.
     num_logits = 1 + max(lengths)
-    logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=False).logits
+    logits_BSV = last_logits(model, inputs, num_logits)
     # The logits at one position predict the next token.
     places = [(row, num_logits - 1 - length + step) for row, length in enumerate(lengths) for step in range(length)]
     rows_R, steps_R = torch.tensor(places, device=logits_BSV.device).T

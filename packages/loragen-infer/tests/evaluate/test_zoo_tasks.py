@@ -68,8 +68,9 @@ def test_evaluate_needs_nothing_but_the_zoo_and_a_model(listed, folder, model, t
     assert (written["config"]["zoo"], written["config"]["tasks"]) == (str(folder), [])
     capsys.readouterr()
     # Options and files go with it; what is finished is not scored again.
-    (tmp_path / "e.yaml").write_text("rows: [base, generated]\nnum_examples: 1\n", encoding="utf-8")
-    assert main(["evaluate", *words, "--config", str(tmp_path / "e.yaml"), "--zoo-tasks=held-out", "--json"]) == 0
+    (tmp_path / "e.yaml").write_text("rows: [own]\nnum_examples: 1\n", encoding="utf-8")
+    chosen = ["--rows", "base", "generated", "--zoo-tasks=held-out", "--json"]
+    assert main(["evaluate", *words, "--config", str(tmp_path / "e.yaml"), *chosen]) == 0
     (task,) = json.loads(capsys.readouterr().out)["tasks"]
     assert (task["task"], list(task["scores"])) == ("new", ["base", "generated"])
     assert task["scores"]["base"]["num_examples"] == 1

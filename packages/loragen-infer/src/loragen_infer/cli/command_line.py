@@ -6,13 +6,14 @@ package: whoever runs a command line hands over the errors and the loggers that 
 
 import argparse
 import dataclasses
-import itertools
+import json
 import logging
 import os
 import re
 import sys
 import typing
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,15 +113,20 @@ def _make_parser(command: Command, *, has_options: bool) -> "_Parser":
 
 
 def _arrange(words: Sequence[str], parser: "_Parser", short_names: Mapping[str, str]) -> list[str]:
-    """Spell options as the parser knows them, and put files before sections before options, so that these win."""
+    """Spell options as the parser knows them, and put files before sections before options, so that these win.
+
+    The texts of a list may follow its option one by one: ``--rows base generated``.
+    """
     known = {name.replace("-", "_"): name for name in parser._option_string_actions}
     known |= {name.replace("-", "_"): name for name in short_names}
+    lists = {name for name, action in parser._option_string_actions.items() if _is_list_of_texts(action)}
     sections = {name.rpartition(".")[0] for name in known.values() if not name.endswith(".help")}
     files: list[str] = []
     whole_sections: list[str] = []
     others: list[str] = []
-    rest = iter(words)
-    for word in rest:
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
         if word == "--":
             others += [word, *rest]
         elif not word.startswith("--"):
@@ -130,10 +136,26 @@ def _arrange(words: Sequence[str], parser: "_Parser", short_names: Mapping[str, 
             option = _spell(head, known)
             option = short_names.get(option, option)
             chosen = files if option == "--config" else whole_sections if option in sections else others
+            if option in lists:
+                texts = [value] if equals else []
+                while not equals and rest and not rest[0].startswith("--"):
+                    texts.append(rest.popleft())
+                equals, value = ("=", _as_list(texts)) if texts else ("", "")
             chosen.append(f"{option}{equals}{value}")
-            if chosen is not others and not equals:
-                chosen += itertools.islice(rest, 1)
+            if chosen is not others and not equals and rest:
+                chosen.append(rest.popleft())
     return files + whole_sections + others
+
+
+def _is_list_of_texts(action: argparse.Action) -> bool:
+    kind = getattr(action, "_typehint", None)
+    return list[str] in (kind, *typing.get_args(kind))
+
+
+def _as_list(texts: list[str]) -> str:
+    """The YAML of a list of texts; one that is written as YAML already stays as it is."""
+    is_yaml = len(texts) == 1 and (texts[0] == "null" or texts[0].startswith("["))
+    return texts[0] if is_yaml else json.dumps(texts)
 
 
 def _spell(head: str, known: Mapping[str, str]) -> str:

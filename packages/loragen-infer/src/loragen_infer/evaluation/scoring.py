@@ -22,7 +22,7 @@ import torch
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.examples import TestExample
-from loragen_infer.likelihood import pad_left
+from loragen_infer.likelihood import last_logits, pad_left
 from loragen_infer.samples import Example, TokenizedExample, batches_by_length, num_common_tokens, tokenize_example
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Scorer:
             inputs["past_key_values"].batch_repeat_interleave(len(items))
         # Sequences end together, so the longest answer's length of logits is all that is needed of a big vocabulary.
         num_logits = 1 + max(len(item.input_ids) - item.num_prompt_tokens for item in items)
-        logits_BSV = model(**inputs, logits_to_keep=num_logits, use_cache=common is not None).logits.float()
+        logits_BSV = last_logits(model, inputs, num_logits).float()
         for item, logits_SV in zip(items, logits_BSV, strict=True):
             answer_S = torch.tensor(item.input_ids[item.num_prompt_tokens :], device=logits_SV.device)
             # The logits at one position predict the next token.
