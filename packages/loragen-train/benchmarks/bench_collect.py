@@ -149,9 +149,11 @@ def main() -> None:
             folder.mkdir()
             frozen = load_frozen(config, folder, fabric)
             tasks = read_tasks(config, folder, frozen.tokenizer)
+            frozen.choose_attention([task.train for task in tasks])
             print(f"collect in {precision}")
-            compare(options.rounds, precision, tasks, partial(train_plainly, base=base, steps=options.steps),
-                    partial(train_at_once, frozen=frozen, config=config, fabric=fabric, steps=options.steps))  # fmt: skip
+            plain = partial(train_plainly, base=base, steps=options.steps)
+            ours = partial(train_at_once, frozen=frozen, config=config, fabric=fabric, steps=options.steps)
+            compare(options.rounds, precision, tasks, plain, ours)
             del frozen
     if fabric.device.type == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")

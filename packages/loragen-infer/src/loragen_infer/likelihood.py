@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.samples import TokenizedExample
 
-__all__ = ["last_logits", "pad_left", "response_nll"]
+__all__ = ["last_logits", "pad_left", "read_prefix", "response_nll"]
 
 
 def pad_left(
@@ -32,27 +32,56 @@ def pad_left(
 
 def last_logits(model: Any, inputs: Mapping[str, Any], number: int) -> Tensor:
     """Return the logits ``[B, number, V]`` of the last positions of ``inputs``."""
-    length = inputs["input_ids"].shape[1]
-    # Indices make a copy of the hidden states; by a number they would be sliced, and a product of a slice with frozen
-    # weights copies the weights for every sample (torch folds the batch of contiguous tensors only).
-    places = torch.arange(length - number, length, device=inputs["input_ids"].device)
     use_cache = "past_key_values" in inputs
-    logits: Tensor = model(**inputs, logits_to_keep=places, use_cache=use_cache).logits
+    logits: Tensor = model(**inputs, logits_to_keep=_last(number, inputs["input_ids"]), use_cache=use_cache).logits
     return logits
 
 
-def response_nll(model: Any, items: Sequence[TokenizedExample], *, padding: int) -> Tensor:
+def _last(number: int, input_ids_BS: Tensor) -> Tensor:
+    """The last positions, as indices: by their number the hidden states would be sliced, and a product of a slice with
+    frozen weights copies the weights for every sample (torch folds the batch of contiguous tensors only)."""
+    length = input_ids_BS.shape[1]
+    return torch.arange(length - number, length, device=input_ids_BS.device)
+
+
+def read_prefix(model: Any, prefix: Sequence[int], *, num_rows: int = 1) -> Any:
+    """Return a model's keys and values of ``prefix``, ``num_rows`` times, to go on from in :func:`response_nll`.
+
+    Gradients pass through them. None where there is no prefix, or where the model cannot go on from what it keeps.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    if not prefix:
+        return None
+    rows_BP = torch.tensor([list(prefix)] * num_rows, device=model.device)
+    cache = model(rows_BP, logits_to_keep=_last(1, rows_BP), use_cache=True).past_key_values
+    # A cache of another kind forgets (sliding windows) or holds a state that padding would change.
+    is_plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return cache if is_plain else None
+
+
+def response_nll(
+    model: Any, items: Sequence[TokenizedExample], *, padding: int, cache: Any = None, num_read: int = 0
+) -> Tensor:
     """Return the negative log-likelihood of each item's response, summed over its tokens.
 
     Args:
         model: A causal language model.
         items: The samples of one batch.
         padding: Token id that shorter sequences are filled up with; any will do.
+        cache: The model's keys and values of the first ``num_read`` tokens, which all items begin with; appended to.
+        num_read: Fewer than any item's prompt has.
 
     Returns:
         ``[B]``, float32, in nats; gradients pass through it.
     """
-    inputs = pad_left([item.input_ids for item in items], padding=padding, device=model.device)
+    inputs: dict[str, Any] = dict(
+        pad_left(
+            [item.input_ids[num_read:] for item in items], padding=padding, device=model.device, num_before=num_read
+        )
+    )
+    if cache is not None:
+        inputs["past_key_values"] = cache
     lengths = [len(item.response_ids) for item in items]
     # Sequences end together, so the longest response's length of logits is all that is needed of a big vocabulary.
     num_logits = 1 + max(lengths)

@@ -22,7 +22,7 @@ import torch
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.examples import TestExample
-from loragen_infer.likelihood import last_logits, pad_left
+from loragen_infer.likelihood import last_logits, pad_left, read_prefix
 from loragen_infer.samples import Example, TokenizedExample, batches_by_length, num_common_tokens, tokenize_example
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Scorer:
         """Return the scores of ``model``, a causal language model in eval mode, with or without an adapter."""
         nll = [0.0] * len(self._items)
         exact = [False] * len(self._items)
-        common = self._read_common(model)
+        common = read_prefix(model, self._items[0].input_ids[: self._num_common])
         for batch in self._batches:
             scored = self._score_batch(model, [self._items[index] for index in batch], common)
             for index, (nll[index], exact[index]) in zip(batch, scored, strict=True):
@@ -129,18 +129,6 @@ class Scorer:
             exact=tuple(exact[index] for index in responses),
             correct=correct,
         )
-
-    def _read_common(self, model: Any) -> Any:
-        """The model's keys and values of what all prompts begin with; None where they cannot be used again."""
-        from transformers.cache_utils import DynamicCache, DynamicLayer
-
-        if self._num_common == 0:
-            return None
-        common_1P = torch.tensor([self._items[0].input_ids[: self._num_common]], device=model.device)
-        cache = model(common_1P, logits_to_keep=1, use_cache=True).past_key_values
-        # A cache of another kind forgets (sliding windows) or holds a state that padding would change.
-        is_plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
-        return cache if is_plain else None
 
     def _score_batch(self, model: Any, items: list[TokenizedExample], common: Any) -> Iterator[tuple[float, bool]]:
         """Yield each item's summed NLL over its answer tokens, and whether all of them are the most likely ones."""

@@ -1,6 +1,7 @@
 """The frozen language model of a zoo, with room for adapters, and the one initialisation that all of them grow from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from lightning.fabric import Fabric
 from lora_tokenizer import LoraAdapter, read_adapter
 from loragen_infer.adapters import AdapterStack, BatchedLora
 from loragen_infer.files import atomic_folder, write_json
-from loragen_infer.likelihood import response_nll
+from loragen_infer.likelihood import read_prefix, response_nll
 from loragen_infer.models.base_model import load_base_model, save_base_model
 from loragen_infer.models.locate import hub_name, locate_model
-from loragen_infer.samples import TokenizedExample
+from loragen_infer.samples import TokenizedExample, num_common_tokens
 from loragen_infer.words import nearest
 from loragen_infer.zoo import TaskQuality
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -28,6 +30,8 @@ __all__ = ["INITIAL", "FrozenModel", "load_frozen"]
 
 INITIAL = "initial_adapter"
 """The folder of the initialisation."""
+# Tokens; where the two implementations of attention take as long.
+_SHORT = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +46,56 @@ class FrozenModel:
     """The initialisation of every adapter."""
     tokens_per_pass: int
     """Most tokens, padding included, that go through the model at once."""
+    attention: str
+    """The implementation of attention that the model came with."""
 
-    @property
-    def padding(self) -> int:
-        """Token id that shorter sequences are filled up with."""
-        return int(self.tokenizer.pad_token_id or 0)
+    def choose_attention(self, tasks: Iterable[Sequence[TokenizedExample]]) -> None:
+        """Take the implementation of attention that is fastest for samples of this length."""
+        longest = max((len(item.input_ids) for task in tasks for item in task), default=0)
+        # On a CPU the backward pass of the fused one takes several times that of plain products for short sequences;
+        # for long ones these take too much memory.
+        is_plain = self.model.device.type == "cpu" and longest <= _SHORT
+        self.model.set_attn_implementation("eager" if is_plain else self.attention)
+
+    def num_shared(self, tasks: Iterable[Sequence[TokenizedExample]], *, dropout: float = 0.0) -> int:
+        """Return how many tokens all prompts begin with that an adapter has to read once only for all its samples."""
+        if dropout or self.model.is_gradient_checkpointing:
+            return 0  # each sample draws its own zeros; and checkpoints keep no keys and values
+        # The last token of a prompt, which predicts the response, is each sample's own.
+        return num_common_tokens(item.input_ids[: item.num_prompt_tokens][:-1] for task in tasks for item in task)
+
+    @contextmanager
+    def response_nll(
+        self,
+        adapters: AdapterStack | None,
+        samples: Sequence[Sequence[TokenizedExample]],
+        *,
+        num_shared: int,
+        dropout: float = 0.0,
+    ) -> Iterator[Tensor]:
+        """Yield the summed NLL of each sample's response, ``[B]``: of all samples of the first adapter, and so on.
+
+        A backward pass belongs into the block. Without adapters it is that of the model alone.
+        """
+
+        def applied(num_samples: list[int]) -> AbstractContextManager[None]:
+            if adapters is None:
+                return nullcontext()
+            return self.batched.applied(adapters, num_samples=num_samples, dropout=dropout)
+
+        num_samples = [len(of_adapter) for of_adapter in samples]
+        items = [item for of_adapter in samples for item in of_adapter]
+        with applied([1] * len(samples)):
+            cache = read_prefix(self.model, items[0].input_ids[:num_shared], num_rows=len(samples))
+        if cache is None:
+            num_shared = 0
+        elif len(set(num_samples)) == 1:
+            cache.batch_repeat_interleave(num_samples[0])
+        else:
+            counts = torch.tensor(num_samples, device=self.model.device)
+            cache.batch_select_indices(torch.arange(len(samples), device=self.model.device).repeat_interleave(counts))
+        with applied(num_samples):
+            yield response_nll(self.model, items, padding=self._padding, cache=cache, num_read=num_shared)
 
     @torch.inference_mode()
     def judge(self, adapters: AdapterStack, tests: Sequence[Sequence[TokenizedExample]]) -> list[TaskQuality | None]:
@@ -56,22 +105,25 @@ class FrozenModel:
         """
         judged = [index for index, test in enumerate(tests) if test]
         totals = {index: [0.0, 0.0] for index in judged}
-        lengths = [[len(item.input_ids) for item in tests[index]] for index in judged]
+        num_shared = self.num_shared(tests)
+        lengths = [[len(item.input_ids) - num_shared for item in tests[index]] for index in judged]
         for part in passes(lengths, self.tokens_per_pass):
             chosen = [judged[place] for place in part.adapters]
-            num_samples = [len(rows) for rows in part.rows]
-            items = [tests[index][row] for index, rows in zip(chosen, part.rows, strict=True) for row in rows]
-            with self.batched.applied(adapters.select(chosen), num_samples=num_samples):
-                adapted_B = response_nll(self.model, items, padding=self.padding)
-            base_B = response_nll(self.model, items, padding=self.padding)
-            for place, nll_B in enumerate((adapted_B, base_B)):
-                for index, of_adapter in zip(chosen, torch.split(nll_B, num_samples), strict=True):
+            samples = [[tests[index][row] for row in rows] for index, rows in zip(chosen, part.rows, strict=True)]
+            for place, used in enumerate((adapters.select(chosen), None)):
+                with self.response_nll(used, samples, num_shared=num_shared) as nll_B:
+                    of_adapters = torch.split(nll_B, [len(rows) for rows in part.rows])
+                for index, of_adapter in zip(chosen, of_adapters, strict=True):
                     totals[index][place] += float(of_adapter.sum())
         qualities: list[TaskQuality | None] = [None] * len(tests)
         for index, (nll, base_nll) in totals.items():
             num_tokens = sum(len(item.response_ids) for item in tests[index])
             qualities[index] = TaskQuality(nll=nll / num_tokens, base_nll=base_nll / num_tokens)
         return qualities
+
+    @property
+    def _padding(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
 
 
 def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> FrozenModel:
@@ -109,6 +161,7 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
         tokenizer=tokenizer,
         batched=BatchedLora(model, initial.modules),
         initial=initial,
+        attention=model.config._attn_implementation,
         tokens_per_pass=(2048 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
     )
 

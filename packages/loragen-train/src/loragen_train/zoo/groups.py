@@ -70,6 +70,7 @@ def train_group(
         "num_steps": num_steps,
     }
     _begin(folder, begun)
+    frozen.choose_attention([items for task in tasks for items in (task.train, task.test)])
     trained = train_adapters(tasks, frozen, config, num_steps=num_steps, folder=folder, fabric=fabric)
     failures = {}
     judged = frozen.judge(trained.last, [task.test for task in tasks])

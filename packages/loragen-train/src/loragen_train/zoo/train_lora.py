@@ -21,7 +21,6 @@ from lora_tokenizer import LoraAdapter
 from loragen_infer.adapters import AdapterStack
 from loragen_infer.errors import reason_of
 from loragen_infer.files import atomic_file
-from loragen_infer.likelihood import response_nll
 from loragen_infer.progress import ProgressBar
 from loragen_infer.samples import TokenizedExample
 from safetensors.torch import load_file, save_file
@@ -116,6 +115,7 @@ class _Run:
         self._frozen, self._dropout, self._folder, self._fabric = frozen, config.lora.lora_dropout, folder, fabric
         self._num_steps, self._save_every, self._keep_last = num_steps, training.save_every, training.keep_last
         self._batches = [_batches(task.train, training.batch_size, num_steps, config.seed) for task in tasks]
+        self._num_shared = frozen.num_shared([task.train for task in tasks], dropout=self._dropout)
         torch.manual_seed(config.seed)  # of dropout
         self._adapters = _copies(frozen.initial, len(tasks), fabric.device)
         self._weights = [*self._adapters.a_Kri.values(), *self._adapters.b_Kor.values()]
@@ -169,15 +169,15 @@ class _Run:
         device, frozen = self._fabric.device, self._frozen
         num_tokens_K = torch.tensor([sum(len(item.response_ids) for item in batch) for batch in batches]).to(device)
         loss_K = torch.zeros(len(batches), device=device)
-        for part in passes([[len(item.input_ids) for item in batch] for batch in batches], frozen.tokens_per_pass):
+        lengths = [[len(item.input_ids) - self._num_shared for item in batch] for batch in batches]
+        for part in passes(lengths, frozen.tokens_per_pass):
             samples = [[batches[index][row] for row in rows] for index, rows in zip(*part, strict=True)]
             num_samples = [len(of_adapter) for of_adapter in samples]
             adapter_B = torch.tensor(part.adapters).repeat_interleave(torch.tensor(num_samples)).to(device)
             is_whole = len(part.adapters) == len(batches)
             adapters = self._adapters if is_whole else self._adapters.select(part.adapters)
-            with frozen.batched.applied(adapters, num_samples=num_samples, dropout=self._dropout):
-                items = [item for of_adapter in samples for item in of_adapter]
-                loss_B = response_nll(frozen.model, items, padding=frozen.padding) / num_tokens_K[adapter_B]
+            with frozen.response_nll(adapters, samples, num_shared=self._num_shared, dropout=self._dropout) as nll_B:
+                loss_B = nll_B / num_tokens_K[adapter_B]
                 self._fabric.backward(loss_B.sum())
             loss_K.index_add_(0, adapter_B, loss_B.detach())
         return loss_K
