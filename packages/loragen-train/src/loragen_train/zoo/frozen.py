@@ -162,7 +162,7 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
         batched=BatchedLora(model, initial.modules),
         initial=initial,
         attention=model.config._attn_implementation,
-        tokens_per_pass=(2048 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
+        tokens_per_pass=(1024 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
     )
 
 
