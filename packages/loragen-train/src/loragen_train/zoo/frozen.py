@@ -85,8 +85,10 @@ class FrozenModel:
 
         num_samples = [len(of_adapter) for of_adapter in samples]
         items = [item for of_adapter in samples for item in of_adapter]
-        with applied([1] * len(samples)):
-            cache = read_prefix(self.model, items[0].input_ids[:num_shared], num_rows=len(samples))
+        cache = None
+        if num_shared:
+            with applied([1] * len(samples)):
+                cache = read_prefix(self.model, items[0].input_ids[:num_shared], num_rows=len(samples))
         if cache is None:
             num_shared = 0
         elif len(set(num_samples)) == 1:
@@ -144,7 +146,9 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
         _check_target_modules(config, model)
         _write_initial(config, model, name, folder)
     precision = records.decide_precision(config, output_dir)
-    torch.nn.Module.to(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+    for parameter in model.parameters():
+        # No buffers: rotary frequencies in bfloat16 would turn far positions by other angles than the model knows.
+        parameter.data = parameter.data.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     if training.device_map is None:
         torch.nn.Module.to(model, fabric.device)
     if training.gradient_checkpointing:
