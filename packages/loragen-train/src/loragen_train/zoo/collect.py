@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lightning.fabric import Fabric
+from lora_tokenizer.io.atomic import clear_leftovers
 from loragen_infer.errors import LoragenInferError, is_out_of_memory
 from loragen_infer.files import TakenError, locked, write_jsonl
 from loragen_infer.words import counted
@@ -61,6 +62,8 @@ class _Collection:
         missing = [task for task in wanted if task not in kept]
         # What all share is made by one process at a time.
         with locked(self._folder, None):
+            if (self._folder / "adapters").is_dir():
+                clear_leftovers(self._folder / "adapters")  # of runs that were killed
             if missing and (self._folder / INITIAL).is_dir():
                 records.check_settings(self._folder / INITIAL / "settings.json", records.shared_settings(self._config))
             self._write_samples([task for task in self._mine if task.held_out or task in missing])
@@ -116,9 +119,9 @@ class _Collection:
         for group in [*groups, *plan_groups(rest, size)]:
             with ExitStack() as held:
                 claimed = [task for task in group if self._claim(task.name, held)]
-                if group in groups:
+                if [task.name for task in group] in begun_groups(self._folder / "unfinished"):
                     claimed = claimed if len(claimed) == len(group) else []
-                else:
+                else:  # another process may have come to the end of it in the meantime
                     claimed = [task for task in claimed if not task.folder.is_dir()]
                 if claimed:
                     self._train_group(claimed, frozen, fabric)
@@ -193,6 +196,8 @@ def _summary(failures: Mapping[str, str], num_tasks: int, manifest: Path) -> str
 def _draw_losses(adapters: Path, path: Path) -> None:
     """Draw the loss curves in ``adapters/<task>/training.json``."""
     curves = {file.parent.name: records.read_record(file)["loss"] for file in sorted(adapters.glob("*/training.json"))}
+    if not curves:
+        return
     with saved_figure(path, width=8.6, height=4.2) as figure:
         axes = figure.add_subplot()
         for index, (task, rows) in enumerate(curves.items()):
