@@ -14,12 +14,12 @@ import torch
 from lora_tokenizer import find_adapters, read_adapter
 from loragen_infer.models.base_model import load_base_model
 from loragen_train import LoragenTrainError
-from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
+from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.zoo import records
 from loragen_train.zoo.collect import collect
 from peft import PeftModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 WEIGHTS = "adapter_model.safetensors"
 

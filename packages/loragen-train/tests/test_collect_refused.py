@@ -1,13 +1,11 @@
 """What collect refuses: other settings, another base model, folders that are not its own, damaged records."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from loragen_train import LoragenTrainError
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.zoo.collect import collect
