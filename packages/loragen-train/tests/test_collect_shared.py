@@ -10,6 +10,7 @@ import pytest
 from loragen_infer.files import locked
 from loragen_infer.zoo import ZooManifest
 from loragen_train.configs.collect import CollectConfig, CollectTask
+from loragen_train.zoo import collect as collect_module
 from loragen_train.zoo.collect import collect
 from loragen_train.zoo.process import share_of_tasks
 
@@ -71,7 +72,24 @@ def assert_complete(config: CollectConfig, *, joint: bool = False) -> None:
     assert [path for path in (root / "adapters").iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.3])
+def test_a_process_that_sets_up_keeps_no_task_from_another(config, monkeypatch):
+    """Reading sources takes long; a process that is past that trains what it likes in the meantime."""
+    write_jsonl = collect_module.write_jsonl
+    others = []
+
+    def write(path, rows):
+        write_jsonl(path, rows)
+        for task in config.tasks:
+            if task.name != path.stem:
+                with locked(Path(config.output_dir) / ".locks", "", name=f"{task.name}.lock"):
+                    others.append(task.name)
+
+    monkeypatch.setattr(collect_module, "write_jsonl", write)
+    collect(replace(config, tasks=config.tasks[:3]))
+    assert len(set(others)) == 9
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.5])
 def test_two_processes_share_the_tasks_and_train_none_twice(make, config, pause):
     names = sorted(task.name for task in config.tasks if not task.held_out)
     processes = [make.collect(config, code=WATCH.format(pause=pause)) for _ in range(2)]

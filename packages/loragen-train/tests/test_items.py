@@ -102,12 +102,15 @@ def test_what_is_too_long_decides_the_weights_but_an_old_zoo_goes_on(tokenizer, 
 
 def test_the_joint_task_has_the_samples_of_all(tokenizer, tmp_path, make):
     config = config_of()
-    tasks = [
-        replace(tokenize(config, tokenizer, tmp_path / name, make, [Example(prompt=name, response=name)]), name=name)
-        for name in ("a", "b")
-    ]
+    config = replace(config, tasks=[replace(config.tasks[0], name=name) for name in ("a", "b")])
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            make.samples(tmp_path / part / f"{name}.jsonl", [f"{name}{number}" for number in range(2)])
+    tasks = [tokenize_task(task, config, tmp_path, tokenizer) for task in config.tasks]
     joint = joint_task(tasks, config, tmp_path)
     assert joint.train == [*tasks[0].train, *tasks[1].train]
+    assert joint.test == []
     assert joint.folder == tmp_path / "joint"
-    assert list(joint.decided_by["settings"]["tasks"]) == ["a", "b"]
-    assert "task" not in joint.decided_by["settings"]
+    settings = joint.decided_by["settings"]
+    assert settings["tasks"] == {task.name: task.decided_by["samples_sha256"] for task in tasks}
+    assert "task" not in settings

@@ -25,7 +25,7 @@ from loragen_train.prompts.splits import read_all_samples
 from loragen_train.zoo import records
 from loragen_train.zoo.frozen import INITIAL, FrozenModel, load_frozen
 from loragen_train.zoo.groups import begun_groups, plan_groups, train_group
-from loragen_train.zoo.items import AdapterTask, joint_task, tokenize_task
+from loragen_train.zoo.items import AdapterTask, joint_settings, joint_task, tokenize_task
 from loragen_train.zoo.manifest import write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks
 
@@ -74,8 +74,8 @@ class _Collection:
             write_manifest(self._config, self._folder, self._failures)
         if frozen is not None:
             self._train(missing, frozen, fabric)
-            if self._config.joint:
-                self._train_joint(frozen, fabric)
+        if self._config.joint:
+            self._train_joint(frozen, fabric)
         if kept:
             logger.info("There already: the adapters of %s.", ", ".join(task.name for task in kept))
         with locked(self._folder, None):
@@ -95,10 +95,11 @@ class _Collection:
 
     def _write_samples(self, tasks: list[CollectTask]) -> None:
         """Read every source before the first step, so that all that is wrong with them is known then."""
-        with ExitStack() as held:
-            # What another process trains on stays as it is.
-            free = [task for task in tasks if self._claim(task.name, held)]
-            for task, samples in read_all_samples(free, seed=self._config.seed):
+        for task, samples in read_all_samples(tasks, seed=self._config.seed):
+            with ExitStack() as held:
+                # What another process trains on, or has come to the end of by now, stays as it is.
+                if not self._claim(task.name, held) or (self._folder / "adapters" / task.name).is_dir():
+                    continue
                 if isinstance(samples, str):
                     self._fail(task.name, samples)
                     continue
@@ -151,18 +152,21 @@ class _Collection:
         with locked(self._folder, None):
             write_manifest(self._config, self._folder, self._failures)
 
-    def _train_joint(self, frozen: FrozenModel, fabric: Fabric) -> None:
-        """Train one adapter on all tasks, where there is none yet and each of them has its own."""
+    def _train_joint(self, frozen: FrozenModel | None, fabric: Fabric) -> None:
+        """Train one adapter on all tasks, where each of them has its own, or see that the one there is theirs."""
         trained = [task for task in self._config.tasks if not task.held_out]
         if missing := [task.name for task in trained if not (self._folder / "adapters" / task.name).is_dir()]:
             logger.warning("No joint adapter is trained as long as tasks have none: %s.", ", ".join(missing))
             return
-        ready = [task for known in trained if (task := self._tokenize(known, frozen))]
-        joint = joint_task(ready, self._config, self._folder)
-        with ExitStack() as held:
-            if self._claim(".joint", held) and not joint.folder.is_dir():
-                self._train_group([joint], frozen, fabric, num_steps=self._config.training.max_steps * len(ready))
-        records.check_settings(joint.folder / "training.json", joint.decided_by["settings"])
+        folder = self._folder / "joint"
+        if frozen is not None and not folder.is_dir():
+            ready = [task for known in trained if (task := self._tokenize(known, frozen))]
+            with ExitStack() as held:
+                if len(ready) == len(trained) and self._claim(".joint", held) and not folder.is_dir():
+                    joint = joint_task(ready, self._config, self._folder)
+                    self._train_group([joint], frozen, fabric, num_steps=self._config.training.max_steps * len(ready))
+        if folder.is_dir():
+            records.check_settings(folder / "training.json", joint_settings(trained, self._config, self._folder))
 
     def _tokenize(self, task: CollectTask, frozen: FrozenModel) -> AdapterTask | None:
         try:
