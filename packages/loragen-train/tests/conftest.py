@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 # No timings are asserted, not even hypothesis' own: a machine may be busy.
 settings.register_profile("loragen-train", deadline=None)
 settings.load_profile("loragen-train")
@@ -112,6 +115,25 @@ def make_manifest(
     return manifest
 
 
+def read_weights(folder: Path) -> dict[str, bytes]:
+    """The bytes of every adapter at and below ``folder``, by its place there."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("adapter_model.safetensors")}
+
+
+def collect_process(config: CollectConfig, *words: str, code: str = "", **variables: str) -> subprocess.Popen[str]:
+    """``loragen-train collect`` in a process of its own, with ``code`` before it."""
+    start = (
+        f"import sys\n{code}\n"
+        "from loragen_train.cli.main import main\n"
+        "sys.exit(main(['collect', '--config', *sys.argv[1:]]))\n"
+    )
+    file = Path(config.output_dir).with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **variables}
+    command = [sys.executable, "-c", start, str(file), *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def run_cli(*words: str) -> int:
     """The exit code of ``loragen-train`` with ``words``, whichever way it ends."""
     try:
@@ -126,10 +148,12 @@ def make() -> SimpleNamespace:
     return SimpleNamespace(
         adapter=make_adapter,
         cli=run_cli,
+        collect=collect_process,
         manifest=make_manifest,
         read=read_rows,
         rows=write_rows,
         samples=write_samples,
+        weights=read_weights,
         zoo=make_zoo,
     )
 

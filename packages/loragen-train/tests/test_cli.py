@@ -121,10 +121,10 @@ def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
 
 
 def test_an_interrupted_collect_exits_130(make, collect_yaml, tmp_path, capsys, monkeypatch):
-    def stop(self, args, state, control, **kwargs):
+    def stop(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_lora._StepProgress, "on_step_end", stop)
+    monkeypatch.setattr(train_lora._Run, "advance", stop)
     assert make.cli("collect", "--config", collect_yaml) == 130
     assert not (tmp_path / "zoo" / "adapters").exists()
 

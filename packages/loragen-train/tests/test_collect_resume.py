@@ -1,91 +1,94 @@
 """Collecting that is stopped at any moment, in this process or in another, and goes on to the same bits."""
 
+import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-import yaml
-from loragen_infer import LoragenInferError
+from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
-from loragen_train.configs.collect import CollectConfig
+from loragen_train.configs.collect import CollectConfig, CollectTask
+from loragen_train.zoo import groups, train_lora
 from loragen_train.zoo.collect import collect
-from transformers import Trainer
 
-WEIGHTS = "adapter_model.safetensors"
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob(WEIGHTS)}
+# Their trainings take the same course, but for time.
+TIMES = ("seconds", "cpu_seconds", "tokens_per_second")
+# A step that takes its time, so that a signal finds the training where it is meant to.
+SLOW = """
+import time
+from loragen_train.zoo import train_lora
+advance = train_lora._Run.advance
+def slow(self):
+    time.sleep(0.3)
+    advance(self)
+train_lora._Run.advance = slow
+"""
 
 
 @pytest.fixture(scope="module")
-def config(collect_config) -> CollectConfig:
-    return collect_config
+def config(tmp_path_factory, make, questions, collect_config) -> CollectConfig:
+    """Eight tasks, trained at once and with dropout, so that the state of the random numbers matters too."""
+    root = tmp_path_factory.mktemp("eight")
+    tasks = []
+    for name in ("sums", "spelling", "capitals", "more"):
+        for half in range(2):
+            file = make.samples(root / f"{name}{half}.jsonl", questions[name][24 * half : 24 * half + 24])
+            tasks.append(CollectTask(name=f"{name}{half}", source=str(file), num_train=16, num_test=4))
+    return replace(collect_config, output_dir=str(root / "zoo"), tasks=tasks)
 
 
 @pytest.fixture(scope="module")
-def zoo(collected) -> SimpleNamespace:
-    return collected
+def zoo(config) -> SimpleNamespace:
+    """What an undisturbed run makes."""
+    return SimpleNamespace(root=Path(config.output_dir), folders=collect(config))
+
+
+@pytest.fixture
+def same(make, zoo):
+    """Check that a folder holds what an undisturbed run makes, and nothing else."""
+
+    def check(root: Path) -> None:
+        assert make.weights(root) == make.weights(zoo.root)
+        for folder in zoo.folders:
+            was, now = (
+                json.loads((place / "adapters" / folder.name / "training.json").read_text())
+                for place in (zoo.root, root)
+            )
+            assert {key: value for key, value in was.items() if key not in TIMES} == {
+                key: value for key, value in now.items() if key not in TIMES
+            }
+        assert ZooManifest.read(root).tasks == ZooManifest.read(zoo.root).tasks
+        assert not (root / "unfinished").exists()
+        assert sorted(path.name for path in (root / "adapters").iterdir()) == sorted(path.name for path in zoo.folders)
+
+    return check
 
 
 def with_output(config: CollectConfig, folder: Path, **changes: object) -> CollectConfig:
     return replace(config, output_dir=str(folder), **changes)
 
 
-def run_collect(config: CollectConfig, *, code: str = "") -> subprocess.Popen:
-    """``loragen-train collect`` in a process of its own, with `code` before it."""
-    start = (
-        f"import sys\n{code}\n"
-        "from loragen_train.cli.main import main\n"
-        "sys.exit(main(['collect', '--config', sys.argv[1]]))\n"
-    )
-    file = Path(config.output_dir).with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(asdict(config)))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-c", start, str(file)]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def stopped_at_its_end(self, *args, train=Trainer._inner_training_loop, **kwargs):
-    train(self, *args, **kwargs)
-    raise KeyboardInterrupt
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(pattern: str, root: Path, process: subprocess.Popen) -> Path:
     deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
+    while not (found := list(root.glob(pattern))) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
-    assert path.exists()
-
-
-# A step that takes its time, so that a signal finds the training where it is meant to.
-SLOW = (
-    "import time\n"
-    "from loragen_train.zoo import train_lora\n"
-    "step_end = train_lora._StepProgress.on_step_end\n"
-    "def slow(self, *args, **kwargs):\n"
-    "    time.sleep(0.3)\n"
-    "    step_end(self, *args, **kwargs)\n"
-    "train_lora._StepProgress.on_step_end = slow\n"
-)
+    return found[0]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(zoo, config, tmp_path, sent):
-    config = with_output(config, tmp_path / "zoo")
-    process = run_collect(config, code=SLOW)
+def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(make, config, tmp_path, sent, same):
+    root = tmp_path / "zoo"
+    config = with_output(config, root)
+    process = make.collect(config, code=SLOW)
     try:
-        wait_for(tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-4" / "work.json", process)
+        checkpoint = wait_for("unfinished/adapters.*/checkpoint-4.safetensors", root, process)
         process.send_signal(sent)
         _, said = process.communicate(timeout=60)
     finally:
@@ -94,74 +97,127 @@ def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(zoo, confi
         assert process.returncode == 130
         assert said.strip().splitlines()[-1] == "loragen-train collect: interrupted; what is finished is kept."
         assert "Traceback" not in said
-    assert [path.name for path in (tmp_path / "zoo" / "adapters").iterdir()] == ["sums"]
-    # A checkpoint that was being written is no checkpoint.
-    half = tmp_path / "zoo" / "unfinished" / "spelling" / "checkpoint-10"
-    half.mkdir(exist_ok=True)
-    (half / "adapter_model.safetensors").write_bytes(b"half")
+    assert not (root / "adapters").exists()
+    assert sorted(file.name for file in checkpoint.parent.iterdir() if not file.name.startswith(".")) == [
+        "begun.json", *sorted(file.name for file in checkpoint.parent.glob("checkpoint-*")), "state.ckpt"
+    ]  # fmt: skip
+    # A checkpoint that was written just before the state was to be is no part of it.
+    checkpoint.with_name("checkpoint-10.safetensors").write_bytes(b"half")
 
-    process = run_collect(config)
+    process = make.collect(config)
     out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert re.search(r"spelling: going on after step (4|6|8)\.", said)
-    assert out == f"{tmp_path}/zoo/adapters/sums\n{tmp_path}/zoo/adapters/spelling\n"
-    assert weights(tmp_path / "zoo") == weights(zoo.root)
-    losses = [json.loads((root / "adapters" / "spelling" / "training.json").read_text())["loss"] for root in
-              (tmp_path / "zoo", zoo.root)]  # fmt: skip
-    assert losses[0] == losses[1]
-    assert not (tmp_path / "zoo" / "unfinished").exists()
-    assert [path.name for path in (tmp_path / "zoo" / "adapters").iterdir() if path.name.startswith(".")] == []
+    assert re.search(r": going on after step (2|4|6)\.", said)
+    assert out == "".join(f"{root}/adapters/{task.name}\n" for task in config.tasks)
+    same(root)
 
 
-def test_an_interrupted_task_of_other_settings_starts_over(zoo, config, tmp_path, caplog):
-    stale = tmp_path / "unfinished" / "sums"
-    (stale / "checkpoint-2").mkdir(parents=True)
-    (stale / "begun.json").write_text('{"settings": {}}')
-    collect(with_output(config, tmp_path))
-    assert "sums was begun with other settings or samples; it starts over" in caplog.text
-    assert weights(tmp_path) == weights(zoo.root)
+def test_a_run_that_ends_between_two_adapters_of_a_group_writes_the_rest(config, tmp_path, monkeypatch, same):
+    config = with_output(config, tmp_path)
+    write_adapter = groups._write_adapter
+    written = []
 
+    def write_three(folder, *args):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(folder.name)
+        write_adapter(folder, *args)
 
-def test_a_training_that_was_stopped_just_before_its_end_is_only_put_in_place(zoo, config, tmp_path, monkeypatch):
-    config = with_output(config, tmp_path, tasks=config.tasks[:1])
     with monkeypatch.context() as patch:
-        patch.setattr("loragen_train.zoo.collect.checkpoints_of", lambda folder: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            collect(config)
-    assert list((tmp_path / "adapters").iterdir()) == []
-
-    def fail(*args, **kwargs):
-        raise AssertionError("nothing is left to train")
-
-    monkeypatch.setattr("transformers.Trainer.training_step", fail)
-    (folder,) = collect(config)
-    assert weights(folder) == weights(zoo.root / "adapters" / "sums")
-    record = json.loads((folder / "training.json").read_text())
-    assert [row["step"] for row in record["loss"]] == [2, 4, 6, 8, 10]
-    assert record["seconds"] >= 0
-
-
-def test_a_training_that_diverged_just_before_a_stop_is_refused_after_it(config, tmp_path, monkeypatch):
-    training = replace(config.training, learning_rate=3e38)
-    config = with_output(config, tmp_path, tasks=config.tasks[:1], training=training)
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.Trainer._inner_training_loop", stopped_at_its_end)
+        patch.setattr(groups, "_write_adapter", write_three)
         with pytest.raises(KeyboardInterrupt):
             collect(config)
-    with pytest.raises(LoragenTrainError, match=r"^The training of sums diverged"):
+    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == sorted(written)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "adapters").rglob("*")}
+
+    def fail(self):
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(train_lora._Run, "advance", fail)
+    collect(config)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    same(tmp_path)
+
+
+def stop_at(step: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = train_lora._Run.advance
+
+    def stop(self):
+        if self.step == step:
+            raise error
+        advance(self)
+
+    monkeypatch.setattr(train_lora._Run, "advance", stop)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("step", [1, 5])
+def test_an_interrupted_group_leaves_nothing_half_and_the_next_run_goes_on(
+    config, tmp_path, monkeypatch, error, step, same
+):
+    with monkeypatch.context() as patch:
+        stop_at(step, error, patch)
+        with pytest.raises(error):
+            collect(with_output(config, tmp_path))
+    assert not (tmp_path / "adapters").exists()
+    collect(with_output(config, tmp_path))
+    same(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ["state.ckpt", "begun.json"])
+@pytest.mark.parametrize("content", [b"half", b"[" * 100_000, None])
+def test_a_damaged_state_starts_over(config, tmp_path, monkeypatch, damaged, content, caplog, same):
+    with monkeypatch.context() as patch:
+        stop_at(5, KeyboardInterrupt, patch)
+        with pytest.raises(KeyboardInterrupt):
+            collect(with_output(config, tmp_path))
+    (file,) = (tmp_path / "unfinished").glob(f"*/{damaged}")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
+    collect(with_output(config, tmp_path))
+    assert re.search(r"starts over", caplog.text)
+    same(tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["learning_rate", "samples", "tasks"])
+def test_a_group_that_was_begun_otherwise_starts_over(config, tmp_path, monkeypatch, changed, caplog, make, same):
+    """Begun with the one and gone on with the other, it ends as if the other had never been."""
+    begun = with_output(config, tmp_path)
+    if changed == "learning_rate":
+        begun = replace(begun, training=replace(config.training, learning_rate=3e-2))
+    if changed == "tasks":
+        begun = replace(begun, tasks=config.tasks[:5])
+    if changed == "samples":
+        source = make.samples(tmp_path / "other.jsonl", [f"Something else, {number}?" for number in range(24)])
+        begun = replace(begun, tasks=[replace(config.tasks[0], source=str(source)), *config.tasks[1:]])
+    with monkeypatch.context() as patch:
+        stop_at(5, KeyboardInterrupt, patch)
+        with pytest.raises(KeyboardInterrupt):
+            collect(begun)
+    collect(with_output(config, tmp_path))
+    if changed != "tasks":
+        assert "was begun with other settings or samples, or is damaged; it starts over" in caplog.text
+    if changed == "learning_rate":
+        same(tmp_path)
+    elif changed == "samples":
+        record = json.loads((tmp_path / "adapters" / "sums0" / "training.json").read_text())
+        samples = (tmp_path / "train" / "sums0.jsonl").read_bytes()
+        assert record["samples_sha256"] == hashlib.sha256(samples).hexdigest()
+    else:
+        groups_of = {
+            tuple(json.loads(file.read_text())["trained_with"])
+            for file in (tmp_path / "adapters").glob("*/training.json")
+        }
+        assert sorted(len(group) for group in groups_of) == [3, 5]
+
+
+def test_a_group_that_diverged_just_before_a_stop_is_refused_after_it(config, tmp_path, monkeypatch):
+    training = replace(config.training, learning_rate=1e37)
+    config = with_output(config, tmp_path, tasks=config.tasks[:1], training=training)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_lora._Run, "result", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            collect(config)
+    with pytest.raises(LoragenTrainError, match=r"^The training of sums0 diverged"):
         collect(config)
     assert not (tmp_path / "adapters").exists()
-
-
-def test_a_second_process_says_that_the_zoo_is_taken(config, tmp_path, make):
-    config = with_output(config, tmp_path / "zoo")
-    process = run_collect(config, code=SLOW)
-    try:
-        wait_for(tmp_path / "zoo" / "unfinished" / "sums", process)
-        with pytest.raises(LoragenInferError, match=r"^Another process is collecting into .*zoo; wait for it, or"):
-            collect(config)
-    finally:
-        process.kill()
-        process.communicate()
-    # The lock went with its holder.
-    assert len(collect(with_output(config, tmp_path / "zoo", tasks=config.tasks[:1]))) == 1
+    assert not (tmp_path / "unfinished").exists()

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lightning.fabric import Fabric
+from lora_tokenizer.io.atomic import clear_leftovers
 from loragen_infer.errors import LoragenInferError, is_out_of_memory
 from loragen_infer.files import TakenError, locked, write_jsonl
 from loragen_infer.words import counted
@@ -24,7 +25,7 @@ from loragen_train.prompts.splits import read_all_samples
 from loragen_train.zoo import records
 from loragen_train.zoo.frozen import INITIAL, FrozenModel, load_frozen
 from loragen_train.zoo.groups import begun_groups, plan_groups, train_group
-from loragen_train.zoo.items import AdapterTask, joint_task, tokenize_task
+from loragen_train.zoo.items import AdapterTask, joint_settings, joint_task, tokenize_task
 from loragen_train.zoo.manifest import write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks
 
@@ -62,6 +63,8 @@ class _Collection:
         # What all share is made by one process at a time.
         with locked(self._folder, None):
             self._refuse_imported()
+            if (self._folder / "adapters").is_dir():
+                clear_leftovers(self._folder / "adapters")  # of runs that were killed
             if missing and (self._folder / INITIAL).is_dir():
                 records.check_settings(self._folder / INITIAL / "settings.json", records.shared_settings(self._config))
             self._write_samples([task for task in self._mine if task.held_out or task in missing])
@@ -72,8 +75,8 @@ class _Collection:
             write_manifest(self._config, self._folder, self._failures)
         if frozen is not None:
             self._train(missing, frozen, fabric)
-            if self._config.joint:
-                self._train_joint(frozen, fabric)
+        if self._config.joint:
+            self._train_joint(frozen, fabric)
         if kept:
             logger.info("There already: the adapters of %s.", ", ".join(task.name for task in kept))
         with locked(self._folder, None):
@@ -99,10 +102,11 @@ class _Collection:
 
     def _write_samples(self, tasks: list[CollectTask]) -> None:
         """Read every source before the first step, so that all that is wrong with them is known then."""
-        with ExitStack() as held:
-            # What another process trains on stays as it is.
-            free = [task for task in tasks if self._claim(task.name, held)]
-            for task, samples in read_all_samples(free, seed=self._config.seed):
+        for task, samples in read_all_samples(tasks, seed=self._config.seed):
+            with ExitStack() as held:
+                # What another process trains on, or has come to the end of by now, stays as it is.
+                if not self._claim(task.name, held) or (self._folder / "adapters" / task.name).is_dir():
+                    continue
                 if isinstance(samples, str):
                     self._fail(task.name, samples)
                     continue
@@ -123,9 +127,9 @@ class _Collection:
         for group in [*groups, *plan_groups(rest, size)]:
             with ExitStack() as held:
                 claimed = [task for task in group if self._claim(task.name, held)]
-                if group in groups:
+                if [task.name for task in group] in begun_groups(self._folder / "unfinished"):
                     claimed = claimed if len(claimed) == len(group) else []
-                else:
+                else:  # another process may have come to the end of it in the meantime
                     claimed = [task for task in claimed if not task.folder.is_dir()]
                 if claimed:
                     self._train_group(claimed, frozen, fabric)
@@ -155,18 +159,21 @@ class _Collection:
         with locked(self._folder, None):
             write_manifest(self._config, self._folder, self._failures)
 
-    def _train_joint(self, frozen: FrozenModel, fabric: Fabric) -> None:
-        """Train one adapter on all tasks, where there is none yet and each of them has its own."""
+    def _train_joint(self, frozen: FrozenModel | None, fabric: Fabric) -> None:
+        """Train one adapter on all tasks, where each of them has its own, or see that the one there is theirs."""
         trained = [task for task in self._config.tasks if not task.held_out]
         if missing := [task.name for task in trained if not (self._folder / "adapters" / task.name).is_dir()]:
             logger.warning("No joint adapter is trained as long as tasks have none: %s.", ", ".join(missing))
             return
-        ready = [task for known in trained if (task := self._tokenize(known, frozen))]
-        joint = joint_task(ready, self._config, self._folder)
-        with ExitStack() as held:
-            if self._claim(".joint", held) and not joint.folder.is_dir():
-                self._train_group([joint], frozen, fabric, num_steps=self._config.training.max_steps * len(ready))
-        records.check_settings(joint.folder / "training.json", joint.decided_by["settings"])
+        folder = self._folder / "joint"
+        if frozen is not None and not folder.is_dir():
+            ready = [task for known in trained if (task := self._tokenize(known, frozen))]
+            with ExitStack() as held:
+                if len(ready) == len(trained) and self._claim(".joint", held) and not folder.is_dir():
+                    joint = joint_task(ready, self._config, self._folder)
+                    self._train_group([joint], frozen, fabric, num_steps=self._config.training.max_steps * len(ready))
+        if folder.is_dir():
+            records.check_settings(folder / "training.json", joint_settings(trained, self._config, self._folder))
 
     def _tokenize(self, task: CollectTask, frozen: FrozenModel) -> AdapterTask | None:
         try:
@@ -200,6 +207,8 @@ def _summary(failures: Mapping[str, str], num_tasks: int, manifest: Path) -> str
 def _draw_losses(adapters: Path, path: Path) -> None:
     """Draw the loss curves in ``adapters/<task>/training.json``."""
     curves = {file.parent.name: records.read_record(file)["loss"] for file in sorted(adapters.glob("*/training.json"))}
+    if not curves:
+        return
     with saved_figure(path, width=8.6, height=4.2) as figure:
         axes = figure.add_subplot()
         for index, (task, rows) in enumerate(curves.items()):

@@ -48,6 +48,8 @@ class FrozenModel:
     """Most tokens, padding included, that go through the model at once."""
     attention: str
     """The implementation of attention that the model came with."""
+    is_checkpointed: bool = False
+    """Whether activations are computed again in the backward pass."""
 
     def choose_attention(self, tasks: Iterable[Sequence[TokenizedExample]]) -> None:
         """Take the implementation of attention that is fastest for samples of this length."""
@@ -59,7 +61,7 @@ class FrozenModel:
 
     def num_shared(self, tasks: Iterable[Sequence[TokenizedExample]], *, dropout: float = 0.0) -> int:
         """Return how many tokens all prompts begin with that an adapter has to read once only for all its samples."""
-        if dropout or self.model.is_gradient_checkpointing:
+        if dropout or self.is_checkpointed:
             return 0  # each sample draws its own zeros; and checkpoints keep no keys and values
         # The last token of a prompt, which predicts the response, is each sample's own.
         return num_common_tokens(item.input_ids[: item.num_prompt_tokens][:-1] for task in tasks for item in task)
@@ -166,6 +168,7 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
         batched=BatchedLora(model, initial.modules),
         initial=initial,
         attention=model.config._attn_implementation,
+        is_checkpointed=training.gradient_checkpointing,
         tokens_per_pass=(1024 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
     )
 

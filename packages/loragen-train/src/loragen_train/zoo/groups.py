@@ -16,6 +16,7 @@ from loragen_infer.files import atomic_folder, write_json
 from safetensors.torch import save_file
 
 from loragen_train.configs.collect import CollectConfig
+from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
 from loragen_train.zoo.frozen import INITIAL, FrozenModel
 from loragen_train.zoo.items import AdapterTask
@@ -73,7 +74,7 @@ def train_group(
     frozen.choose_attention([items for task in tasks for items in (task.train, task.test)])
     trained = train_adapters(tasks, frozen, config, num_steps=num_steps, folder=folder, fabric=fabric)
     failures = {}
-    judged = frozen.judge(trained.last, [task.test for task in tasks])
+    judged = [] if all(trained.diverged) else frozen.judge(trained.last, [task.test for task in tasks])
     for index, task in enumerate(tasks):
         if trained.diverged[index]:
             failures[task.name] = (
@@ -97,11 +98,16 @@ def train_group(
 
 def _begin(folder: Path, begun: Mapping[str, Any]) -> None:
     file = folder / _BEGUN
-    if folder.is_dir() and (not file.is_file() or records.read_record(file) != begun):
-        logger.warning("%s was begun with other settings or samples; it starts over.", folder)
+    try:
+        is_same = records.read_record(file) == begun
+    except LoragenTrainError:
+        is_same = False
+    if is_same:
+        return
+    if folder.is_dir():
+        logger.warning("%s was begun with other settings or samples, or is damaged; it starts over.", folder)
         shutil.rmtree(folder)
-    if not file.is_file():
-        write_json(file, begun)
+    write_json(file, begun)
 
 
 def _work(index: int, tasks: Sequence[AdapterTask], trained: TrainedAdapters, save_every: int) -> dict[str, Any]:

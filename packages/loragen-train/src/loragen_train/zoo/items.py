@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
 
-__all__ = ["AdapterTask", "joint_task", "tokenize_task"]
+__all__ = ["AdapterTask", "joint_settings", "joint_task", "tokenize_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,23 +53,32 @@ def tokenize_task(
         test=_tokenize(test_file, config, tokenizer),
         decided_by={
             "settings": records.task_settings(config, task),
-            "samples_sha256": hashlib.sha256(train_file.read_bytes()).hexdigest(),
+            "samples_sha256": _hash_samples(task, output_dir),
         },
     )
 
 
 def joint_task(tasks: list[AdapterTask], config: CollectConfig, output_dir: Path) -> AdapterTask:
     """Return the training of one adapter on the samples of all ``tasks``."""
-    samples = {task.name: task.decided_by["samples_sha256"] for task in tasks}
-    settings = records.task_settings(config, config.tasks[0])
-    del settings["task"]
+    trained = [task for task in config.tasks if not task.held_out]
     return AdapterTask(
         name="joint",
         folder=output_dir / "joint",
         train=[item for task in tasks for item in task.train],
         test=[],
-        decided_by={"settings": {**settings, "tasks": samples}},
+        decided_by={"settings": joint_settings(trained, config, output_dir)},
     )
+
+
+def joint_settings(tasks: Iterable[CollectTask], config: CollectConfig, output_dir: Path) -> dict[str, Any]:
+    """Return what decides the weights of one adapter on all ``tasks``: the settings, and hashes of the samples."""
+    settings = records.task_settings(config, config.tasks[0])
+    del settings["task"]
+    return {**settings, "tasks": {task.name: _hash_samples(task, output_dir) for task in tasks}}
+
+
+def _hash_samples(task: CollectTask, output_dir: Path) -> str:
+    return hashlib.sha256((output_dir / "train" / f"{task.name}.jsonl").read_bytes()).hexdigest()
 
 
 def _tokenize(file: Path, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:

@@ -1,7 +1,7 @@
 """Writes ``zoo.json`` of a zoo that is being collected, from what lies in its folder."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from loragen_infer.zoo import MANIFEST_NAME, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
@@ -22,8 +22,10 @@ def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[st
         known = {task.name: task for task in ZooManifest.read(output_dir).tasks}
     described = {}
     for task in config.tasks:
-        noted = known[task.name].failure if task.name in known else None
-        described[task.name] = _describe(task, output_dir, failures.get(task.name, noted))
+        found = _describe(task, output_dir)
+        is_whole = found.prompts is not None if task.held_out else found.adapters
+        noted = None if is_whole or task.name not in known else known[task.name].failure
+        described[task.name] = replace(found, failure=failures.get(task.name, noted))
     has_base = (output_dir / "base_model").is_dir()
     joint = checkpoints_of(output_dir / "joint")
     manifest = ZooManifest(
@@ -43,7 +45,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
 
 
-def _describe(task: CollectTask, output_dir: Path, failure: str | None) -> ZooTask:
+def _describe(task: CollectTask, output_dir: Path) -> ZooTask:
     folder = output_dir / "adapters" / task.name
     checkpoints = [] if task.held_out else checkpoints_of(folder)
     quality = read_record(folder / "training.json").get("quality") if checkpoints else None
@@ -56,5 +58,4 @@ def _describe(task: CollectTask, output_dir: Path, failure: str | None) -> ZooTa
         test=SampleFile.of(test, output_dir) if test.is_file() else None,
         adapters=[path_in_zoo(checkpoint, output_dir) for checkpoint in checkpoints],
         quality=None if quality is None else TaskQuality(**quality),
-        failure=None if checkpoints else failure,
     )

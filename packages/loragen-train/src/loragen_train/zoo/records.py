@@ -86,7 +86,9 @@ def check_base_model(output_dir: Path, source: str, model: nn.Module) -> None:
 
 def _hash_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, stored in sorted(model.state_dict().items()):
+        # In whichever of the floating-point types they were loaded.
+        value = stored.float() if stored.is_floating_point() else stored
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

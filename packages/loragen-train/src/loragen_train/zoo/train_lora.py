@@ -39,6 +39,10 @@ __all__ = ["TrainedAdapters", "order_of_samples", "train_adapters"]
 logger = logging.getLogger(__name__)
 
 _STATE = "state.ckpt"
+# What torch.load makes of bytes that are no checkpoint.
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError
+)  # fmt: skip
 _MAX_GRAD_NORM = 1.0  # as in the transformers Trainer
 
 
@@ -51,7 +55,7 @@ class TrainedAdapters:
     losses: list[list[float]]
     """Of every step, the mean loss per response token of each adapter, in nats."""
     diverged: list[bool]
-    """Of each adapter, whether a gradient was not finite; its weights mean nothing then."""
+    """Of each adapter, whether a gradient or a weight was not finite; its weights mean nothing then."""
     seconds: float
     cpu_seconds: float
     num_tokens: list[int]
@@ -128,8 +132,8 @@ class _Run:
 
     @property
     def last_loss(self) -> float:
-        """Mean loss of all adapters in the last step."""
-        return float(self._losses[-1].mean())
+        """Mean loss of the adapters in the last step, those that have diverged left out."""
+        return float(self._losses[-1][~self._diverged_K].mean())
 
     @property
     def all_diverged(self) -> bool:
@@ -143,6 +147,8 @@ class _Run:
         self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        for weight in self._weights:
+            self._diverged_K |= ~weight.detach().isfinite().flatten(1).all(dim=1)
         self._schedule.step()
         self.step += 1
         self._seconds += time.perf_counter() - started
@@ -224,7 +230,7 @@ class _Run:
             return
         try:
             state = self._fabric.load(file, weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except _UNREADABLE as error:
             logger.warning("%s cannot be read (%s); the training starts over.", file, reason_of(error))
             return
         device = self._fabric.device

@@ -1,0 +1,99 @@
+"""How likely a model holds responses: in padded batches what it is one by one, with and without a common beginning."""
+
+import pytest
+import torch
+from loragen_infer.likelihood import last_logits, pad_left, read_prefix, response_nll
+from loragen_infer.samples import Example, TokenizedExample, tokenize_example
+from transformers import MistralConfig, MistralForCausalLM
+
+PREFIX = "Answer in one word: "
+PAIRS = [("a?", "yes"), ("What is the name of the longest river?", "no"), ("bb", "a long answer, with many words")]
+
+
+@pytest.fixture(scope="module")
+def items(make) -> list[TokenizedExample]:
+    tokenizer = make.tokenizer()
+    return [tokenize_example(tokenizer, Example(prompt=PREFIX + prompt, response=text)) for prompt, text in PAIRS]
+
+
+def one_by_one(model, items: list[TokenizedExample]) -> torch.Tensor:
+    """Each sample by itself, without padding, a cache or a choice of logits."""
+    sums = []
+    for item in items:
+        log_probs = model(torch.tensor([item.input_ids]), use_cache=False).logits[0].log_softmax(-1)
+        positions = range(item.num_prompt_tokens, len(item.input_ids))
+        sums.append(-sum(log_probs[position - 1, item.input_ids[position]] for position in positions))
+    return torch.stack(sums)
+
+
+@pytest.mark.parametrize("num_read", [0, 1, len(PREFIX)])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_batch_is_as_likely_as_its_samples_one_by_one(make, items, num_read, attention):
+    model = make.llama()
+    model.set_attn_implementation(attention)
+    with torch.inference_mode():
+        cache = read_prefix(model, items[0].input_ids[:num_read], num_rows=len(items))
+        assert (cache is None) == (num_read == 0)
+        found = response_nll(model, items, padding=2, cache=cache, num_read=num_read)
+        torch.testing.assert_close(found, one_by_one(model, items), atol=1e-3, rtol=1e-5)
+    assert found.dtype == torch.float32
+
+
+def test_the_padding_and_the_order_of_the_samples_are_no_matter(llama, items):
+    with torch.inference_mode():
+        found = response_nll(llama, items, padding=2)
+        torch.testing.assert_close(response_nll(llama, items, padding=50), found, atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(response_nll(llama, items[::-1], padding=2).flip(0), found, atol=1e-3, rtol=1e-5)
+
+
+def test_gradients_pass_through_the_common_beginning(make, items):
+    gradients = []
+    for num_read in (0, len(PREFIX)):
+        model = make.llama()
+        cache = read_prefix(model, items[0].input_ids[:num_read], num_rows=len(items))
+        response_nll(model, items, padding=2, cache=cache, num_read=num_read).sum().backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters()})
+    model = make.llama()
+    one_by_one(model, items).sum().backward()
+    gradients.append({name: value.grad for name, value in model.named_parameters()})
+    assert all(bool(value.any()) for value in gradients[2].values())
+    for found in gradients[:2]:
+        torch.testing.assert_close(found, gradients[2], atol=2e-3, rtol=1e-4)
+
+
+def test_a_model_that_forgets_reads_everything(make, items):
+    """A sliding window; what it keeps of the beginning is not all that the samples see."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=100, num_key_value_heads=2, sliding_window=8, initializer_range=0.2, **size)
+    model = MistralForCausalLM(config).eval()
+    with torch.inference_mode():
+        assert read_prefix(model, items[0].input_ids[: len(PREFIX)], num_rows=3) is None
+        torch.testing.assert_close(
+            response_nll(model, items, padding=2), one_by_one(model, items), atol=1e-3, rtol=1e-5
+        )
+
+
+def test_the_last_logits_are_those_of_all_and_asked_for_by_their_places(make, items):
+    model = make.llama().requires_grad_(False)
+    inputs = pad_left([item.input_ids for item in items], padding=2, device="cpu")
+    with torch.inference_mode():
+        every = model(**inputs).logits
+        asked = []
+
+        def watch(_, args, kwargs):
+            asked.append(kwargs["logits_to_keep"])
+
+        hook = model.register_forward_pre_hook(watch, with_kwargs=True)
+        found = last_logits(model, inputs, 4)
+        hook.remove()
+    torch.testing.assert_close(found, every[:, -4:])
+    length = inputs["input_ids"].shape[1]
+    assert asked[0].tolist() == list(range(length - 4, length))
+
+
+def test_a_padded_row_counts_its_positions_from_its_first_token():
+    inputs = pad_left([[5, 6, 7], [8]], padding=2, device="cpu", num_before=10)
+    assert inputs["input_ids"].tolist() == [[5, 6, 7], [2, 2, 8]]
+    assert inputs["attention_mask"].tolist() == [[1] * 13, [1] * 10 + [0, 0, 1]]
+    assert inputs["position_ids"].tolist() == [[10, 11, 12], [10, 10, 10]]

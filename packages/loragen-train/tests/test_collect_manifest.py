@@ -1,0 +1,194 @@
+"""zoo.json as collect writes it: what it says is what lies there, and what an adapter is worth is computed rightly."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from loragen_infer import LoragenInferError
+from loragen_infer.models.base_model import load_base_model
+from loragen_infer.samples import read_examples, tokenize_example
+from loragen_infer.zoo import ZooManifest
+from loragen_train import LoragenTrainError
+from loragen_train.configs.collect import CollectConfig
+from loragen_train.zoo import train_lora
+from loragen_train.zoo.collect import collect
+from peft import PeftModel
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def config(collect_config) -> CollectConfig:
+    return collect_config
+
+
+@pytest.fixture(scope="module")
+def zoo(collected) -> SimpleNamespace:
+    return collected
+
+
+@pytest.fixture
+def copy(zoo, tmp_path) -> Path:
+    return Path(shutil.copytree(zoo.root, tmp_path / "zoo", ignore=shutil.ignore_patterns(".lock*")))
+
+
+def test_it_describes_what_lies_there(zoo, config):
+    manifest = ZooManifest.read(zoo.root)
+    assert manifest.base_model == config.base_model
+    assert manifest.base_model_path is None
+    assert manifest.lora == asdict(config.lora)
+    assert manifest.canonical == "none"
+    assert manifest.joint is None
+    assert [task.name for task in manifest.tasks] == ["sums", "spelling", "gcd"]
+    assert [task.name for task in manifest.training_tasks] == ["sums", "spelling"]
+    assert [task.name for task in manifest.held_out_tasks] == ["gcd"]
+    for task, described in zip(config.tasks, manifest.tasks, strict=True):
+        assert described.sources == [task.source]
+        assert described.failure is None
+        for part, file, number in (("train", described.prompts, 16), ("test", described.test, 4)):
+            content = (zoo.root / part / f"{task.name}.jsonl").read_bytes()
+            assert file.path == f"{part}/{task.name}.jsonl"
+            assert (file.num_samples, file.sha256) == (number, hashlib.sha256(content).hexdigest())
+        steps = [] if task.held_out else [8, 10, 11]
+        assert described.adapters == [f"adapters/{task.name}/checkpoint-{step}" for step in steps]
+
+
+@torch.inference_mode()
+def mean_nll(model, tokenizer, file: Path) -> float:
+    """Of every response token of the samples, one sample at a time."""
+    terms = []
+    for sample in read_examples(file):
+        item = tokenize_example(tokenizer, sample)
+        logits = model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
+        positions = range(item.num_prompt_tokens, len(item.input_ids))
+        terms += [-logits[position - 1, item.input_ids[position]].item() for position in positions]
+    return sum(terms) / len(terms)
+
+
+def test_the_quality_is_that_of_test_samples_with_the_last_checkpoint_and_without(zoo, config):
+    manifest = ZooManifest.read(zoo.root)
+    base, tokenizer = load_base_model(config.base_model, dtype="float32")
+    for task in manifest.training_tasks:
+        test = manifest.samples(task.test)
+        assert task.quality.base_nll == pytest.approx(mean_nll(base, tokenizer, test), rel=1e-4)
+        adapted = PeftModel.from_pretrained(base, str(manifest.path(task.adapters[-1])))
+        assert task.quality.nll == pytest.approx(mean_nll(adapted, tokenizer, test), rel=1e-4)
+        base = adapted.unload()
+        assert task.quality.gain > 0.1
+        record = json.loads((zoo.root / "adapters" / task.name / "training.json").read_text())
+        assert record["quality"] == asdict(task.quality)
+    assert manifest.task("gcd").quality is None
+
+
+@pytest.mark.parametrize("keep_manifest", [True, False])
+def test_a_zoo_of_before_there_was_a_manifest_is_continued(make, zoo, config, copy, keep_manifest):
+    before = make.weights(copy)
+    for file in (copy / "adapters").glob("*/training.json"):
+        record = json.loads(file.read_text())
+        del record["quality"], record["trained_with"]
+        for section in ("training", "task"):
+            for new in ("too_long", "adapters_at_once", "tokens_per_pass", "split"):
+                record["settings"][section].pop(new, None)
+        file.write_text(json.dumps(record))
+    if not keep_manifest:
+        (copy / "zoo.json").unlink()
+    again = replace(config.tasks[0], name="again")
+    folders = collect(replace(config, output_dir=str(copy), tasks=[*config.tasks, again]))
+    assert [folder.name for folder in folders] == ["sums", "spelling", "again"]
+    after = make.weights(copy)
+    assert {name: after[name] for name in before} == before
+    manifest = ZooManifest.read(copy)
+    assert [task.name for task in manifest.tasks] == ["sums", "spelling", "gcd", "again"]
+    assert [task.quality is None for task in manifest.tasks] == [True, True, True, False]
+    assert len(manifest.task("sums").adapters) == 3
+
+
+def test_tasks_that_another_config_has_stay_in_it(zoo, config, copy):
+    before = ZooManifest.read(copy).tasks
+    collect(replace(config, output_dir=str(copy), tasks=config.tasks[1:2]))
+    assert ZooManifest.read(copy).tasks == before
+
+
+def test_a_damaged_manifest_is_one_sentence(config, copy):
+    (copy / "zoo.json").write_text("{")
+    with pytest.raises(LoragenInferError, match=r"zoo\.json cannot be read as JSON: .*") as caught:
+        collect(replace(config, output_dir=str(copy)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory, config) -> SimpleNamespace:
+    config = replace(config, output_dir=str(tmp_path_factory.mktemp("joint") / "zoo"), joint=True)
+    collect(config)
+    return SimpleNamespace(root=Path(config.output_dir), config=config)
+
+
+def test_a_joint_adapter_is_trained_on_all_tasks_as_long_as_they_are_together(joint, zoo, make):
+    manifest = ZooManifest.read(joint.root)
+    assert manifest.joint == "joint/checkpoint-22"
+    assert sorted(path.name for path in (joint.root / "joint").iterdir()) == [
+        *(f"checkpoint-{step}" for step in (18, 20, 22)),
+        "training.json",
+    ]
+    record = json.loads((joint.root / "joint" / "training.json").read_text())
+    assert [row["step"] for row in record["loss"]] == list(range(2, 23, 2))
+    assert record["loss"][-1]["loss"] < record["loss"][0]["loss"]
+    assert list(record["settings"]["tasks"]) == ["sums", "spelling"]
+    assert record["quality"] is None
+    assert len(manifest.tasks) == 3
+    weights = load_file(manifest.path(manifest.joint) / "adapter_model.safetensors")
+    initial = load_file(joint.root / "initial_adapter" / "adapter_model.safetensors")
+    assert all(not torch.equal(weights[name], value) for name, value in initial.items())
+    # Those of the tasks are what they are without it.
+    assert make.weights(joint.root / "adapters") == make.weights(zoo.root / "adapters")
+
+
+def test_a_joint_adapter_is_made_once_and_later_too(joint, zoo, config, copy, make):
+    times = {file: file.stat().st_mtime_ns for file in joint.root.rglob("*.safetensors")}
+    collect(joint.config)
+    assert {file: file.stat().st_mtime_ns for file in joint.root.rglob("*.safetensors")} == times
+    collect(replace(config, output_dir=str(copy), joint=True))
+    assert make.weights(copy / "joint") == make.weights(joint.root / "joint")
+    assert ZooManifest.read(copy).joint == "joint/checkpoint-22"
+
+
+def test_a_joint_adapter_of_other_tasks_is_refused(joint, tmp_path):
+    root = Path(shutil.copytree(joint.root, tmp_path / "zoo", ignore=shutil.ignore_patterns(".lock*")))
+    again = replace(joint.config.tasks[0], name="again")
+    config = replace(joint.config, output_dir=str(root), tasks=[*joint.config.tasks, again])
+    for _ in range(2):  # with the task to be trained, and when it is
+        with pytest.raises(
+            LoragenTrainError, match=r"zoo/joint was made with other settings \(tasks\.again: None, and"
+        ):
+            collect(config)
+    assert ZooManifest.read(root).task("again").adapters
+
+
+def test_no_joint_adapter_without_all_tasks(config, tmp_path, caplog):
+    bad = replace(config.tasks[1], source=str(tmp_path / "missing.jsonl"))
+    with pytest.raises(LoragenTrainError, match=r"^1 of 2 tasks have failed"):
+        collect(replace(config, output_dir=str(tmp_path / "zoo"), tasks=[config.tasks[0], bad], joint=True))
+    assert "No joint adapter is trained as long as tasks have none: spelling." in caplog.text
+    assert ZooManifest.read(tmp_path / "zoo").joint is None
+
+
+def test_a_joint_adapter_that_diverges_is_named_and_made_by_the_next_run(config, tmp_path, monkeypatch):
+    config = replace(config, output_dir=str(tmp_path / "zoo"), joint=True)
+    clip = train_lora._Run._clip
+
+    def ruin(self):
+        clip(self)
+        if self._num_steps == 22:
+            self._weights[0].grad.fill_(torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_lora._Run, "_clip", ruin)
+        with pytest.raises(LoragenTrainError, match=r"^1 of 3 tasks have failed \(joint\).*training of joint diverged"):
+            collect(config)
+    assert ZooManifest.read(tmp_path / "zoo").joint is None
+    assert len(collect(config)) == 2
+    assert ZooManifest.read(tmp_path / "zoo").joint == "joint/checkpoint-22"
