@@ -58,10 +58,10 @@ class _Collection:
 
     def run(self) -> list[Path]:
         wanted = [task for task in self._mine if not task.held_out]
-        kept = [task for task in wanted if self._is_done(task)]
-        missing = [task for task in wanted if task not in kept]
         # What all share is made by one process at a time.
         with locked(self._folder, None):
+            kept = [task for task in wanted if self._is_done(task)]
+            missing = [task for task in wanted if task not in kept]
             self._refuse_imported()
             if (self._folder / "adapters").is_dir():
                 clear_leftovers(self._folder / "adapters")  # of runs that were killed
