@@ -21,7 +21,7 @@ from loragen_infer.words import nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["AdapterStack", "BatchedLora"]
+__all__ = ["BatchedLora"]
 
 
 class _Frozen:
