@@ -1,6 +1,6 @@
 """The whole way on real parts: trains a zoo of LoRA adapters, trains a generator on it, and shows what it is worth.
 
-Runs the five commands that a user would type and prints each. What an earlier run has finished, with the same settings
+Runs the four commands that a user would type and prints each. What an earlier run has finished, with the same settings
 and the same code, is used again.
 
     python demo/run.py           about ten minutes on two CPU cores
@@ -29,8 +29,7 @@ PROMPTS = [
 # Per command the packages that it uses and the commands whose results it reads.
 _USES = {
     "collect": (("lora-tokenizer", "loragen-infer", "loragen-train"), ()),
-    "prepare": (("lora-tokenizer", "loragen-infer", "loragen-train"), ("collect",)),
-    "fit": (("lora-tokenizer", "hyperconv", "loragen-infer", "loragen-train"), ("collect", "prepare")),
+    "fit": (("lora-tokenizer", "hyperconv", "loragen-infer", "loragen-train"), ("collect",)),
     "generate": (("lora-tokenizer", "hyperconv", "loragen-infer"), ("fit",)),
     "evaluate": (("lora-tokenizer", "hyperconv", "loragen-infer"), ("collect", "fit")),
 }
@@ -96,10 +95,8 @@ def main() -> None:
     steps = Steps(output)
 
     collect, fit, evaluate = (configs / f"{name}.yaml" for name in ("collect", "generator", "evaluate"))
-    zoo, data, adapter, picture = (output / name for name in ("zoo", "data", "adapter", "results/evaluation.png"))
-    steps.run(f"loragen-train collect --config {collect}", makes=zoo / "adapters", config=collect)
-    sources = " ".join(f"{zoo}/train/{task.name}.jsonl" for task in sorted((zoo / "adapters").iterdir()))
-    steps.run(f"loragen-train prepare --source {sources} --output-dir {data} --overwrite", makes=data / "manifest.json")
+    zoo, adapter, picture = (output / name for name in ("zoo", "adapter", "results/evaluation.png"))
+    steps.run(f"loragen-train collect --config {collect}", makes=zoo / "zoo.json", config=collect)
     printed = steps.run(f"loragen-train fit --config {fit}", makes=output / "experiments", config=fit)
     experiment = printed.splitlines()[-1]
     given = " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in PROMPTS)

@@ -23,9 +23,9 @@ def fresh_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="session")
 def workspace(fresh_workspace: Workspace) -> Workspace:
-    """The workspace after the five commands of the README's quick start."""
+    """The workspace after the four commands of the README's quick start."""
     commands = readme_block("quick-start").strip().splitlines()
-    assert [command.split()[1] for command in commands] == ["collect", "prepare", "fit", "generate", "evaluate"]
+    assert [command.split()[1] for command in commands] == ["collect", "fit", "generate", "evaluate"]
     for command in commands:
         done = fresh_workspace.run(command)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

@@ -45,9 +45,18 @@ def test_generate_does_not_overwrite(workspace: Workspace) -> None:
         ("--training.learning_rate -1", 2, ["training.learning_rate", "-1"]),
         ("--config nowhere.yaml", 2, ["nowhere.yaml"]),
         ("--config misspelt.yaml", 2, ["misspelt.yaml", "modle", "model"]),
-        ("--data.prompts_dir nowhere", 1, ["nowhere/train_prompts.jsonl"]),
-        ("--data.prompts_dir emptied", 1, ["emptied/train_prompts.jsonl", "empty"]),
-        ("--data.tasks '[{name: sums, checkpoint_dir: my_tasks}]'", 1, ["capitals"]),
+        ("--data.zoo nowhere", 1, ["nowhere", "zoo.json"]),
+        (
+            "--data.zoo null --data.tasks '[{name: x, checkpoint_dir: zoo}]' --data.prompts_dir nowhere",
+            1,
+            ["nowhere/train_prompts.jsonl"],
+        ),
+        (
+            "--data.zoo null --data.tasks '[{name: x, checkpoint_dir: zoo}]' --data.prompts_dir emptied",
+            1,
+            ["emptied/train_prompts.jsonl", "empty"],
+        ),
+        ("--data.tasks '[{name: sums, checkpoint_dir: my_tasks}]'", 2, ["data.zoo", "data.tasks"]),
         ("--model.max_seq_len 512", 1, ["600", "512"]),
     ],
 )
@@ -62,8 +71,9 @@ def test_fit(workspace: Workspace, options: str, exit_code: int, words: list[str
 
 
 def test_fit_on_a_folder_without_lora(workspace: Workspace) -> None:
-    tasks = "[{name: sums, checkpoint_dir: my_tasks}, {name: capitals, checkpoint_dir: my_tasks}]"
-    done = workspace.run(f"loragen-train fit --config config/generator_config.yaml --data.tasks '{tasks}'")
+    tasks = "[{name: sums, checkpoint_dir: my_tasks, prompts: my_tasks/sums.jsonl}]"
+    options = f"--data.zoo null --data.tasks '{tasks}'"
+    done = workspace.run(f"loragen-train fit --config config/generator_config.yaml {options}")
     assert_one_sentence(done, 1, "my_tasks")
 
 
@@ -71,10 +81,7 @@ def test_a_truncated_checkpoint_is_named(workspace: Workspace, tmp_path: Path) -
     workspace.run(f"cp -r zoo {tmp_path}/zoo")
     broken = sorted(tmp_path.glob("zoo/adapters/sums/*/adapter_model.safetensors"))[0]
     broken.write_bytes(broken.read_bytes()[:5000])
-    tasks = ", ".join(
-        f"{{name: {name}, checkpoint_dir: {tmp_path}/zoo/adapters/{name}}}" for name in ("sums", "capitals")
-    )
-    done = workspace.run(f"loragen-train fit --config config/generator_config.yaml --data.tasks '[{tasks}]'")
+    done = workspace.run(f"loragen-train fit --config config/generator_config.yaml --data.zoo {tmp_path}/zoo")
     assert_one_sentence(done, 1, str(broken.parent))
 
 

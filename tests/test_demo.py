@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = [
     f"{program} {name}"
     for program, names in (
-        ("loragen-train", ("collect", "prepare", "fit")),
+        ("loragen-train", ("collect", "fit")),
         ("loragen-infer", ("generate", "evaluate")),
     )
     for name in names
@@ -21,7 +21,7 @@ COMMANDS = [
     ("package", "again"),
     [
         ("hyperconv", ["fit", "generate", "evaluate"]),
-        ("loragen-train", ["collect", "prepare", "fit", "generate", "evaluate"]),
+        ("loragen-train", ["collect", "fit", "generate", "evaluate"]),
         (None, []),
     ],
 )

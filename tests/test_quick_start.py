@@ -7,6 +7,8 @@ import pytest
 import torch
 from lora_tokenizer import find_adapters, read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator
+from loragen_infer.samples import prompt_hash, read_examples
+from loragen_infer.zoo import ZooManifest
 from quick_start import ROOT, Workspace, readme_block
 from safetensors.torch import load_file
 
@@ -55,14 +57,18 @@ def test_every_checkpoint_of_the_zoo_grew_from_one_initialisation(workspace: Wor
 
 
 def test_the_generator_saw_no_validation_prompt_and_no_test_example(workspace: Workspace) -> None:
-    samples: dict[str, list[str]] = {}
-    for part in ("train", "val"):
-        lines = (workspace.path / f"data/{part}_prompts.jsonl").read_text(encoding="utf-8").splitlines()
-        samples[part] = [sample for line in lines for sample in json.loads(line)["prompt"].split("\n\n")]
-    lines = "".join(path.read_text(encoding="utf-8") for path in (workspace.path / "zoo/test").iterdir()).splitlines()
-    samples["test"] = [json.loads(line)["prompt"] for line in lines]
-    everything = samples["train"] + samples["val"] + samples["test"]
-    assert len(everything) == len(set(everything)) == 24 * 2 + 4 * 3
+    zoo = ZooManifest.read(workspace.path / "zoo")
+    seen = GeneratorBundle.load(workspace.experiment).training_tasks.prompt_hashes
+    assert set(seen) == {"sums", "capitals"}
+    for name, hashes in seen.items():
+        task = zoo.task(name)
+        given, test = ({prompt_hash(example.prompt) for example in read_examples(zoo.path(part.path))}
+                       for part in (task.prompts, task.test))  # fmt: skip
+        assert (len(given), len(test)) == (24, 4)
+        # A tenth of the prompts is for validation.
+        assert len(hashes) == 22
+        assert set(hashes) < given
+        assert not given & test
 
 
 def test_the_evaluation_has_every_row(workspace: Workspace) -> None:

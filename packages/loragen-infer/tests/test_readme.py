@@ -23,6 +23,17 @@ def test_the_lines_of_the_library_run(zoo, tmp_path, monkeypatch, capsys):
     }
 
 
+def test_the_lines_on_many_adapters_run(zoo, make):
+    text = README.read_text(encoding="utf-8")
+    [code] = re.findall(r"## Many adapters at once\n.*?```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace('"experiments/zoo_20260101_120000"', repr(str(zoo.experiment)))
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    plain = names["model"](**names["batch"]).logits
+    assert plain.shape == names["logits"].shape
+    assert not any(same.all() for same in names["logits"].isclose(plain, atol=1e-3))
+
+
 @pytest.mark.parametrize("line", re.findall(r"^loragen-infer (.*)$", README.read_text(encoding="utf-8"), re.MULTILINE))
 def test_the_commands_have_options_that_exist(line, capsys):
     command, *words = shlex.split(line)

@@ -1,3 +1,5 @@
+from .adapters import AdapterStack as AdapterStack
+from .adapters import BatchedLora as BatchedLora
 from .adapters import adapter_attached as adapter_attached
 from .adapters import add_adapter as add_adapter
 from .adapters import swap_adapter as swap_adapter

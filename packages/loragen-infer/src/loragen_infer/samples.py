@@ -132,11 +132,12 @@ def example_of(
 ) -> Example:
     """Return the sample in ``row``, from the named columns or the first of the usual ones that it has.
 
-    Without ``need_response`` the response may be missing or no text, and is then empty, unless its column is named.
-    Errors call the row ``where``.
+    Of a list of accepted responses the first counts. Without ``need_response`` the response may be missing or no text,
+    and is then empty, unless its column is named. Errors call the row ``where``.
     """
     prompt = _text(row, PROMPT_COLUMNS if prompt_column is None else (prompt_column,), where)
     columns = RESPONSE_COLUMNS if response_column is None else (response_column,)
+    row = {**row, **{name: row[name][0] for name in columns if isinstance(row.get(name), list) and row[name]}}
     if need_response or response_column is not None:
         return Example(prompt=prompt, response=_text(row, columns, where))
     response = next((row[name] for name in columns if name in row), "")

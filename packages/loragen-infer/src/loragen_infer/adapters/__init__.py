@@ -1,6 +1,7 @@
 """Adapters on a language model: put on, many at once or one, and proven to act."""
 
 from loragen_infer.adapters.attach import adapter_attached, add_adapter, swap_adapter
-from loragen_infer.adapters.batched import AdapterStack, BatchedLora
+from loragen_infer.adapters.batched import BatchedLora
+from loragen_infer.adapters.stack import AdapterStack
 
 __all__ = ["AdapterStack", "BatchedLora", "adapter_attached", "add_adapter", "swap_adapter"]

@@ -9,6 +9,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,11 @@ _MARK = "loragen_request"
 
 def values_of(adapter: LoraAdapter, kind: str, layout: TokenLayout) -> Mapping[str, torch.Tensor]:
     """Return the tensors of ``adapter`` that a file of form ``kind`` holds."""
-    return {"tokens": layout.encode(adapter)} if kind == "tokens" else adapter.tensors
+    if kind != "tokens":
+        return adapter.tensors
+    # Those it was decoded from: a canonical form would be another spelling of them.
+    as_written = layout if layout.canonical is None else replace(layout, canonical=None)
+    return {"tokens": as_written.encode(adapter)}
 
 
 def reserve(example: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:

@@ -11,7 +11,9 @@ __all__ = ["COLLECT"]
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="Print folder, time and speed of each task as JSON.")
+    parser.add_argument(
+        "--json", action="store_true", help="Print folder, time, speed and quality of each task as JSON."
+    )
 
 
 def _collect(config: CollectConfig, options: Namespace) -> None:
@@ -22,7 +24,7 @@ def _collect(config: CollectConfig, options: Namespace) -> None:
     if not options.json:
         print(*folders, sep="\n")
         return
-    keys = ("seconds", "cpu_seconds", "tokens_per_second", "loss")
+    keys = ("seconds", "cpu_seconds", "tokens_per_second", "quality", "loss")
     records = {folder: read_record(folder / "training.json") for folder in folders}
     described = [
         {"task": folder.name, "folder": str(folder), **{key: record.get(key) for key in keys}}
@@ -34,8 +36,9 @@ def _collect(config: CollectConfig, options: Namespace) -> None:
 COLLECT = Command(
     name="collect",
     help="train LoRA checkpoints for several tasks",
-    description="Train a zoo of LoRA adapters, all from one initialisation. Tasks that are finished are kept, one that "
-    "was interrupted goes on after its last checkpoint. Prints the folder of each task.",
+    description="Train a zoo of LoRA adapters, all from one initialisation, many at once. Tasks that are finished are "
+    "kept, what was interrupted goes on after its last checkpoint, and a task that fails stops no other. Processes may "
+    "share a zoo. Writes zoo.json, and prints the folder of each task.",
     example="loragen-train collect --config config/collect.yaml",
     run=_collect,
     config_class=CollectConfig,

@@ -1,4 +1,4 @@
-"""The command line ``loragen-train``: collect, prepare, analyze, test-tokenizer, fit and report."""
+"""The command line ``loragen-train``: collect, import, prepare, analyze, test-tokenizer, fit and report."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +11,7 @@ from loragen_infer.errors import LoragenInferError
 from loragen_train.cli.analyze import ANALYZE, TEST_TOKENIZER
 from loragen_train.cli.collect import COLLECT
 from loragen_train.cli.fit import FIT
+from loragen_train.cli.import_zoo import IMPORT
 from loragen_train.cli.prepare import PREPARE
 from loragen_train.cli.report import REPORT
 from loragen_train.errors import LoragenTrainError
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command_line(
         "loragen-train",
         "Train a generator of LoRA adapters on a zoo of them.",
-        [COLLECT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT],
+        [COLLECT, IMPORT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT],
         argv,
         errors=(LoragenTrainError, LoragenInferError, LoraTokenizerError, HyperConvError),
         loggers=("loragen_train", "loragen_infer", "lora_tokenizer", "hyperconv"),

@@ -128,7 +128,7 @@ class LoraTraining:
     """Number of adapters trained at once; ``auto``: 8 on a CPU, 32 elsewhere."""
     tokens_per_pass: int | Literal["auto"] = "auto"  # noqa: S105  # no password
     """Most tokens, padding included, that go through the language model at once, which decides the memory; ``auto``:
-    2,048 on a CPU, 16,384 elsewhere."""
+    1,024 on a CPU, 16,384 elsewhere."""
     gradient_checkpointing: bool = False
     """Keep less of a forward pass and compute it again, for less memory."""
     device_map: str | None = None

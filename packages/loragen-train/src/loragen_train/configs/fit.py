@@ -117,6 +117,9 @@ class DataConfig:
     """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
     lora_alpha: float | None = None
     """Alpha of all checkpoints, in place of what they say; needed where they do not."""
+    canonical: Literal["auto", "none", "svd"] = "auto"
+    """``svd``: every A and B is brought to one form that depends on its product alone, so that checkpoints of unrelated
+    initialisations can be compared. ``auto``: as the zoo's ``zoo.json`` says; ``none`` where there is none."""
 
     def __post_init__(self) -> None:
         check_positive(

@@ -16,7 +16,7 @@ from lora_tokenizer.io.atomic import clear_leftovers
 from loragen_infer.errors import LoragenInferError, is_out_of_memory
 from loragen_infer.files import TakenError, locked, write_jsonl
 from loragen_infer.words import counted
-from loragen_infer.zoo import MANIFEST_NAME
+from loragen_infer.zoo import MANIFEST_NAME, ZooManifest
 
 from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
@@ -62,6 +62,7 @@ class _Collection:
         missing = [task for task in wanted if task not in kept]
         # What all share is made by one process at a time.
         with locked(self._folder, None):
+            self._refuse_imported()
             if (self._folder / "adapters").is_dir():
                 clear_leftovers(self._folder / "adapters")  # of runs that were killed
             if missing and (self._folder / INITIAL).is_dir():
@@ -86,6 +87,12 @@ class _Collection:
             raise LoragenTrainError(_summary(self._failures, len(self._mine), self._folder / MANIFEST_NAME))
         folders = [self._folder / "adapters" / task.name for task in wanted]
         return [folder for folder in folders if folder.is_dir()]
+
+    def _refuse_imported(self) -> None:
+        """Adapters of another making do not share the initialisation, so none can join them."""
+        has_manifest, has_initial = (self._folder / MANIFEST_NAME).is_file(), (self._folder / INITIAL).is_dir()
+        if has_manifest and not has_initial and any(task.adapters for task in ZooManifest.read(self._folder).tasks):
+            raise LoragenTrainError(f"{self._folder} holds imported adapters; choose another output_dir.")
 
     def _is_done(self, task: CollectTask) -> bool:
         folder = self._folder / "adapters" / task.name

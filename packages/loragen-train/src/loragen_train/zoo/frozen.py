@@ -165,7 +165,7 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
         initial=initial,
         attention=model.config._attn_implementation,
         is_checkpointed=training.gradient_checkpointing,
-        tokens_per_pass=(2048 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
+        tokens_per_pass=(1024 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
     )
 
 

@@ -113,13 +113,20 @@ def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tupl
                 raise _unusable(file, str(error)) from error
             continue  # the token cache comes upon it again, and has it left out
         try:
-            layout = TokenLayout.from_adapter(adapter, token_dim=model.output_dim, max_tokens=model.max_seq_len)
+            layout = TokenLayout.from_adapter(
+                adapter,
+                token_dim=model.output_dim,
+                max_tokens=model.max_seq_len,
+                canonical="svd" if data.canonical == "svd" else None,
+            )
         except LoraTokenizerError as error:
             limits = f"model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}"
             reason = str(error).replace("max_tokens", "model.max_seq_len")
             raise LoragenTrainError(f"{file} does not fit {limits}: {reason}") from error
         # Kernels that the grid is too small for are refused before anything is tokenized.
         model.network(condition_dim=1, grid=layout.grid[:2])
+        if layout.canonical is not None:
+            logger.info("Checkpoints are brought to their canonical form (%s).", layout.canonical)
         return layout, file
     raise LoragenTrainError("No checkpoint of any task can be read; collect the zoo again.")
 

@@ -64,6 +64,7 @@ def read_training_data(data: DataConfig) -> TrainingData:
             data,
             zoo=None,
             tasks=[_listed(manifest, task) for task in chosen],
+            canonical=manifest.canonical if data.canonical == "auto" else data.canonical,
             samples_per_prompt=1 if data.samples_per_prompt == "auto" else data.samples_per_prompt,
         ),
         test_hashes=hashes_of_test_examples(manifest),
