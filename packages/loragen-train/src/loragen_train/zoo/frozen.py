@@ -87,8 +87,10 @@ class FrozenModel:
 
         num_samples = [len(of_adapter) for of_adapter in samples]
         items = [item for of_adapter in samples for item in of_adapter]
-        with applied([1] * len(samples)):
-            cache = read_prefix(self.model, items[0].input_ids[:num_shared], num_rows=len(samples))
+        cache = None
+        if num_shared:
+            with applied([1] * len(samples)):
+                cache = read_prefix(self.model, items[0].input_ids[:num_shared], num_rows=len(samples))
         if cache is None:
             num_shared = 0
         elif len(set(num_samples)) == 1:
