@@ -148,7 +148,9 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
         _check_target_modules(config, model)
         _write_initial(config, model, name, folder)
     precision = records.decide_precision(config, output_dir)
-    torch.nn.Module.to(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+    for parameter in model.parameters():
+        # No buffers: rotary frequencies in bfloat16 would turn far positions by other angles than the model knows.
+        parameter.data = parameter.data.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     if training.device_map is None:
         torch.nn.Module.to(model, fabric.device)
     if training.gradient_checkpointing:

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def train_group(
             _write_adapter(task.folder, index, trained.checkpoints, output_dir / INITIAL, record)
             logger.info("%s", _summary(task.name, record))
     shutil.rmtree(folder)
-    if not any(folder.parent.iterdir()):
+    with suppress(OSError):  # the folders of other processes may be in it, also from this moment on
         folder.parent.rmdir()
     return failures
 

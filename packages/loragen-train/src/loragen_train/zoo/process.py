@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
@@ -34,5 +35,7 @@ def fabric_of_process() -> Fabric:
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     fabric = Fabric(accelerator="auto", devices=1, plugins=[LightningEnvironment()])
     if fabric.device.type != "cpu" and local_rank:
-        fabric = Fabric(accelerator="auto", devices=[local_rank], plugins=[LightningEnvironment()])
+        # SLURM may show each process a single GPU, which is its first then.
+        device = local_rank % torch.accelerator.device_count()
+        fabric = Fabric(accelerator="auto", devices=[device], plugins=[LightningEnvironment()])
     return fabric
