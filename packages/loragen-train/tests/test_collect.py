@@ -239,6 +239,7 @@ def test_a_gguf_file_is_unpacked_once(config, tiny_lm, tmp_path, monkeypatch):
     assert unpacked == [str(gguf)]
     # Another file, after a first run that ended before there was an initialisation.
     shutil.rmtree(tmp_path / "zoo" / "initial_adapter")
+    (tmp_path / "zoo" / "zoo.json").unlink()
     other = tmp_path / "other.gguf"
     other.write_bytes(b"two")
     with pytest.raises(LoragenTrainError, match=r"'.*other\.gguf' is not what .*zoo was begun with"):

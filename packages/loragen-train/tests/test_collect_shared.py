@@ -28,6 +28,18 @@ def tell(folder, *args):
 train_lora._Run.advance, groups._write_adapter = slow, tell
 """
 
+# The first step waits until as many processes have come to theirs.
+MEET = """
+import os
+from pathlib import Path
+def meet(self):
+    Path({folder!r}, str(os.getpid())).touch()
+    while len(os.listdir({folder!r})) < {num_processes}:
+        time.sleep(0.01)
+    slow(self)
+train_lora._Run.advance = meet
+"""
+
 
 @pytest.fixture
 def config(make, questions, collect_config, tmp_path) -> CollectConfig:
@@ -89,20 +101,20 @@ def test_a_process_that_sets_up_keeps_no_task_from_another(config, monkeypatch):
     assert len(set(others)) == 9
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.5])
-def test_two_processes_share_the_tasks_and_train_none_twice(make, config, pause):
-    names = sorted(task.name for task in config.tasks if not task.held_out)
-    processes = [make.collect(config, code=WATCH.format(pause=pause)) for _ in range(2)]
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_processes_share_the_tasks_and_train_none_twice(make, config, tmp_path, num_processes):
+    """Both start at the same time; where they wait for each other, both are in the midst of a training at once."""
+    (tmp_path / "meet").mkdir()
+    code = WATCH.format(pause=0) + MEET.format(folder=str(tmp_path / "meet"), num_processes=num_processes)
+    processes = [make.collect(config, code=code) for _ in range(2)]
     try:
         said = [process.communicate(timeout=200)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
-    assert sorted([*made(said[0]), *made(said[1])]) == names
-    if pause:
-        assert made(said[0])
-        assert made(said[1])
+    assert sorted([*made(said[0]), *made(said[1])]) == sorted(task.name for task in config.tasks if not task.held_out)
+    assert min(len(made(text)) for text in said) >= (2 if num_processes == 2 else 0)
     assert_complete(config)
 
 
