@@ -101,7 +101,7 @@ class FrozenModel:
         with applied(num_samples):
             yield response_nll(self.model, items, padding=self._padding, cache=cache, num_read=num_shared)
 
-    @torch.no_grad()  # under inference mode the buffers that a model makes could not be trained through in the next group
+    @torch.no_grad()  # under inference mode the buffers that a model makes could not be trained through later
     def judge(self, adapters: AdapterStack, tests: Sequence[Sequence[TokenizedExample]]) -> list[TaskQuality | None]:
         """Return how likely each adapter, and the model without it, holds the responses of its task's test samples.
 
