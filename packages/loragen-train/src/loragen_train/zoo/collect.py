@@ -57,6 +57,8 @@ class _Collection:
         self._failures: dict[str, str] = {}
 
     def run(self) -> list[Path]:
+        if len(self._mine) < len(self._config.tasks):
+            logger.info("The share of this process: %d of %d tasks.", len(self._mine), len(self._config.tasks))
         wanted = [task for task in self._mine if not task.held_out]
         # What all share is made by one process at a time.
         with locked(self._folder, None):
