@@ -11,7 +11,7 @@ from loragen_infer import LoragenInferError
 from loragen_infer.zoo import MANIFEST_NAME, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,11}", fullmatch=True)
 FILE_NAMES = st.text("abcXYZ019_- .äé", min_size=1, max_size=12).filter(lambda text: text.strip(" .") != "")
 PATHS = st.lists(FILE_NAMES, min_size=1, max_size=3).map("/".join) | FILE_NAMES.map("/elsewhere/{}".format)
 FLOATS = st.floats(allow_nan=False)
@@ -88,6 +88,12 @@ def is_sentence_or_fine(folder: Path) -> bool:
 
 def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize("name", ["", "../../x", "a/b", ".hidden", "two words", "x\n"])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
+    task = {**GOOD["tasks"][0], "name": name}
+    assert "calls a task" in refused(tmp_path, {**GOOD, "tasks": [task]})
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -269,8 +269,8 @@ def test_a_model_stored_in_another_type_is_the_same_model(make, config, tiny_lm,
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     config = with_output(config, tmp_path / "zoo", base_model=str(base))
-    records.check_base_model(tmp_path, str(base), load_base_model(str(base), dtype="float32")[0])
-    records.check_base_model(tmp_path, str(base), load_base_model(str(base))[0])
+    digest = records.hash_weights(load_base_model(str(base), dtype="float32")[0])
+    assert records.hash_weights(load_base_model(str(base))[0]) == digest
     collect(config)
     assert {value.dtype for file in (tmp_path / "zoo").rglob(WEIGHTS) for value in load_file(file).values()} == {
         torch.float32

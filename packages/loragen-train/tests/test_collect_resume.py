@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -221,3 +222,12 @@ def test_a_group_that_diverged_just_before_a_stop_is_refused_after_it(config, tm
         collect(config)
     assert not (tmp_path / "adapters").exists()
     assert not (tmp_path / "unfinished").exists()
+
+
+def test_what_is_left_of_a_group_whose_adapters_are_all_there_is_removed(config, zoo, same, tmp_path):
+    root = Path(shutil.copytree(zoo.root, tmp_path / "zoo"))
+    left = root / "unfinished" / f"adapters.{zoo.folders[0].name}"
+    left.mkdir(parents=True)
+    (left / "begun.json").write_text(json.dumps({"tasks": {folder.name: {} for folder in zoo.folders}}))
+    collect(with_output(config, root))
+    same(root)

@@ -7,6 +7,7 @@ unknown fields are ignored, so that one can be added without a new version.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -190,6 +191,12 @@ class ZooManifest:
         return [task for task in self.tasks if task.held_out]
 
     def _check(self, file: Path) -> None:
+        for task in self.tasks:
+            # Names become those of files.
+            if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", task.name) is None:
+                raise LoragenInferError(
+                    f"{file} calls a task {task.name!r}; names have letters, digits, '_', '.' and '-' only."
+                )
         names = Counter(task.name for task in self.tasks)
         if twice := next((name for name, count in names.items() if count > 1), None):
             raise LoragenInferError(f"{file} has two tasks called {twice!r:.60}.")

@@ -1,6 +1,7 @@
 """The command ``loragen-train collect``."""
 
 import json
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
@@ -17,12 +18,20 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _collect(config: CollectConfig, options: Namespace) -> None:
-    from loragen_train.zoo.collect import collect
+    from loragen_train.zoo.collect import TasksFailedError, collect
+
+    try:
+        _print(collect(config), as_json=options.json)
+    except TasksFailedError as error:
+        _print(error.folders, as_json=options.json)
+        raise
+
+
+def _print(folders: list[Path], *, as_json: bool) -> None:
     from loragen_train.zoo.records import read_record
 
-    folders = collect(config)
-    if not options.json:
-        print(*folders, sep="\n")
+    if not as_json:
+        print("".join(f"{folder}\n" for folder in folders), end="")
         return
     keys = ("seconds", "cpu_seconds", "tokens_per_second", "quality", "loss")
     records = {folder: read_record(folder / "training.json") for folder in folders}

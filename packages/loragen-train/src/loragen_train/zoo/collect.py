@@ -24,14 +24,23 @@ from loragen_train.plots import colour_of, label_of, saved_figure
 from loragen_train.prompts.splits import read_all_samples
 from loragen_train.zoo import records
 from loragen_train.zoo.frozen import INITIAL, FrozenModel, load_frozen
-from loragen_train.zoo.groups import begun_groups, plan_groups, train_group
-from loragen_train.zoo.items import AdapterTask, joint_settings, joint_task, tokenize_task
+from loragen_train.zoo.groups import begun_groups, plan_groups, remove_group, train_group
+from loragen_train.zoo.items import AdapterTask, joint_settings, joint_task, mean_length, tokenize_task
 from loragen_train.zoo.manifest import write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks
 
-__all__ = ["collect"]
+__all__ = ["TasksFailedError", "collect"]
 
 logger = logging.getLogger(__name__)
+
+
+class TasksFailedError(LoragenTrainError):
+    """Some tasks of a zoo got no adapter; the others did."""
+
+    def __init__(self, message: str, folders: list[Path]) -> None:
+        super().__init__(message)
+        self.folders = folders
+        """The adapter folders of the others."""
 
 
 def collect(config: CollectConfig) -> list[Path]:
@@ -41,8 +50,9 @@ def collect(config: CollectConfig) -> list[Path]:
     and so are its samples, which say what it was trained on. A task that fails stops no other.
 
     Raises:
-        LoragenTrainError: What is there was made with other settings or another base model, the base model lacks a
-            target module; or at the end: tasks have failed, which ``zoo.json`` names too.
+        LoragenTrainError: What is there was made with other settings or another base model, or the base model lacks a
+            target module.
+        TasksFailedError: At the end: tasks have failed, which ``zoo.json`` names too.
         LoragenInferError: The base model cannot be read, or the folder cannot be written to.
     """
     return _Collection(config).run()
@@ -60,7 +70,6 @@ class _Collection:
         if len(self._mine) < len(self._config.tasks):
             logger.info("The share of this process: %d of %d tasks.", len(self._mine), len(self._config.tasks))
         wanted = [task for task in self._mine if not task.held_out]
-        # What all share is made by one process at a time.
         with locked(self._folder, None):
             kept = [task for task in wanted if self._is_done(task)]
             missing = [task for task in wanted if task not in kept]
@@ -69,13 +78,14 @@ class _Collection:
                 clear_leftovers(self._folder / "adapters")  # of runs that were killed
             if missing and (self._folder / INITIAL).is_dir():
                 records.check_settings(self._folder / INITIAL / "settings.json", records.shared_settings(self._config))
-            self._write_samples([task for task in self._mine if task.held_out or task in missing])
-            missing = [task for task in missing if task.name not in self._failures]
-            fabric = fabric_of_process()
-            needs_model = missing or (self._config.joint and not (self._folder / "joint").is_dir())
-            frozen = load_frozen(self._config, self._folder, fabric) if needs_model else None
-            write_manifest(self._config, self._folder, self._failures)
-        if frozen is not None:
+            self._clear_finished_groups()
+        self._write_samples([task for task in self._mine if task.held_out or task in missing])
+        missing = [task for task in missing if task.name not in self._failures]
+        fabric, frozen = fabric_of_process(), None
+        if missing or (self._config.joint and not (self._folder / "joint").is_dir()):
+            frozen = load_frozen(self._config, self._folder, fabric)
+            with locked(self._folder, None):
+                write_manifest(self._config, self._folder, self._failures)
             self._train(missing, frozen, fabric)
         if self._config.joint:
             self._train_joint(frozen, fabric)
@@ -85,10 +95,11 @@ class _Collection:
             write_manifest(self._config, self._folder, self._failures)
             if missing or (wanted and not (self._folder / "loss_curves.png").is_file()):
                 _draw_losses(self._folder / "adapters", self._folder / "loss_curves.png")
-        if self._failures:
-            raise LoragenTrainError(_summary(self._failures, len(self._mine), self._folder / MANIFEST_NAME))
         folders = [self._folder / "adapters" / task.name for task in wanted]
-        return [folder for folder in folders if folder.is_dir()]
+        folders = [folder for folder in folders if folder.is_dir()]
+        if self._failures:
+            raise TasksFailedError(_summary(self._failures, len(self._mine), self._folder / MANIFEST_NAME), folders)
+        return folders
 
     def _refuse_imported(self) -> None:
         """Adapters of another making do not share the initialisation, so none can join them."""
@@ -101,6 +112,14 @@ class _Collection:
         if folder.is_dir():
             records.check_settings(folder / "training.json", records.task_settings(self._config, task))
         return folder.is_dir()
+
+    def _clear_finished_groups(self) -> None:
+        """Remove what a process left that ended between its last adapter and this."""
+        for folder, names in begun_groups(self._folder / "unfinished").items():
+            with ExitStack() as held:
+                is_free = all(self._claim(name, held) for name in names)
+                if is_free and all((self._folder / "adapters" / name).is_dir() for name in names):
+                    remove_group(folder)
 
     def _write_samples(self, tasks: list[CollectTask]) -> None:
         """Read every source before the first step, so that all that is wrong with them is known then."""
@@ -116,28 +135,35 @@ class _Collection:
                     write_jsonl(self._folder / part / f"{task.name}.jsonl", map(asdict, chosen))
 
     def _train(self, missing: list[CollectTask], frozen: FrozenModel, fabric: Fabric) -> None:
-        begun = [names for names in begun_groups(self._folder / "unfinished") if {t.name for t in missing} & {*names}]
+        unfinished = self._folder / "unfinished"
+        wanted = {task.name for task in missing}
+        begun = [names for names in begun_groups(unfinished).values() if wanted & {*names}]
         known = {task.name: task for task in self._mine}
         # A process may have ended between two tasks of a group; what is finished of it is needed for the rest.
         names = dict.fromkeys([task.name for task in missing] + [name for group in begun for name in group])
-        ready = {name: task for name in names if name in known and (task := self._tokenize(known[name], frozen))}
-        groups = [[ready[name] for name in group] for group in begun if all(name in ready for name in group)]
-        resumed = {task.name for group in groups for task in group}
-        rest = [ready[task.name] for task in missing if task.name in ready and task.name not in resumed]
+        # Lengths only: the tokens of hundreds of tasks are gigabytes.
+        lengths = {
+            name: mean_length(task.train)
+            for name in names
+            if name in known and (task := self._tokenize(known[name], frozen))
+        }
+        groups = [group for group in begun if all(name in lengths for name in group)]
+        resumed = {name for group in groups for name in group}
+        rest = {name: length for name, length in lengths.items() if name in wanted - resumed}
         at_once = self._config.training.adapters_at_once
         size = at_once if at_once != "auto" else 8 if fabric.device.type == "cpu" else 32
         for group in [*groups, *plan_groups(rest, size)]:
             with ExitStack() as held:
-                claimed = [task for task in group if self._claim(task.name, held)]
-                if [task.name for task in group] in begun_groups(self._folder / "unfinished"):
+                claimed = [name for name in group if self._claim(name, held)]
+                if group in begun_groups(unfinished).values():
                     claimed = claimed if len(claimed) == len(group) else []
                 else:  # another process may have come to the end of it in the meantime
-                    claimed = [task for task in claimed if not task.folder.is_dir()]
-                if claimed:
-                    self._train_group(claimed, frozen, fabric)
-        if elsewhere := [
-            name for name, task in ready.items() if not task.folder.is_dir() and name not in self._failures
-        ]:
+                    claimed = [name for name in claimed if not (self._folder / "adapters" / name).is_dir()]
+                ready = [task for name in claimed if (task := self._tokenize(known[name], frozen))]
+                if ready:
+                    self._train_group(ready, frozen, fabric)
+        elsewhere = [name for name in lengths if not (self._folder / "adapters" / name).is_dir()]
+        if elsewhere := [name for name in elsewhere if name not in self._failures]:
             logger.info("In the hands of another process: %s.", ", ".join(elsewhere))
 
     def _train_group(

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from lora_tokenizer import LoraAdapter, read_adapter
 from loragen_infer.adapters import AdapterStack, BatchedLora
-from loragen_infer.files import atomic_folder, write_json
+from loragen_infer.files import atomic_folder, locked, write_json
 from loragen_infer.likelihood import read_prefix, response_nll
 from loragen_infer.models.base_model import load_base_model, save_base_model
 from loragen_infer.models.locate import hub_name, locate_model
@@ -139,15 +139,19 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
     """
     name, training = config.base_model, config.training
     if locate_model(name, kind="base model").endswith(".gguf"):
-        # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
-        name = str(save_base_model(name, output_dir / "base_model").resolve())
+        with locked(output_dir, None):
+            # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
+            name = str(save_base_model(name, output_dir / "base_model").resolve())
     model, tokenizer = load_base_model(name, device_map=training.device_map)
-    records.check_base_model(output_dir, config.base_model, model)
+    digest = records.hash_weights(model)
     folder = output_dir / INITIAL
-    if not folder.is_dir():
-        _check_target_modules(config, model)
-        _write_initial(config, model, name, folder)
-    precision = records.decide_precision(config, output_dir)
+    # What all processes share is made by one of them.
+    with locked(output_dir, None):
+        records.check_base_model(output_dir, config.base_model, digest)
+        if not folder.is_dir():
+            _check_target_modules(config, model)
+            _write_initial(config, model, name, folder)
+        precision = records.decide_precision(config, output_dir)
     for parameter in model.parameters():
         # No buffers: rotary frequencies in bfloat16 would turn far positions by other angles than the model knows.
         parameter.data = parameter.data.to(torch.bfloat16 if precision == "bf16" else torch.float32)

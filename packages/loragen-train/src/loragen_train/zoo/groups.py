@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from loragen_train.zoo.frozen import INITIAL, FrozenModel
 from loragen_train.zoo.items import AdapterTask
 from loragen_train.zoo.train_lora import TrainedAdapters, train_adapters
 
-__all__ = ["begun_groups", "plan_groups", "train_group"]
+__all__ = ["begun_groups", "plan_groups", "remove_group", "train_group"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +31,19 @@ _BEGUN = "begun.json"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def plan_groups(tasks: Iterable[AdapterTask], size: int) -> list[list[AdapterTask]]:
-    """Return ``tasks`` in groups of at most ``size``, those of like length together, so that little is padded."""
-
-    def mean_length(task: AdapterTask) -> float:
-        return sum(len(item.input_ids) for item in task.train) / len(task.train)
-
-    ordered = sorted(tasks, key=mean_length)
+def plan_groups(mean_lengths: Mapping[str, float], size: int) -> list[list[str]]:
+    """Return the names of tasks in groups of at most ``size``, those whose samples are of like length together, so that
+    little is padded."""
+    ordered = sorted(mean_lengths, key=lambda name: mean_lengths[name])
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def begun_groups(unfinished: Path) -> list[list[str]]:
-    """Return the names of the tasks of every training below ``unfinished`` that was begun."""
-    found = []
-    for file in sorted(unfinished.glob(f"*/{_BEGUN}")):
+def begun_groups(unfinished: Path) -> dict[Path, list[str]]:
+    """Return the folders below ``unfinished`` of trainings that were begun, with the names of their tasks."""
+    found = {}
+    for file in sorted(unfinished.glob(f"adapters.*/{_BEGUN}")):
         try:
-            found.append(list(json.loads(file.read_text(encoding="utf-8"))["tasks"]))
+            found[file.parent] = list(json.loads(file.read_text(encoding="utf-8"))["tasks"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # whoever is to train its first task next finds it and starts over
     return found
@@ -91,10 +88,15 @@ def train_group(
             record |= _work(index, tasks, trained, config.training.save_every)
             _write_adapter(task.folder, index, trained.checkpoints, output_dir / INITIAL, record)
             logger.info("%s", _summary(task.name, record))
-    shutil.rmtree(folder)
-    with suppress(OSError):  # the folders of other processes may be in it, also from this moment on
-        folder.parent.rmdir()
+    remove_group(folder)
     return failures
+
+
+def remove_group(folder: Path) -> None:
+    """Remove the folder of a training that has come to its end."""
+    shutil.rmtree(folder)
+    with suppress(OSError):  # the folders of other processes may be beside it, also from this moment on
+        folder.parent.rmdir()
 
 
 def _begin(folder: Path, begun: Mapping[str, Any]) -> None:

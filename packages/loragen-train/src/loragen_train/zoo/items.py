@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
 
-__all__ = ["AdapterTask", "joint_settings", "joint_task", "tokenize_task"]
+__all__ = ["AdapterTask", "joint_settings", "joint_task", "mean_length", "tokenize_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ def tokenize_task(
             "samples_sha256": _hash_samples(task, output_dir),
         },
     )
+
+
+def mean_length(items: Sequence[TokenizedExample]) -> float:
+    """Return how many tokens the samples have on the mean."""
+    return sum(len(item.input_ids) for item in items) / len(items)
 
 
 def joint_task(tasks: list[AdapterTask], config: CollectConfig, output_dir: Path) -> AdapterTask:

@@ -16,7 +16,15 @@ from torch.utils.benchmark import Timer
 from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
 
-__all__ = ["check_base_model", "check_settings", "decide_precision", "read_record", "shared_settings", "task_settings"]
+__all__ = [
+    "check_base_model",
+    "check_settings",
+    "decide_precision",
+    "hash_weights",
+    "read_record",
+    "shared_settings",
+    "task_settings",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +79,9 @@ def _first_difference(name: str, was: Any, now: Any) -> str | None:
     return next((difference for difference in inner if difference is not None), None)
 
 
-def check_base_model(output_dir: Path, source: str, model: nn.Module) -> None:
-    """Note the weights of the base model, called ``source``, or refuse others than the zoo has noted."""
-    file, digest = output_dir / "base_model.json", _hash_weights(model)
+def check_base_model(output_dir: Path, source: str, digest: str) -> None:
+    """Note the hash of the weights of the base model, called ``source``, or refuse others than the zoo has noted."""
+    file = output_dir / "base_model.json"
     if not file.is_file():
         write_json(file, {"base_model": source, "weights_sha256": digest})
     noted = read_record(file)
@@ -84,7 +92,8 @@ def check_base_model(output_dir: Path, source: str, model: nn.Module) -> None:
         )
 
 
-def _hash_weights(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of all weights of ``model``."""
     digest = hashlib.sha256()
     for name, stored in sorted(model.state_dict().items()):
         # In whichever of the floating-point types they were loaded.
