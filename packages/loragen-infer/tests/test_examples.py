@@ -103,7 +103,7 @@ def test_an_operating_system_error_is_one_sentence(tmp_path):
         read_jsonl(tmp_path / ("x" * 300))
 
 
-@pytest.mark.parametrize("value", ["", "  ", 17, None, ["a"]])
+@pytest.mark.parametrize("value", ["", "  ", 17, None, [], [17], {"a": "b"}])
 def test_a_value_that_is_no_text_is_named(tmp_path, make, value):
     path = make.rows(tmp_path / "x.jsonl", [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": value}])
     with pytest.raises(LoragenInferError, match=r"x\.jsonl, row 2: 'response' is .*, but must be text"):
@@ -148,12 +148,11 @@ def test_with_a_template_one_user_turn(make):
 
 
 @pytest.mark.parametrize("template", [False, True])
-def test_labels_mask_the_prompt_and_keep_the_end_token(make, template):
+def test_the_response_is_what_follows_the_prompt_with_the_end_token(make, template):
     tokenizer = make.tokenizer(template=template)
     item = tokenize_example(tokenizer, EXAMPLE)
-    assert len(item.labels) == len(item.input_ids)
-    assert item.labels[: item.num_prompt_tokens] == [-100] * item.num_prompt_tokens
-    assert item.labels[item.num_prompt_tokens :] == [*tokenizer("4.")["input_ids"], tokenizer.eos_token_id]
+    assert item.input_ids[item.num_prompt_tokens :] == item.response_ids
+    assert item.response_ids == [*tokenizer("4.")["input_ids"], tokenizer.eos_token_id]
 
 
 # How templates of well-known models write a turn, and what ends an answer in each.

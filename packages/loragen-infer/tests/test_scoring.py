@@ -47,7 +47,8 @@ def half_trained(make, llama):
     # Padded on the right, where a causal model needs no mask.
     width = max(len(item.input_ids) for item in items)
     input_ids = torch.tensor([item.input_ids + [2] * (width - len(item.input_ids)) for item in items])
-    labels = torch.tensor([item.labels + [-100] * (width - len(item.labels)) for item in items])
+    masked = [[-100] * item.num_prompt_tokens + item.response_ids for item in items]
+    labels = torch.tensor([row + [-100] * (width - len(row)) for row in masked])
     for _ in range(60):
         optimizer.zero_grad()
         model(input_ids, labels=labels).loss.backward()

@@ -18,12 +18,12 @@ VARIANTS = [
 ]
 
 
-def check_close(actual, expected):
+def check_close(actual, expected, tolerance=1e-5):
     """To 1e-5 of the largest value, which is what rounding in float32 leaves after two layers."""
-    assert_close(actual, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+    assert_close(actual, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))
 
 
-def check_equal(tiny, model, adapters, counts, *, pad_side="right", seed=0):
+def check_equal(tiny, model, adapters, counts, *, pad_side="right", seed=0, of_gradients=1e-5):
     """Compare a padded batch with each adapter alone on its own samples."""
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 61, (sum(counts), 6), generator=random)
@@ -55,8 +55,8 @@ def check_equal(tiny, model, adapters, counts, *, pad_side="right", seed=0):
         check_close(logits[own][valid], expected[valid])
         for name, (a_ri, b_or) in expected_gradients.items():
             rank = len(a_ri)
-            check_close(stack.a_Kri[name].grad[number, :rank], a_ri)
-            check_close(stack.b_Kor[name].grad[number, :, :rank], b_or)
+            check_close(stack.a_Kri[name].grad[number, :rank], a_ri, of_gradients)
+            check_close(stack.b_Kor[name].grad[number, :, :rank], b_or, of_gradients)
 
 
 @pytest.mark.parametrize("pad_side", ["left", "right"])
@@ -81,7 +81,9 @@ def test_any_adapters_with_any_counts(tiny, members, pad_side, seed):
     model = tiny.model()
     suffixes = ("q_proj", "v_proj", "down_proj")
     adapters = [tiny.adapter(model, suffixes, seed=seed + i, **options) for i, (options, _) in enumerate(members)]
-    check_equal(tiny, model, adapters, [count for _, count in members], pad_side=pad_side, seed=seed)
+    counts = [count for _, count in members]
+    # High ranks and scalings among them, so that more cancels out in a sum.
+    check_equal(tiny, model, adapters, counts, pad_side=pad_side, seed=seed, of_gradients=1e-4)
 
 
 @pytest.mark.parametrize("counts", [[5, 2, 4], [4, 4, 4]])
