@@ -3,7 +3,7 @@
 Runs the four commands that a user would type and prints each. What an earlier run has finished, with the same settings
 and the same code, is used again.
 
-    python demo/run.py           about ten minutes on two CPU cores
+    python demo/run.py           about fifteen minutes on two CPU cores
     python demo/run.py --quick   the same with tiny numbers, to see that everything works; its scores mean nothing
 """
 
