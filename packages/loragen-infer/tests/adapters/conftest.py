@@ -87,8 +87,9 @@ def gradients(stack: AdapterStack) -> list[Tensor]:
 
 def loss_of(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """A loss that every logit has its own part in."""
-    weight = torch.cos(torch.arange(logits[0].numel(), dtype=torch.float32)).view_as(logits[0])
-    return (logits.float() * weight * (1 if mask is None else mask[..., None])).sum()
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    weight = torch.cos(torch.arange(logits[0].numel(), dtype=dtype)).view_as(logits[0])
+    return (logits.to(dtype) * weight * (1 if mask is None else mask[..., None])).sum()
 
 
 def peft_alone(model: PreTrainedModel, adapter: LoraAdapter, mask: Tensor | None = None, **inputs: Tensor):

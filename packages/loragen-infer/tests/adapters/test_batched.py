@@ -18,12 +18,12 @@ VARIANTS = [
 ]
 
 
-def check_close(actual, expected, tolerance=1e-5):
+def check_close(actual, expected):
     """To 1e-5 of the largest value, which is what rounding in float32 leaves after two layers."""
-    assert_close(actual, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))
+    assert_close(actual, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
 
 
-def check_equal(tiny, model, adapters, counts, *, pad_side="right", seed=0, of_gradients=1e-5):
+def check_equal(tiny, model, adapters, counts, *, pad_side="right", seed=0):
     """Compare a padded batch with each adapter alone on its own samples."""
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 61, (sum(counts), 6), generator=random)
@@ -55,8 +55,8 @@ def check_equal(tiny, model, adapters, counts, *, pad_side="right", seed=0, of_g
         check_close(logits[own][valid], expected[valid])
         for name, (a_ri, b_or) in expected_gradients.items():
             rank = len(a_ri)
-            check_close(stack.a_Kri[name].grad[number, :rank], a_ri, of_gradients)
-            check_close(stack.b_Kor[name].grad[number, :, :rank], b_or, of_gradients)
+            check_close(stack.a_Kri[name].grad[number, :rank], a_ri)
+            check_close(stack.b_Kor[name].grad[number, :, :rank], b_or)
 
 
 @pytest.mark.parametrize("pad_side", ["left", "right"])
@@ -75,15 +75,20 @@ def test_logits_and_gradients_equal_those_of_each_adapter_alone(tiny, architectu
     seed=st.integers(0, 1000),
 )
 def test_any_adapters_with_any_counts(tiny, members, pad_side, seed):
-    """Ranks, rsLoRA and patterns differ among the adapters of one batch."""
+    """Ranks, rsLoRA and patterns differ among the adapters of one batch.
+
+    In float64, since the gradients of such large adapters lose more than 1e-5 to rounding in float32, PEFT's too.
+    """
     if not any(count for _, count in members):
         members = [(members[0][0], 2), *members[1:]]
-    model = tiny.model()
+    model = tiny.model(dtype=torch.float64)
     suffixes = ("q_proj", "v_proj", "down_proj")
-    adapters = [tiny.adapter(model, suffixes, seed=seed + i, **options) for i, (options, _) in enumerate(members)]
+    adapters = [
+        tiny.adapter(model, suffixes, seed=seed + i, **options).to(torch.float64)
+        for i, (options, _) in enumerate(members)
+    ]
     counts = [count for _, count in members]
-    # High ranks and scalings among them, so that more cancels out in a sum.
-    check_equal(tiny, model, adapters, counts, pad_side=pad_side, seed=seed, of_gradients=1e-4)
+    check_equal(tiny, model, adapters, counts, pad_side=pad_side, seed=seed)
 
 
 @pytest.mark.parametrize("counts", [[5, 2, 4], [4, 4, 4]])
