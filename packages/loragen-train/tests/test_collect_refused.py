@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from loragen_infer.zoo import ZooManifest, ZooTask
 from loragen_train import LoragenTrainError
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.zoo.collect import collect
@@ -120,3 +121,13 @@ def test_a_base_model_that_changed_is_refused(zoo, config, tiny_lm, tmp_path):
     ):
         collect(replace(first, tasks=config.tasks[:2]))
     assert not (tmp_path / "zoo" / "adapters" / "spelling").exists()
+
+
+def test_tasks_are_not_collected_into_a_zoo_of_imported_adapters(config, tmp_path):
+    tasks = [ZooTask(name="strange", adapters=["adapters/strange"])]
+    file = ZooManifest(base_model=config.base_model, tasks=tasks, folder=tmp_path).write()
+    before = file.read_bytes()
+    with pytest.raises(LoragenTrainError, match=r"holds imported adapters; choose another output_dir\.$"):
+        collect(with_output(config, tmp_path))
+    assert file.read_bytes() == before
+    assert not (tmp_path / "adapters").exists()
