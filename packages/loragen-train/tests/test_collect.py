@@ -275,3 +275,9 @@ def test_a_model_stored_in_another_type_is_the_same_model(make, config, tiny_lm,
     assert {value.dtype for file in (tmp_path / "zoo").rglob(WEIGHTS) for value in load_file(file).values()} == {
         torch.float32
     }
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu"])
+def test_a_device_map_changes_where_the_model_is_and_nothing_else(make, zoo, config, tmp_path, device_map):
+    collect(with_output(config, tmp_path, training=replace(config.training, device_map=device_map)))
+    assert make.weights(tmp_path) == make.weights(zoo.root)
