@@ -77,7 +77,7 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     frozen = config.model.freeze_text_encoder
     # The training prompts come first. With a trained encoder the network is centred on how it begins.
     embeddings_nD = encoder.encode(table.texts if frozen else table.texts[: table.num_train])
-    network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2])
+    network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid)
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
     if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:
