@@ -225,9 +225,7 @@ class TokenLayout:
         """
         self._check_tokens(tokens_BNW, tokens_BNW.shape[1:])
         pieces = torch.split(tokens_BNW.flatten(1), self._piece_sizes, dim=1)
-        return {
-            slot.name: values.unflatten(1, slot.shape) for slot, values in zip(self.slots, pieces[::2], strict=True)
-        }
+        return {slot.name: values.view(-1, *slot.shape) for slot, values in zip(self.slots, pieces[::2], strict=True)}
 
     def _check_tokens(self, tokens: Tensor, shape_NW: torch.Size) -> None:
         if tuple(shape_NW) != (self.num_tokens, self.token_dim) or not tokens.is_floating_point():
