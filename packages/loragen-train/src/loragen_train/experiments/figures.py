@@ -17,7 +17,7 @@ __all__ = ["Picture", "draw_report"]
 
 # Measures of the machine, shown after those of the learning.
 _SYSTEM = re.compile(r"second|percent|mib|wait")
-_FIRST = ("loss", "mse", "l1", "mae", "rmse", "relative_error", "weight_cosine")
+_FIRST = ("unseen_nll", "steering_margin", "loss", "mse", "l1", "mae", "rmse", "relative_error", "weight_cosine")
 
 
 class Picture(NamedTuple):

@@ -17,6 +17,7 @@ from loragen_train.training.condition import FrozenCondition, PromptTable, Train
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.pairs import ZooDataModule
+from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.tokens import Zoo, read_zoo
 from loragen_train.zoo.training_data import read_training_data
 
@@ -46,6 +47,8 @@ class TrainingSetup:
     """Generator, condition and loss."""
     pairs: ZooDataModule
     """The pairs of checkpoints and prompts to train and to validate with."""
+    unseen: UnseenTasks | None = None
+    """The held-out tasks that are watched."""
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
@@ -71,7 +74,9 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     prompts = read_prompts(data, config.training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
     _warn_of_little_to_learn(zoo)
-    table = PromptTable(prompts)
+    watched = find_watched(config, training_data.test_hashes)
+    frozen_model = load_watching_model(config, zoo, watched) if watched else None
+    table = PromptTable(prompts, {task.name: task.prompts for task in watched})
     device = str(default_device(config.training.accelerator))
     encoder = PromptEncoder(config.model.text_encoder_name, device=device, cache_dir=cache_dir / "embeddings")
     frozen = config.model.freeze_text_encoder
@@ -93,6 +98,7 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     )
     training = config.training
     pairs = ZooDataModule(zoo, table, data, seed=training.seed, num_workers=training.num_workers)
+    unseen = None if frozen_model is None else UnseenTasks(watched, table.held_out, frozen_model, zoo, config)
     return TrainingSetup(
         zoo=zoo,
         prompts=prompts,
@@ -101,6 +107,7 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
         encoder=encoder,
         module=module,
         pairs=pairs,
+        unseen=unseen,
     )
 
 

@@ -22,11 +22,13 @@ from loragen_infer.adapters import AdapterStack
 from loragen_infer.models.locate import locate_model
 from loragen_infer.samples import tokenize_example
 from loragen_infer.zoo import ZooManifest
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from loragen_train.configs.collect import Precision
 from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
+from loragen_train.experiments.folder import START_CHECKPOINT
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.zoo.frozen import FrozenModel
@@ -71,11 +73,13 @@ def find_watched(config: FitConfig, test_hashes: Collection[str]) -> list[HeldOu
     return tasks
 
 
-def load_watching_model(config: FitConfig, zoo: Zoo) -> FrozenModel | None:
-    """Return the base model of the zoo to score with; None, and a warning, where there is none and none is asked for.
+def load_watching_model(config: FitConfig, zoo: Zoo, tasks: Sequence[HeldOutTask]) -> FrozenModel | None:
+    """Return the base model of the zoo to score ``tasks`` with.
+
+    None, and a warning, where it cannot be had, or does not fit the adapters, and is not asked for.
 
     Raises:
-        LoragenTrainError: It is asked for, and cannot be had.
+        LoragenTrainError: It is asked for.
     """
     assert config.data.zoo is not None, "held-out tasks are those of a zoo"  # noqa: S101
     name, is_asked_for = base_model_of(ZooManifest.read(config.data.zoo)), config.training.unseen.enabled is True
@@ -86,14 +90,15 @@ def load_watching_model(config: FitConfig, zoo: Zoo) -> FrozenModel | None:
             raise LoragenInferError(
                 f"The base model {name!r} is not on this machine; training.unseen.enabled true downloads it."
             )
-        adapter = zoo.layout.empty_adapter()
-        # Only its form is looked at.
-        AdapterStack.of([adapter])
-        precision = "fp32" if device.type == "cpu" else "bf16"
-        frozen = FrozenModel.load(location, adapter.modules, device=device, precision=precision)
+        precision: Precision = "fp32" if device.type == "cpu" else "bf16"
+        frozen = FrozenModel.load(location, zoo.layout.empty_adapter().modules, device=device, precision=precision)
+        # What does not fit shall come to light before a training begins.
+        rehearsed = AdapterStack.of([zoo.layout.decode(torch.zeros(zoo.layout.num_tokens, zoo.layout.token_dim))])
+        frozen.mean_nll(rehearsed, [[tokenize_example(frozen.tokenizer, tasks[0].tests[0])]])
     except LoragenInferError as error:
         if is_asked_for:
-            raise LoragenTrainError(f"The held-out tasks cannot be watched: {error} Or {_OFF}.") from error
+            reason = str(error).rstrip(".")
+            raise LoragenTrainError(f"The held-out tasks cannot be watched: {reason}; or {_OFF}.") from error
         logger.warning("The held-out tasks are not watched, and val_loss decides which weights are best: %s", error)
         return None
     return frozen
@@ -127,16 +132,11 @@ class UnseenTasks(Callback):
         self._mask_TP = pad_sequence([torch.ones_like(own, dtype=torch.bool) for own in prompts], batch_first=True)
         self._tests = [[tokenize_example(frozen.tokenizer, test) for test in task.tests] for task in tasks]
         self._frozen, self._zoo = frozen, zoo
-        self._batch_size = config.data.batch_size
+        self._batch_size, self._learning_rate = config.data.batch_size, config.training.learning_rate
         self._num_wrong = min(config.training.unseen.num_wrong_tasks, len(tasks) - 1)
         self._nll_T = torch.zeros(len(tasks))
         self.start_nll = math.inf
         """``val_unseen_nll`` before the first step, also that of an earlier run which this one resumes."""
-
-    @staticmethod
-    def start_file(trainer: Trainer) -> Path:
-        """Where the weights before the first step are."""
-        return Path(trainer.default_root_dir) / "checkpoints" / "start.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and keep what the training starts from.
@@ -147,12 +147,12 @@ class UnseenTasks(Callback):
         if trainer.global_step:
             return  # resumed
         scores = self._score(trainer, pl_module)
-        self._check_finite("before the first step: the base model does not get along with the adapters that it starts")
+        self._check_finite("before the first step, so the base model cannot judge here")
         self.start_nll = scores[UNSEEN_NLL]
         for tracker in trainer.loggers:
             tracker.log_metrics({"epoch": 0, **scores}, step=0)
             tracker.save()
-        trainer.save_checkpoint(self.start_file(trainer), weights_only=True)
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / START_CHECKPOINT, weights_only=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and log."""
@@ -165,7 +165,8 @@ class UnseenTasks(Callback):
             LoragenTrainError: A score is not finite.
         """
         if math.isfinite(trainer.callback_metrics["val_loss"]):
-            self._check_finite(f"in epoch {trainer.current_epoch}, although val_loss is finite: lower training.learning_rate")
+            where = f"in epoch {trainer.current_epoch}, although val_loss is finite"
+            self._check_finite(f"{where}; lower training.learning_rate, which is {self._learning_rate}")
 
     def state_dict(self) -> dict[str, Any]:
         """What the training started from."""
@@ -176,6 +177,7 @@ class UnseenTasks(Callback):
         self.start_nll = state_dict["start_nll"]
 
     def _score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        assert isinstance(pl_module, GeneratorModule), "fit trains no other"  # noqa: S101
         num_tasks = len(self._names)
         stack = AdapterStack.of(self._generate(pl_module))
         # Adapter and task: first each task's own, then the next task's, and so on.
@@ -201,7 +203,7 @@ class UnseenTasks(Callback):
         prompts_TP, mask_TP = self._prompts_TP.to(module.device), self._mask_TP.to(module.device)
         with _in_eval_mode(module):
             # No more at once than a step of training has the memory for.
-            parts = zip(prompts_TP.split(self._batch_size), mask_TP.split(self._batch_size), strict=True)
+            parts = zip(*(torch.split(of_all, self._batch_size) for of_all in (prompts_TP, mask_TP)), strict=True)
             tokens = [module.generator(module.condition(prompts), mask).float().cpu() for prompts, mask in parts]
         tokens_TNW = self._zoo.stats.denormalize(torch.cat(tokens))
         return [self._zoo.layout.decode(tokens_NW) for tokens_NW in tokens_TNW]
@@ -209,7 +211,7 @@ class UnseenTasks(Callback):
     def _check_finite(self, when: str) -> None:
         for name, nll in zip(self._names, self._nll_T.tolist(), strict=True):
             if not math.isfinite(nll):
-                raise LoragenTrainError(f"The NLL of the held-out task {name!r} is {nll} {when}, or {_OFF}.")
+                raise LoragenTrainError(f"The NLL of the held-out task {name!r} is {nll} {when}; {_OFF}.")
 
 
 @contextmanager
