@@ -162,7 +162,7 @@ def test_training_sees_nothing_of_held_out_tasks(config, tmp_path, make, tiny_lm
     assert not values(without, "val_unseen_nll")
     (file,) = (without / "checkpoints").glob("epoch=*.ckpt")
     assert "val_loss" in file.name
-    # Nor do answers decide anything but the scores.
+    # Nor does it matter to training which of them there are.
     other = {"prompts": None, "test": None}
     zoo = write_zoo(tmp_path / "zoo", make, tiny_lm, capitals=other)
     third = fit(replace(changed(last, tmp_path / "third"), data=replace(last.data, zoo=str(zoo))))
