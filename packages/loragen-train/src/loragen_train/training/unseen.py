@@ -85,13 +85,12 @@ def load_watching_model(config: FitConfig, zoo: Zoo, tasks: Sequence[HeldOutTask
     name, is_asked_for = base_model_of(ZooManifest.read(config.data.zoo)), config.training.unseen.enabled is True
     device = default_device(config.training.accelerator)
     try:
-        location = locate_model(name, kind="base model")
-        if not is_asked_for and not Path(location).exists():
+        if not is_asked_for and not Path(locate_model(name, kind="base model")).exists():
             raise LoragenInferError(
                 f"The base model {name!r} is not on this machine; training.unseen.enabled true downloads it."
             )
         precision: Precision = "fp32" if device.type == "cpu" else "bf16"
-        frozen = FrozenModel.load(location, zoo.layout.empty_adapter().modules, device=device, precision=precision)
+        frozen = FrozenModel.load(name, zoo.layout.empty_adapter().modules, device=device, precision=precision)
         # What does not fit shall come to light before a training begins.
         rehearsed = AdapterStack.of([zoo.layout.decode(torch.zeros(zoo.layout.num_tokens, zoo.layout.token_dim))])
         frozen.mean_nll(rehearsed, [[tokenize_example(frozen.tokenizer, tasks[0].tests[0])]])
