@@ -1,8 +1,9 @@
 """The encoder of states: what the frozen language model itself makes of a prompt, at the last token before its answer.
 
 Decided here: the prompt is tokenized as for training and scoring (chat template and all). The model computes in float32
-and without padding, whatever it is stored in, so that training and inference agree to rounding. Layers above the one
-asked for are thrown away, and what all prompts begin with is read once.
+and without padding, whatever it is stored in, so that training and inference agree to rounding. Most of a state says no
+more than that an answer begins: what fixed texts have in common is taken off, so that angles mean something. Layers
+above the one asked for are thrown away, and what all prompts begin with is read once.
 
 Legend: n prompts, S tokens of a prompt, D width of a state.
 """
@@ -25,14 +26,34 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["StateEncoder"]
+__all__ = ["REFERENCES", "StateEncoder"]
+
+REFERENCES = (
+    "What is the capital of Australia?",
+    "Translate to Spanish: good morning",
+    "Summarize: The meeting was long, and nothing was decided.",
+    "Write a haiku about rain.",
+    "17 + 25 =",
+    "Correct the grammar: she go to school",
+    "Is this review positive or negative? I loved it.",
+    "List three fruits.",
+    "def add(a, b):",
+    "Sort these numbers: 3, 1, 2",
+    "Who wrote Hamlet?",
+    "Explain photosynthesis to a child.",
+    "Reverse the word: apple",
+    "Complete the sentence: The sun rises in the",
+    "Choose the right answer: (A) cat (B) dog",
+    "Give the opposite of hot.",
+)
+"""The texts whose mean state is taken off: of many kinds, and the same for every model and training."""
 
 # What changes a state and shows neither in a weight nor in a token.
 _NETWORK = ("model_type", "hidden_act", "num_attention_heads", "num_key_value_heads")
 
 
 class StateEncoder(CachedEncoder):
-    """The states of a language model's layer at the last token of each prompt.
+    """The states of a language model's layer at the last token of each prompt, less the mean of reference texts.
 
     Args:
         name: The base model: a folder, a ``.gguf`` file or a hub name.
@@ -45,9 +66,10 @@ class StateEncoder(CachedEncoder):
             used.
 
     Example:
-        >>> encoder = StateEncoder("HuggingFaceTB/SmolLM2-135M-Instruct", layer="middle")
-        >>> encoder.layer, encoder.encode(["What is 2 + 3?", "Spell 'cat' backward."]).shape
-        (15, torch.Size([2, 576]))
+        .. code-block:: python
+
+            encoder = StateEncoder("HuggingFaceTB/SmolLM2-135M-Instruct", layer="middle")
+            embeddings_nD = encoder.encode(["What is 2 + 3?", "Spell 'cat' backward."])  # [2, 576]
     """
 
     def __init__(
@@ -74,6 +96,7 @@ class StateEncoder(CachedEncoder):
         # Only now, since the rest may be too much for the device, or for the memory in float32.
         torch.nn.Module.to(self._model, device=device, dtype=torch.float32)
         self._fingerprint: str | None = None
+        self._reference_D: torch.Tensor | None = None
         probes = [self._tokenize(text) for text in ("a", "Z", "9")]
         self._added = max(len(ids) for ids in probes)
         self._prefix = probes[0][: num_common_tokens([*probes, probes[0][:-1]])]
@@ -125,6 +148,23 @@ class StateEncoder(CachedEncoder):
         return tokenized.input_ids[: tokenized.num_prompt_tokens]
 
     def _encoded(self, prompts: list[str], batch_size: int) -> "Iterator[dict[str, torch.Tensor]]":
+        import torch
+
+        if not prompts:
+            return
+        if self._reference_D is None:
+            of_references = itertools.chain.from_iterable(
+                batch.values() for batch in self._directions(REFERENCES, len(REFERENCES))
+            )
+            self._reference_D = torch.stack(list(of_references)).mean(dim=0)
+        for batch in self._directions(prompts, batch_size):
+            yield {
+                prompt: torch.nn.functional.normalize(direction_D - self._reference_D, dim=0)
+                for prompt, direction_D in batch.items()
+            }
+
+    def _directions(self, prompts: Sequence[str], batch_size: int) -> "Iterator[dict[str, torch.Tensor]]":
+        """Yield the states of length one as they are, on the CPU."""
         num_begun = len(self._prefix)
         rows = []
         for prompt in prompts:
@@ -208,6 +248,7 @@ def _content_fingerprint(model: "PreTrainedModel", tokenizer: "PreTrainedTokeniz
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "template": tokenizer.chat_template,
         "probe": tokenizer(PROBE)["input_ids"],
+        "references": REFERENCES,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for value in itertools.chain(model.state_dict().values(), _frequencies(model)):
