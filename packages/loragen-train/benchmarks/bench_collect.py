@@ -101,12 +101,16 @@ def train_plainly(task: Any, base: Path, steps: int, *, bf16: bool) -> tuple[flo
     return watch.seconds, watch.cpu_seconds, sum(len(item.input_ids) for item in items[8:])
 
 
-def train_at_once(tasks: list[Any], frozen: Any, config: Any, fabric: Any, steps: int) -> tuple[float, float, int]:
+def train_at_once(
+    tasks: list[Any], frozen: Any, config: Any, initial: Any, fabric: Any, steps: int
+) -> tuple[float, float, int]:
     """Seconds, CPU seconds and tokens of collect's own training, of which the first step warms up too."""
     from loragen_train.zoo import train_lora
 
     with tempfile.TemporaryDirectory() as folder:
-        run = train_lora._Run(tasks, frozen, config, num_steps=steps, folder=Path(folder), fabric=fabric)
+        run = train_lora._Run(
+            tasks, frozen, config, initial=initial, num_steps=steps, folder=Path(folder), fabric=fabric
+        )
         run.advance()
         started, cpu_started = time.perf_counter(), time.process_time()
         for _ in range(steps - 1):
@@ -126,9 +130,10 @@ def main() -> None:
     options = parser.parse_args()
 
     import torch
+    from lora_tokenizer import read_adapter
     from loragen_infer.models.base_model import save_base_model
     from loragen_train.configs.collect import CollectConfig, CollectTask, LoraTraining
-    from loragen_train.zoo.frozen import load_frozen
+    from loragen_train.zoo.initial import INITIAL, load_frozen
     from loragen_train.zoo.process import fabric_of_process
 
     fabric = fabric_of_process()
@@ -152,7 +157,10 @@ def main() -> None:
             frozen.choose_attention([task.train for task in tasks])
             print(f"collect in {precision}")
             plain = partial(train_plainly, base=base, steps=options.steps)
-            ours = partial(train_at_once, frozen=frozen, config=config, fabric=fabric, steps=options.steps)
+            initial = read_adapter(folder / INITIAL)
+            ours = partial(
+                train_at_once, frozen=frozen, config=config, initial=initial, fabric=fabric, steps=options.steps
+            )
             compare(options.rounds, precision, tasks, plain, ours)
             del frozen
     if fabric.device.type == "cuda":

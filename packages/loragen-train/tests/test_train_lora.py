@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lora_tokenizer import read_adapter
 from loragen_infer.adapters import AdapterStack
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import Example, TokenizedExample, tokenize_example
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.zoo import train_lora
-from loragen_train.zoo.frozen import INITIAL, FrozenModel, load_frozen
+from loragen_train.zoo.frozen import FrozenModel
+from loragen_train.zoo.initial import INITIAL, load_frozen
 from loragen_train.zoo.items import AdapterTask
 from loragen_train.zoo.train_lora import TrainedAdapters, order_of_samples, train_adapters
 from peft import PeftModel
@@ -70,7 +72,13 @@ def train(config, fabric, tmp_path):
         frozen = load_frozen(replace(changed, seed=3), root, fabric)
         tasks = [task_of(name, rows, frozen) for name, rows in examples.items()]
         return train_adapters(
-            tasks, frozen, changed, num_steps=changed.training.max_steps, folder=root / "work", fabric=fabric
+            tasks,
+            frozen,
+            changed,
+            initial=read_adapter(root / INITIAL),
+            num_steps=changed.training.max_steps,
+            folder=root / "work",
+            fabric=fabric,
         )
 
     return run
@@ -216,7 +224,10 @@ def test_training_fits_the_responses_and_changes_nothing_but_the_adapters(config
     frozen = load_frozen(config, tmp_path / "zoo", fabric)
     before = {name: value.clone() for name, value in frozen.model.state_dict().items()}
     tasks = [task_of(name, rows, frozen) for name, rows in EXAMPLES.items()]
-    trained = train_adapters(tasks, frozen, config, num_steps=30, folder=tmp_path / "work", fabric=fabric)
+    initial = read_adapter(tmp_path / "zoo" / INITIAL)
+    trained = train_adapters(
+        tasks, frozen, config, initial=initial, num_steps=30, folder=tmp_path / "work", fabric=fabric
+    )
     for adapter in range(len(tasks)):
         losses = [of_step[adapter] for of_step in trained.losses]
         assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -265,7 +276,7 @@ def test_gradients_pass_through_what_is_read_once(config, fabric, tmp_path, coun
     found = []
     for num_shared in (0, len(PREFIX)):
         torch.manual_seed(1)
-        adapters = train_lora._copies(frozen.initial, len(samples), fabric.device)
+        adapters = train_lora._copies(read_adapter(tmp_path / "zoo" / INITIAL), len(samples), fabric.device)
         weights = [*adapters.a_Kri.values(), *adapters.b_Kor.values()]
         for weight in weights:
             weight.data += 0.3 * torch.randn(weight.shape)

@@ -23,8 +23,9 @@ from loragen_train.errors import LoragenTrainError
 from loragen_train.plots import colour_of, label_of, saved_figure
 from loragen_train.prompts.splits import read_all_samples
 from loragen_train.zoo import records
-from loragen_train.zoo.frozen import INITIAL, FrozenModel, load_frozen
+from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.groups import begun_groups, plan_groups, remove_group, train_group
+from loragen_train.zoo.initial import INITIAL, load_frozen
 from loragen_train.zoo.items import AdapterTask, joint_settings, joint_task, mean_length, tokenize_task
 from loragen_train.zoo.manifest import write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks

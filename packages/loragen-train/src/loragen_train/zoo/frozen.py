@@ -1,35 +1,25 @@
-"""The frozen language model of a zoo, with room for adapters, and the one initialisation that all of them grow from."""
+"""A frozen language model with room for adapters, which everything that learns through one is judged and trained by."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from lightning.fabric import Fabric
-from lora_tokenizer import LoraAdapter, read_adapter
 from loragen_infer.adapters import AdapterStack, BatchedLora
-from loragen_infer.files import atomic_folder, locked, write_json
 from loragen_infer.likelihood import read_prefix, response_nll
-from loragen_infer.models.base_model import load_base_model, save_base_model
-from loragen_infer.models.locate import hub_name, locate_model
+from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import TokenizedExample, num_common_tokens
-from loragen_infer.words import nearest
 from loragen_infer.zoo import TaskQuality
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from loragen_train.configs.collect import CollectConfig
-from loragen_train.errors import LoragenTrainError
-from loragen_train.zoo import records
+from loragen_train.configs.collect import Precision
 from loragen_train.zoo.passes import passes
 
-__all__ = ["INITIAL", "FrozenModel", "load_frozen"]
+__all__ = ["FrozenModel"]
 
-INITIAL = "initial_adapter"
-"""The folder of the initialisation."""
 # Tokens; where the two implementations of attention take as long.
 _SHORT = 128
 
@@ -42,14 +32,88 @@ class FrozenModel:
     tokenizer: PreTrainedTokenizerBase
     batched: BatchedLora
     """The adapters' places in ``model``."""
-    initial: LoraAdapter
-    """The initialisation of every adapter."""
     tokens_per_pass: int
     """Most tokens, padding included, that go through the model at once."""
     attention: str
     """The implementation of attention that the model came with."""
     is_checkpointed: bool = False
     """Whether activations are computed again in the backward pass."""
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        modules: Iterable[str],
+        *,
+        device: "torch.device | str",
+        precision: Precision,
+        tokens_per_pass: int | Literal["auto"] = "auto",  # noqa: S107  # no password
+        gradient_checkpointing: bool = False,
+    ) -> "FrozenModel":
+        """Load the language model called ``name`` and freeze it (:meth:`of`).
+
+        Raises:
+            LoragenInferError: It cannot be loaded, or lacks one of the modules.
+        """
+        model, tokenizer = load_base_model(name)
+        return cls.of(
+            model,
+            tokenizer,
+            modules,
+            precision=precision,
+            device=device,
+            tokens_per_pass=tokens_per_pass,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        modules: Iterable[str],
+        *,
+        precision: Precision,
+        device: "torch.device | str | None" = None,
+        tokens_per_pass: int | Literal["auto"] = "auto",  # noqa: S107  # no password
+        gradient_checkpointing: bool = False,
+    ) -> "FrozenModel":
+        """Freeze ``model`` and make room for adapters in it.
+
+        Args:
+            model: A causal language model in eval mode; its weights are changed in place.
+            tokenizer: Its tokenizer.
+            modules: Full names of the layers to adapt, as ``LoraAdapter.modules`` has them.
+            precision: What its weights are in.
+            device: Where it goes; None: it stays where it is.
+            tokens_per_pass: Most tokens at once; ``auto``: 1,024 on a CPU, 16,384 elsewhere.
+            gradient_checkpointing: Compute activations again in the backward pass, for less memory.
+
+        Raises:
+            LoragenInferError: The model lacks one of the modules.
+        """
+        for parameter in model.parameters():
+            # No buffers: rotary frequencies in bfloat16 would turn far positions by other angles than the model knows.
+            parameter.data = parameter.data.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+        if device is not None:
+            torch.nn.Module.to(model, device)
+        if gradient_checkpointing:
+            enable: Callable[..., None] = model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            for module in model.modules():
+                # These alone, so that no dropout of the model's own awakes.
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True
+        if tokens_per_pass == "auto":  # noqa: S105  # no password
+            tokens_per_pass = 1024 if model.device.type == "cpu" else 16_384
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            batched=BatchedLora(model, modules),
+            tokens_per_pass=tokens_per_pass,
+            attention=model.config._attn_implementation,
+            is_checkpointed=gradient_checkpointing,
+        )
 
     def choose_attention(self, tasks: Iterable[Sequence[TokenizedExample]]) -> None:
         """Take the implementation of attention that is fastest for samples of this length."""
@@ -128,74 +192,3 @@ class FrozenModel:
     @property
     def _padding(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
-
-
-def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> FrozenModel:
-    """Load the language model of the zoo in ``output_dir``, and read the initialisation, or make it.
-
-    Raises:
-        LoragenTrainError: The model is not the one that the zoo was begun with, or lacks a target module.
-        LoragenInferError: It cannot be loaded.
-    """
-    name, training = config.base_model, config.training
-    if locate_model(name, kind="base model").endswith(".gguf"):
-        with locked(output_dir, None):
-            # Unpacked once, and not asked for again: the zoo goes on with the weights that it was begun with.
-            name = str(save_base_model(name, output_dir / "base_model").resolve())
-    model, tokenizer = load_base_model(name, device_map=training.device_map)
-    digest = records.hash_weights(model)
-    folder = output_dir / INITIAL
-    # What all processes share is made by one of them.
-    with locked(output_dir, None):
-        records.check_base_model(output_dir, config.base_model, digest)
-        if not folder.is_dir():
-            _check_target_modules(config, model)
-            _write_initial(config, model, name, folder)
-        precision = records.decide_precision(config, output_dir)
-    for parameter in model.parameters():
-        # No buffers: rotary frequencies in bfloat16 would turn far positions by other angles than the model knows.
-        parameter.data = parameter.data.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    if training.device_map is None:
-        torch.nn.Module.to(model, fabric.device)
-    if training.gradient_checkpointing:
-        enable: Callable[..., None] = model.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for module in model.modules():
-            # These alone, so that no dropout of the model's own awakes.
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = True
-    initial = read_adapter(folder)
-    budget = training.tokens_per_pass
-    return FrozenModel(
-        model=model,
-        tokenizer=tokenizer,
-        batched=BatchedLora(model, initial.modules),
-        initial=initial,
-        attention=model.config._attn_implementation,
-        is_checkpointed=training.gradient_checkpointing,
-        tokens_per_pass=(1024 if fabric.device.type == "cpu" else 16_384) if budget == "auto" else budget,
-    )
-
-
-def _write_initial(config: CollectConfig, model: PreTrainedModel, name: str, folder: Path) -> None:
-    torch.manual_seed(config.seed)
-    fresh = get_peft_model(
-        model, LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=name, **asdict(config.lora))
-    )
-    with atomic_folder(folder) as part:
-        fresh.save_pretrained(str(part))
-        settings = part / "adapter_config.json"
-        known_as = {"base_model_name_or_path": hub_name(config.base_model) or name}
-        write_json(settings, {**records.read_record(settings), **known_as})
-        write_json(part / "settings.json", {"settings": records.shared_settings(config)})
-    fresh.unload()
-
-
-def _check_target_modules(config: CollectConfig, model: PreTrainedModel) -> None:
-    """Name a target module that ``model`` lacks; PEFT keeps silent as long as it has one of them."""
-    names = [name for name, _ in model.named_modules()]
-    for module in config.lora.target_modules:
-        # PEFT's rule for a list: the whole name of a module, or its end from a dot on.
-        if not any(f".{name}".endswith(f".{module}") for name in names):
-            known = nearest(module, sorted({name.rpartition(".")[2] for name in names}))
-            raise LoragenTrainError(f"lora.target_modules names {module!r}, which {config.base_model} lacks{known}.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
+from lora_tokenizer import read_adapter
 from lora_tokenizer.names import join_name
 from loragen_infer.adapters import AdapterStack
 from loragen_infer.files import atomic_folder, write_json
@@ -19,7 +20,8 @@ from safetensors.torch import save_file
 from loragen_train.configs.collect import CollectConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
-from loragen_train.zoo.frozen import INITIAL, FrozenModel
+from loragen_train.zoo.frozen import FrozenModel
+from loragen_train.zoo.initial import INITIAL
 from loragen_train.zoo.items import AdapterTask
 from loragen_train.zoo.train_lora import TrainedAdapters, train_adapters
 
@@ -70,7 +72,8 @@ def train_group(
     }
     _begin(folder, begun)
     frozen.choose_attention([items for task in tasks for items in (task.train, task.test)])
-    trained = train_adapters(tasks, frozen, config, num_steps=num_steps, folder=folder, fabric=fabric)
+    initial = read_adapter(output_dir / INITIAL)
+    trained = train_adapters(tasks, frozen, config, initial=initial, num_steps=num_steps, folder=folder, fabric=fabric)
     failures = {}
     judged = [] if all(trained.diverged) else frozen.judge(trained.last, [task.test for task in tasks])
     for index, task in enumerate(tasks):

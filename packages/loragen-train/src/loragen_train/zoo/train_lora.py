@@ -72,15 +72,16 @@ def train_adapters(
     frozen: FrozenModel,
     config: CollectConfig,
     *,
+    initial: LoraAdapter,
     num_steps: int,
     folder: Path,
     fabric: Fabric,
 ) -> TrainedAdapters:
-    """Train an adapter for every task, all from one initialisation, on the tokens of the responses.
+    """Train an adapter for every task, all from the one called ``initial``, on the tokens of the responses.
 
     ``folder`` keeps the last checkpoints and the state of the training, from which a second call goes on.
     """
-    run = _Run(tasks, frozen, config, num_steps=num_steps, folder=folder, fabric=fabric)
+    run = _Run(tasks, frozen, config, initial=initial, num_steps=num_steps, folder=folder, fabric=fabric)
     run.resume()
     name = tasks[0].name if len(tasks) == 1 else f"{len(tasks)} adapters"
     if run.step:
@@ -111,6 +112,7 @@ class _Run:
         frozen: FrozenModel,
         config: CollectConfig,
         *,
+        initial: LoraAdapter,
         num_steps: int,
         folder: Path,
         fabric: Fabric,
@@ -121,7 +123,7 @@ class _Run:
         self._batches = [_batches(task.train, training.batch_size, num_steps, config.seed) for task in tasks]
         self._num_shared = frozen.num_shared([task.train for task in tasks], dropout=self._dropout)
         torch.manual_seed(config.seed)  # of dropout
-        self._adapters = _copies(frozen.initial, len(tasks), fabric.device)
+        self._adapters = _copies(initial, len(tasks), fabric.device)
         self._weights = [*self._adapters.a_Kri.values(), *self._adapters.b_Kor.values()]
         self._optimizer = torch.optim.AdamW(self._weights, lr=training.learning_rate, weight_decay=0.0)
         make_schedule: Callable[..., LambdaLR] = get_linear_schedule_with_warmup
