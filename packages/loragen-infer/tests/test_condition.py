@@ -11,6 +11,8 @@ from lora_tokenizer import read_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator, LoragenInferError, StateEncoder
 from loragen_infer.cli.main import main
 from loragen_infer.encoder import Condition, load_encoder
+from loragen_infer.evaluation.config import EvaluateConfig
+from loragen_infer.evaluation.run import evaluate
 from transformers import AutoModelForCausalLM
 
 DESCRIPTION = "Translate English words to French"
@@ -118,3 +120,13 @@ def test_an_encoder_of_another_condition_is_refused(zoo, made, encoder):
         LoragenInferError, match=r"gives the condition '.*:1', but the generator was trained on 'sentenc"
     ):
         LoraGenerator(zoo.bundle, made[1])
+
+
+def test_evaluate_takes_it_as_any_other(zoo, made, make, tmp_path):
+    make.manifest(tmp_path / "zoo", adapters=zoo.adapters, model=zoo.model)
+    options = {"rows": ["base", "generated", "junk"], "num_resamples": 100, "output_dir": str(tmp_path / "out")}
+    evaluation = evaluate(
+        EvaluateConfig(model=str(made[0]), zoo=str(tmp_path / "zoo"), zoo_tasks="held-out", **options)
+    )
+    (task,) = evaluation.tasks
+    assert task.rows["generated"].nll != task.rows["base"].nll

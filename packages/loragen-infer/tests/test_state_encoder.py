@@ -14,7 +14,14 @@ from loragen_infer.encoder.state_encoder import REFERENCES
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import Example, tokenize_example
 from torch.nn.functional import normalize
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    MambaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 PROMPTS = ["What is 17 + 25?", "Name the capital of France.", "Spell 'cat' backward.", "ok", "Spell 'dog' backward."]
 
@@ -57,6 +64,45 @@ def test_equals_the_states_of_the_whole_model_less_what_all_prompts_share(zoo, p
     shared_D = own_states(name, layer, REFERENCES).mean(dim=0)
     expected_nD = normalize(own_states(name, layer, PROMPTS) - shared_D, dim=1)
     torch.testing.assert_close(embedding_nD, expected_nD, rtol=0, atol=1e-5)
+
+
+SMALL = {"vocab_size": 98, "hidden_size": 32, "num_hidden_layers": 4, "eos_token_id": 1, "pad_token_id": 2}
+HEADS = {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=98, n_embd=32, n_layer=4, n_head=4, n_positions=256, eos_token_id=1, bos_token_id=1),
+        MistralConfig(**SMALL, **HEADS, sliding_window=8),
+        Qwen3Config(**SMALL, **HEADS, head_dim=8),
+        Gemma3TextConfig(**SMALL, **HEADS, head_dim=8, sliding_window=8),
+        MambaConfig(**SMALL, state_size=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_of_any_build_give_the_hidden_states_that_they_show(make, tmp_path, config):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    make.tokenizer(template=True).save_pretrained(tmp_path)
+    model, tokenizer = load_base_model(str(tmp_path))
+
+    def shown(prompts):
+        found = []
+        for prompt in prompts:
+            item = tokenize_example(tokenizer, Example(prompt=prompt, response="x"))
+            ids = torch.tensor([item.input_ids[: item.num_prompt_tokens]])
+            with torch.no_grad():
+                # Mamba leaves out the embeddings.
+                found.append(
+                    model(ids, output_hidden_states=True).hidden_states[1 if config.model_type == "mamba" else 2][0, -1]
+                )
+        return normalize(torch.stack(found), dim=1)
+
+    expected_nD = normalize(shown(PROMPTS) - shown(REFERENCES).mean(dim=0), dim=1)
+    embedding_nD = StateEncoder(str(tmp_path), layer="middle").encode(PROMPTS)
+    # The states of fresh weights are nearly alike, so that taking off what they share shows the rounding.
+    torch.testing.assert_close(embedding_nD, expected_nD, rtol=0, atol=1e-3)
 
 
 def test_order_batches_and_company_do_not_matter(states):

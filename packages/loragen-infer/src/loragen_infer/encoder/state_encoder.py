@@ -212,7 +212,7 @@ class StateEncoder(CachedEncoder):
 
 
 def _keep_layers(model: "PreTrainedModel", name: str, number: int) -> "torch.nn.Module":
-    """Leave the first ``number`` layers of ``model``, and no head, and return the last of them."""
+    """Leave the first ``number`` layers of ``model``, and next to no head, and return the last of them."""
     import torch
 
     config = model.config.get_text_config(decoder=True)
@@ -232,9 +232,12 @@ def _keep_layers(model: "PreTrainedModel", name: str, number: int) -> "torch.nn.
         )
     del layers[number:]
     config.num_hidden_layers = number
-    if getattr(config, "layer_types", None) is not None:
+    if vars(config).get("layer_types"):  # of some models it follows from the number
         config.layer_types = config.layer_types[:number]
-    model.set_output_embeddings(torch.nn.Identity())  # type: ignore[no-untyped-call]
+    head: torch.nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    # A single row: that of a large vocabulary would fill memory, and some models ask for its dtype.
+    head.weight = torch.nn.Parameter(torch.zeros(1, *head.weight.shape[1:]))
+    head.register_parameter("bias", None)
     return layers[-1]
 
 
