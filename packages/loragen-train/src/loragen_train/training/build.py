@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from hyperconv import HyperConvGenerator
-from loragen_infer import PromptEncoder
+from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import describe_versions
@@ -41,8 +41,8 @@ class TrainingSetup:
     """The tasks of which a ``zoo.json`` says that training must see nothing."""
     table: PromptTable
     """The same under one numbering."""
-    encoder: PromptEncoder
-    """The text encoder."""
+    encoder: ConditionEncoder
+    """What makes the condition of prompts."""
     module: GeneratorModule
     """Generator, condition and loss."""
     pairs: ZooDataModule
@@ -78,10 +78,18 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     frozen_model = load_watching_model(config, zoo, watched) if watched else None
     table = PromptTable(prompts, {task.name: task.prompts for task in watched})
     device = str(default_device(config.training.accelerator))
-    encoder = PromptEncoder(config.model.text_encoder_name, device=device, cache_dir=cache_dir / "embeddings")
+    encoder = load_encoder(
+        config.model.parsed_condition,
+        text_encoder=config.model.text_encoder_name,
+        condition_model=config.model.condition_model or zoo.layout.config.base_model_name_or_path,
+        device=device,
+        cache_dir=cache_dir / "embeddings",
+    )
     frozen = config.model.freeze_text_encoder
     # The training prompts come first. With a trained encoder the network is centred on how it begins.
     embeddings_nD = encoder.encode(table.texts if frozen else table.texts[: table.num_train])
+    if frozen:
+        encoder.to("cpu")  # the device's memory is for what is trained
     network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2])
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
@@ -90,7 +98,9 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
             parameter.data = parameter.data.to(dtype)
     module = GeneratorModule(
         generator,
-        FrozenCondition(embeddings_nD) if frozen else TrainedCondition(encoder, table.texts),
+        TrainedCondition(encoder, table.texts)
+        if isinstance(encoder, PromptEncoder) and not frozen
+        else FrozenCondition(embeddings_nD),
         zoo.layout,
         zoo.stats,
         config.training,
