@@ -8,7 +8,7 @@ published decoder does. They check nothing and know no activation checkpointing.
 from typing import cast
 
 import torch
-from hyperconv.expanders import LinearExpander
+from hyperconv.linear import LinearExpander
 from hyperconv.layers.blocks import DualHyperConvBlock, SequentialHyperConvBlock
 from hyperconv.layers.conv import HyperConv
 from hyperconv.layers.decoder import HyperConvDecoder
