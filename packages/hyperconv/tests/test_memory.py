@@ -40,9 +40,9 @@ def test_a_tasks_own_prompts_give_its_own_tokens_and_all_others_the_regression(b
     generator, prompts, _, fit, means_KNW = made(num_hyperconv_blocks=blocks)
     own_BPD = torch.stack(prompts)
     torch.testing.assert_close(generator(own_BPD), means_KNW, rtol=1e-4, atol=1e-4)
-    other_BPD = torch.stack([task[:8] for task in prompts_of(3, seed=1)])
+    other_BPD = torch.stack([task[:8] + 10 for task in prompts[:3]])
     expected = mixed(fit.task_weights(other_BPD.mean(1)), means_KNW)
-    torch.testing.assert_close(generator(other_BPD), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(generator(other_BPD), expected, rtol=1e-5, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -50,7 +50,8 @@ def test_a_tasks_own_prompts_give_its_own_tokens_and_all_others_the_regression(b
 def test_who_is_recognised(seed, num_prompts, spread):
     prompts = prompts_of(NUM_TASKS, seed=seed, spread=spread)
     memory = TaskMemory(NUM_TASKS, D)
-    memory.fit([*prompts[:-1], prompts[-1] + 10])  # the last is a task that was never seen
+    memory.fit(prompts)
+    prompts[-1] = prompts[-1] + 10  # a task that was never seen
     means_BD = torch.stack([task[:num_prompts].mean(0) for task in prompts])
     known_BT = memory(means_BD, torch.full((NUM_TASKS,), num_prompts))
     assert ((known_BT >= 0) & (known_BT <= 1)).all()

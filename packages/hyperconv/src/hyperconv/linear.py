@@ -64,8 +64,9 @@ class LinearExpander(nn.Module):
         self.has_blocks = config.num_hyperconv_blocks > 0
         self.lift = make_lift(config, factory) if self.has_blocks else None
         self.position = make_position(config, factory) if self.has_blocks else None
-        # About 1 for embeddings of length 1, as after `start_from`.
-        nn.init.normal_(self.features.weight)
+        self.feature_scale = config.feature_scale
+        # So large are features then of embeddings of length 1, as after `start_from`.
+        nn.init.normal_(self.features.weight, std=self.feature_scale)
         self.memory: TaskMemory | None = None
         self.corrections: nn.Parameter | None = None
         if config.num_tasks:
@@ -95,7 +96,9 @@ class LinearExpander(nn.Module):
         if self.corrections is not None:
             num_mixed = len(self.corrections) - 1
             # Each pattern by 1/R, so that all together move the tokens about as fast as the one that is always added.
-            mixing_BR = nn.functional.pad(features_BK[:, :num_mixed] / max(1, num_mixed), (1, 0), value=1.0)
+            mixing_BR = nn.functional.pad(
+                features_BK[:, :num_mixed] / (self.feature_scale * max(1, num_mixed)), (1, 0), value=1.0
+            )
             if novelty_B is not None:
                 mixing_BR = mixing_BR * novelty_B[:, None]
             tokens_BV = torch.addmm(tokens_BV, mixing_BR, self.corrections.flatten(1))
@@ -124,9 +127,8 @@ class LinearExpander(nn.Module):
         # Those come last along which the tasks vary most. With U them and M the centred means, the right factors of the
         # SVD times their singular values are Uᵀ M, so that nothing is divided by a singular value that may be zero.
         directions_TR = torch.linalg.eigh(gram_TT).eigenvectors.flip(1)[:, :rank]
-        # Features of unit mean square over the rows of the fit: Adam moves all weights at one speed, so the larger the
-        # features, the faster the tokens move.
-        scale = fit.spread * (num_tasks / max(1, rank)) ** 0.5 or 1.0
+        # Over the rows of the fit. Adam moves all weights at one speed, so larger features move the tokens faster.
+        scale = (fit.spread * (num_tasks / max(1, rank)) ** 0.5 or 1.0) / self.feature_scale
         for chunk in chunks:
             part_TnW = token_means_TNW[:, chunk].to(gram_TT)
             offset_NW[chunk] = part_TnW.mean(0).to(offset_NW)
@@ -135,7 +137,7 @@ class LinearExpander(nn.Module):
         basis_KNW[rank:] = 0
         weight_KD = self.features.weight
         weight_KD[:rank] = (directions_TR.T @ fit.weights_KD.to(gram_TT) / scale).to(weight_KD)
-        weight_KD[rank:].normal_(std=_SMALL)
+        weight_KD[rank:].normal_(std=_SMALL * self.feature_scale)
         self.center.copy_(fit.center_D)
         self.strength.fill_(1.0)
         if self.memory is not None:

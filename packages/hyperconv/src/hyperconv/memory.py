@@ -32,7 +32,7 @@ class TaskMemory(nn.Module):
     >>> memory = TaskMemory(num_tasks=2, condition_dim=2)
     >>> prompts_PD = torch.tensor([[0.9, 0.1], [1.1, -0.1], [1.0, 0.0], [1.0, 0.0]])
     >>> memory.fit([prompts_PD, prompts_PD + 4])
-    >>> memory(torch.tensor([[1.0, 0.0], [3.0, 2.0]]), torch.tensor([4, 4])).tolist()
+    >>> memory(torch.tensor([[1.0, 0.0], [1.0, 8.0]]), torch.tensor([4, 4])).tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
 
