@@ -77,11 +77,19 @@ class TaskConfig:
 
     name: str
     """The task as it is called in the prompt files."""
-    checkpoint_dir: str | list[str]
-    """Folder that holds the task's checkpoints, at any depth; or a list of such folders and of files, the last last."""
+    checkpoint_dir: str | list[str] | None = None
+    """Folder that holds the task's checkpoints, at any depth; or a list of such folders and of files, the last last. A
+    task without any is trained on by ``lm`` and ``distill``, from the responses in ``prompts``."""
     prompts: str | None = None
     """A JSON/JSONL file with the task's samples, of which ``samples_per_prompt`` are joined to a prompt and a tenth of
-    the prompts is kept for validation; by default the task's prompts in ``prompts_dir``."""
+    the prompts is kept for validation; by default the task's prompts in ``prompts_dir``. Its responses are what ``lm``
+    and ``distill`` train on; they are in no prompt."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_dir is None and self.prompts is None:
+            raise LoragenTrainError(
+                f"data.tasks: the task {self.name!r} has neither a checkpoint_dir nor prompts; give it one at least."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +109,15 @@ class DataConfig:
     tasks: list[TaskConfig] = field(default_factory=list)
     """The tasks, each with its folder of LoRA checkpoints."""
     batch_size: int = 8
-    """Number of checkpoints per step and device."""
+    """Number of checkpoints per step and device; for ``lm`` see ``training.lm.tasks_per_step``."""
     samples_per_prompt: int | Literal["auto"] = "auto"
     """Number of samples joined to one prompt, for tasks of a zoo and those with ``prompts`` of their own; ``auto``: 1
     for tasks of a zoo, so that training sees what ``generate`` is given, and 4 for others."""
     prompts_per_condition: int = 8
-    """Number of a task's prompts drawn afresh for every visit of a checkpoint."""
+    """Most of a task's prompts drawn afresh for every visit of a checkpoint or task."""
+    random_prompt_counts: bool = True
+    """True: each visit in training is of 1 to ``prompts_per_condition`` prompts, so that one works as well as many.
+    False: of as many every time, as in validation."""
     max_checkpoints: int = 50
     """Most checkpoints used per task: the last ones in natural order."""
     cache_tokenized: bool = True

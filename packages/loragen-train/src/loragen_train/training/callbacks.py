@@ -6,10 +6,13 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loragen_infer.progress import ProgressBar
 
-__all__ = ["EpochProgress", "MachineUse", "ValidateLastEpoch"]
+from loragen_train.configs.training import TrainingConfig
+from loragen_train.training.module import GeneratorModule
+
+__all__ = ["BestOfLastPhase", "EpochProgress", "MachineUse", "StopEarlyInLastPhase", "ValidateOnTime"]
 
 _MEBIBYTE = 2**20
 
@@ -34,17 +37,46 @@ class EpochProgress(Callback):
             self._bar.close()
 
 
-class ValidateLastEpoch(Callback):
-    """Validates after the last epoch too, so that the last val_loss is of the final weights."""
+class ValidateOnTime(Callback):
+    """Validates after the epochs that the configuration says, the last of every phase among them.
+
+    So the last val_loss is of the final weights.
+    """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Not at the epoch's start: a resumed run may begin in the middle of the last epoch.
-        if trainer.current_epoch == (trainer.max_epochs or 0) - 1:
-            trainer.check_val_every_n_epoch = 1
+        # Not at the epoch's start: a resumed run may begin in the middle of an epoch.
+        never = (trainer.max_epochs or 0) + 1
+        trainer.check_val_every_n_epoch = 1 if _config_of(pl_module).is_validated(trainer.current_epoch) else never
+
+
+class BestOfLastPhase(ModelCheckpoint):
+    """Keeps the best weights of the last phase; val_loss of another objective is another quantity."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _is_last_phase(trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+
+
+class StopEarlyInLastPhase(EarlyStopping):
+    """Stops early, but no phase in favour of the next."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _is_last_phase(trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+
+
+def _is_last_phase(trainer: Trainer, pl_module: LightningModule) -> bool:
+    config = _config_of(pl_module)
+    return config.place_of(trainer.current_epoch)[0] == len(config.schedule) - 1
+
+
+def _config_of(pl_module: LightningModule) -> TrainingConfig:
+    assert isinstance(pl_module, GeneratorModule), "no other is trained here"  # noqa: S101
+    return pl_module.config
 
 
 class MachineUse(Callback):
-    """Logs, for every epoch: samples per second, the share of time spent waiting for data, and the machine's use.
+    """Logs, for every epoch: samples (or checkpoints) per second, the share of time spent waiting for data, and the machine's use.
 
     ``gpu_percent`` and ``gpu_memory_mib`` where the training is on a GPU, and ``cpu_percent`` (of one core) and
     ``rss_mib`` of this process always. It must be the last callback, so that what the others do is not taken for
@@ -55,16 +87,19 @@ class MachineUse(Callback):
         self._process = psutil.Process()
         self._started = self._batch_ended = 0.0
         self._waited = 0.0
-        self._num_samples = 0
+        self._num_samples = self._num_batches = 0
+        self.seconds_per_batch = 0.0
+        """Of the last epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._batch_ended = time.perf_counter()
-        self._waited, self._num_samples = 0.0, 0
+        self._waited, self._num_samples, self._num_batches = 0.0, 0, 0
         self._process.cpu_percent()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._waited += time.perf_counter() - self._batch_ended
-        self._num_samples += len(batch[0]) * trainer.world_size
+        self._num_samples += batch.num_samples * trainer.world_size
+        self._num_batches += 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,6 +109,7 @@ class MachineUse(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Validation, where there was one, lies after the last batch.
         seconds = max(self._batch_ended - self._started, 1e-9)
+        self.seconds_per_batch = seconds / max(self._num_batches, 1)
         values = {
             "samples_per_second": self._num_samples / seconds,
             "data_wait_share": self._waited / seconds,

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from loragen_infer.files import locked
 
 from loragen_train.configs.fit import FitConfig
@@ -20,10 +20,17 @@ from loragen_train.experiments.folder import (
     find_unfinished,
     make_experiment_folder,
     mark_failed,
+    recorded_provenance,
     write_config,
 )
 from loragen_train.training.build import TrainingSetup, build_setup
-from loragen_train.training.callbacks import EpochProgress, MachineUse, ValidateLastEpoch
+from loragen_train.training.callbacks import (
+    BestOfLastPhase,
+    EpochProgress,
+    MachineUse,
+    StopEarlyInLastPhase,
+    ValidateOnTime,
+)
 from loragen_train.training.environment import cache_folder, is_first_process
 from loragen_train.training.results import write_results
 from loragen_train.training.resume import ResumeCheckpoint, TrainingDivergedError
@@ -63,7 +70,8 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
         checkpoint = folder / LAST_CHECKPOINT if folder is not None else None
         if folder is not None and is_first_process():
             stack.enter_context(_held(folder))
-        setup = build_setup(config, stack.enter_context(cache_folder(config)))
+        before = None if folder is None else recorded_provenance(folder)
+        setup = build_setup(config, stack.enter_context(cache_folder(config)), before=before)
         if folder is None:
             folder = _new_experiment(config, setup)
             if is_first_process():
@@ -71,14 +79,14 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
         trackers = stack.enter_context(tracked(config, folder, checkpoint))
         _log_start(setup, folder)
         # Right after the validation, so that what is saved to resume from knows of it.
-        best = ModelCheckpoint(
+        best = BestOfLastPhase(
             folder / LAST_CHECKPOINT.parent, "{epoch}-{val_loss:.4f}", monitor="val_loss", save_on_train_epoch_end=False
         )
         saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training)
-        own = [ValidateLastEpoch(), EpochProgress(), best]
+        own = [ValidateOnTime(), EpochProgress(), best]
         if config.training.early_stopping_patience:
             own.append(
-                EarlyStopping(
+                StopEarlyInLastPhase(
                     "val_loss", patience=config.training.early_stopping_patience, check_on_train_epoch_end=False
                 )
             )
@@ -142,6 +150,8 @@ def _new_experiment(config: FitConfig, setup: TrainingSetup) -> Path:
 def _log_start(setup: TrainingSetup, folder: Path) -> None:
     layout = setup.zoo.layout
     num_parameters = setup.module.generator.num_parameters()
+    if setup.frozen is not None:
+        logger.info("The base model computes in %s.", str(setup.frozen.model.dtype).removeprefix("torch."))
     logger.info(
         "%d checkpoints of %d tasks, %d tokens of %d values; the generator has %.1f M parameters. Experiment: %s",
         *(len(setup.zoo.tasks), len(setup.zoo.names), layout.num_tokens, layout.token_dim),
@@ -156,6 +166,6 @@ def _check_converged(saving: ResumeCheckpoint, setup: TrainingSetup, config: Fit
     if not is_finite:
         raise TrainingDivergedError(
             f"The training diverged (its weights or val_loss, {val_loss}, are not finite); lower "
-            f"training.learning_rate, which is {config.training.learning_rate}."
+            f"{config.training.rate_key}, which is {config.training.schedule[-1].learning_rate}."
         )
     return val_loss

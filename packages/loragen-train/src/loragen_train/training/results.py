@@ -59,5 +59,5 @@ def _bundle(setup: TrainingSetup, config: FitConfig) -> GeneratorBundle:
         text_encoder_revision=encoder.revision,
         text_encoder_fingerprint=encoder.fingerprint,
         text_encoder_state=None if config.model.freeze_text_encoder else encoder.module.state_dict(),
-        training_tasks=TrainingTasks(names=tuple(setup.zoo.names), prompt_hashes=setup.prompts.train_hashes),
+        training_tasks=TrainingTasks(names=tuple(setup.prompts.train), prompt_hashes=setup.prompts.train_hashes),
     )

@@ -67,7 +67,7 @@ class ResumeCheckpoint(Callback):
 
     def __init__(self, file: Path, config: TrainingConfig) -> None:
         self._file, self._every_n_steps = file, config.checkpoint_every_n_steps
-        self._learning_rate = config.learning_rate
+        self._config = config
         self._received = 0
         self._before: dict[int, Any] = {}
         self._is_due = False
@@ -109,7 +109,7 @@ class ResumeCheckpoint(Callback):
         if not math.isfinite(self.val_loss):
             raise TrainingDivergedError(
                 f"The training diverged (in epoch {trainer.current_epoch} the val_loss is {self.val_loss}); lower "
-                f"training.learning_rate, which is {self._learning_rate}."
+                f"{self._config.rate_key}, which is {self._config.phase_of(trainer.current_epoch).learning_rate}."
             )
         self._is_due = True
 
