@@ -1,20 +1,26 @@
 """Nearest task and ridge regression against what they should find, and against scikit-learn done the long way."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from loragen_infer.evaluation import baselines
-from loragen_infer.evaluation.baselines import Ridge, RidgeSettings, nearest_task
-from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeans, TaskMeansWriter, read_task_means
-from sklearn.kernel_ridge import KernelRidge
-from sklearn.metrics.pairwise import rbf_kernel
+from loragen_infer.evaluation.baselines import Ridge, gram_of, nearest_task, subset_means
+from loragen_infer.evaluation.task_means import (
+    TASK_MEANS_NAME,
+    TaskMeans,
+    TaskMeansWriter,
+    kept_prompts,
+    read_task_means,
+)
 
 
 def make_tasks(num_tasks=12, *, seed=0, noise=0.0):
-    """Tasks whose tokens are a smooth function of their embedding."""
+    """Tasks whose tokens are a linear function of their embedding."""
     random = torch.Generator().manual_seed(seed)
     conditions = torch.nn.functional.normalize(torch.randn(num_tasks, 3, generator=random), dim=1)
-    tokens = torch.sin(conditions @ torch.randn(3, 20, generator=random)).view(num_tasks, 4, 5)
+    tokens = (conditions @ torch.randn(3, 20, generator=random)).view(num_tasks, 4, 5)
     tokens += noise * torch.randn(tokens.shape, generator=random) + 7.0
     return TaskMeans(
         names=tuple(f"task{index}" for index in range(num_tasks)), condition_means=conditions, token_means=tokens
@@ -34,7 +40,7 @@ def test_the_nearest_task_is_the_one_of_least_angle():
     assert nearest_task(tasks, tasks.condition_means[3], [2, 4, 9]) in (2, 4, 9)
 
 
-def test_ridge_learns_a_smooth_map_that_the_mean_and_the_nearest_task_do_not():
+def test_ridge_learns_a_linear_map_that_the_mean_and_the_nearest_task_do_not():
     tasks = make_tasks(40)
     errors = {"ridge": [], "nearest": [], "mean": []}
     for index in range(40):
@@ -48,40 +54,42 @@ def test_ridge_learns_a_smooth_map_that_the_mean_and_the_nearest_task_do_not():
     assert ridge < 0.5 * mean
 
 
-def test_ridge_is_scikit_learn_s_on_centred_targets():
+def test_ridge_is_scikit_learn_s_of_the_chosen_penalty_on_the_subset_means():
+    from sklearn.linear_model import Ridge as Reference
+
     tasks = make_tasks(9, noise=0.1)
-    settings = RidgeSettings(gamma=0.7, penalty=0.05)
-    conditions, targets = tasks.condition_means.double().numpy(), tasks.token_means.flatten(1).double().numpy()
-    query = np.array([[0.2, -0.5, 0.9]])
-    weights = baselines._weights(conditions, query, settings, 9)
-    assert weights.sum() == pytest.approx(1)
-    # The kernel that is centred by hand, and all targets at once.
-    centre = np.eye(9) - 1 / 9
-    kernel, asked = rbf_kernel(conditions, gamma=0.7), rbf_kernel(query, conditions, gamma=0.7)
-    model = KernelRidge(kernel="precomputed", alpha=0.05).fit(centre @ kernel @ centre, targets - targets.mean(axis=0))
-    expected = targets.mean(axis=0) + model.predict((asked - kernel.mean(axis=0)) @ centre)
-    assert np.allclose(weights @ targets, expected)
-    # The same rows several times are the same regression.
-    assert np.allclose(baselines._weights(np.repeat(conditions, 3, axis=0), query, settings, 9), weights)
+    random = torch.Generator().manual_seed(1)
+    prompts = [mean + 0.2 * torch.randn(12, 3, generator=random) for mean in tasks.condition_means]
+    tasks = dataclasses.replace(tasks, prompt_embeddings=prompts)
+    ridge, query = Ridge(tasks), torch.tensor([0.2, -0.5, 0.9])
+    found_NW = ridge.tokens(query, among=range(9), num_prompts=4)
+    rows_KSD = subset_means(prompts, 4)
+    (fit,) = ridge._fits.values()
+    model = Reference(alpha=fit.penalty * 8).fit(
+        rows_KSD.flatten(0, 1).double().numpy(), tasks.token_means.flatten(1).repeat_interleave(8, dim=0).numpy()
+    )
+    assert np.allclose(found_NW.flatten().numpy(), model.predict(query.double().numpy()[None])[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("num_subsets", [1, 3])
-def test_the_left_out_error_is_that_of_really_leaving_each_task_out(num_subsets):
-    tasks = make_tasks(8, noise=0.2)
-    random = np.random.default_rng(0)
-    rows = np.repeat(tasks.condition_means.double().numpy(), num_subsets, axis=0)
-    rows += 0.1 * random.normal(size=rows.shape) * (num_subsets > 1)
-    targets = tasks.token_means.flatten(1).double().numpy()
-    for gamma, place in ((0.3, 6), (2.0, 2)):
-        settings = RidgeSettings(gamma=gamma, penalty=baselines._PENALTIES[place])
-        total = 0.0
-        for index in range(8):
-            own = np.repeat(np.arange(8), num_subsets) == index
-            # The penalty is per task, so it does not change with how many tasks there are.
-            weights = baselines._weights(rows[~own], rows[own], settings, 7)
-            predicted = weights @ np.delete(targets, index, axis=0)
-            total += float(np.square(predicted - targets[index]).sum()) / num_subsets
-        assert baselines._left_out_errors(rows, Ridge(tasks)._gram, gamma)[place] == pytest.approx(total, rel=1e-4)
+def test_subsets_are_the_same_of_a_place_and_as_large_as_asked_for():
+    prompts = [torch.eye(6), torch.eye(6)[:3], torch.eye(6)]
+    rows_KSD = subset_means(prompts, 4)
+    assert rows_KSD.shape == (3, 8, 6)
+    assert torch.equal(subset_means(prompts, 4), rows_KSD)
+    assert torch.equal((rows_KSD[0] * 4).sum(dim=1), torch.full((8,), 4.0))
+    assert set((rows_KSD[0] * 4).flatten().tolist()) == {0.0, 1.0}
+    assert not torch.equal(rows_KSD[0], rows_KSD[2])
+    # Of fewer prompts all are taken.
+    assert torch.allclose(rows_KSD[1], torch.tensor([1 / 3] * 3 + [0.0] * 3).expand(8, 6))
+
+
+def test_prompts_that_are_kept_are_spread_evenly():
+    many = torch.arange(1000.0)[:, None]
+    kept = kept_prompts(many)
+    assert len(kept) == 256
+    assert (kept[0], kept[-1]) == (0, 999)
+    assert kept.diff(dim=0).max() <= 4
+    assert torch.equal(kept_prompts(many[:256]), many[:256])
 
 
 def test_ridge_is_fitted_on_means_of_as_many_prompts_as_it_is_asked_about():
@@ -125,6 +133,8 @@ def test_ridge_from_a_file_is_ridge_from_memory_and_a_task_left_out_leaves_no_tr
         for name, condition, tokens in zip(tasks.names, tasks.condition_means, tasks.token_means, strict=True):
             writer.add(name, condition[None], tokens)
     monkeypatch.setattr(baselines, "_CHUNK_VALUES", 60)  # more than one slice
+    centred = (tasks.token_means - tasks.token_means.mean(dim=0)).flatten(1).double()
+    assert torch.allclose(gram_of(tasks.token_means), centred @ centred.T, atol=1e-4)
     query = torch.tensor([0.1, 0.2, 0.3])
     expected = ridge_tokens(tasks, query, without=2)
     assert torch.allclose(ridge_tokens(read_task_means(tmp_path / "x"), query, without=2), expected, atol=1e-5)

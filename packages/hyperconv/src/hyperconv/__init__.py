@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         published_shapes,
         to_published,
     )
+    from hyperconv.ridge import RidgeFit, fit_ridge
 
 __all__ = [
     "DualHyperConvBlock",
@@ -29,16 +30,23 @@ __all__ = [
     "HyperConvDecoder",
     "HyperConvError",
     "HyperConvGenerator",
+    "RidgeFit",
     "SequentialHyperConvBlock",
     "decoder_from_published",
+    "fit_ridge",
     "from_published",
     "published_shapes",
     "to_published",
 ]
 
+_HOMES = {
+    "HyperConvGenerator": "hyperconv.generator",
+    "RidgeFit": "hyperconv.ridge",
+    "fit_ridge": "hyperconv.ridge",
+}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "hyperconv.generator" if name == "HyperConvGenerator" else "hyperconv.layers"
-    return getattr(importlib.import_module(home), name)
+    return getattr(importlib.import_module(_HOMES.get(name, "hyperconv.layers")), name)

@@ -43,7 +43,7 @@ __all__ = ["evaluate"]
 
 logger = logging.getLogger(__name__)
 
-_NEEDED = ("matplotlib", "peft", "sklearn")
+_NEEDED = ("matplotlib", "peft")
 
 # By task and row, each with its note; of ``wrong prompts`` a part for every other task.
 _Finished = dict[tuple[str, str], list[tuple[FinishedRow, str]]]

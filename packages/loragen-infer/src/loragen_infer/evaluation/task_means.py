@@ -21,7 +21,7 @@ from torch import Tensor
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_file
 
-__all__ = ["TASK_MEANS_NAME", "TaskMeans", "TaskMeansWriter", "read_task_means"]
+__all__ = ["TASK_MEANS_NAME", "TaskMeans", "TaskMeansWriter", "kept_prompts", "read_task_means"]
 
 TASK_MEANS_NAME = "task_means.safetensors"
 _FORMAT = "loragen-task-means"
@@ -44,6 +44,12 @@ class TaskMeans:
     slice of a file, which reads what it is indexed with."""
     prompt_embeddings: Sequence[Tensor] | None = None
     """By task, L2-normalised embeddings ``[P, D]`` of single training prompts; None where only the means are known."""
+
+
+def kept_prompts(prompts_PD: Tensor) -> Tensor:
+    """Return the embeddings that are kept of a task's prompts: all, or of very many some, evenly spread."""
+    kept = torch.linspace(0, len(prompts_PD) - 1, min(len(prompts_PD), _MAX_PROMPTS)).long()
+    return prompts_PD[kept]
 
 
 class TaskMeansWriter:
@@ -95,8 +101,7 @@ class TaskMeansWriter:
         self._stream.write(tokens.contiguous().numpy().data)
         self._names.append(name)
         self._means.append(mean)
-        kept = torch.linspace(0, len(prompts) - 1, min(len(prompts), _MAX_PROMPTS)).long()
-        self._prompts.append(prompts[kept])
+        self._prompts.append(kept_prompts(prompts))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
