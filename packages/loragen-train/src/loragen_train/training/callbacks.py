@@ -76,7 +76,7 @@ def _config_of(pl_module: LightningModule) -> TrainingConfig:
 
 
 class MachineUse(Callback):
-    """Logs, for every epoch: samples (or checkpoints) per second, the share of time spent waiting for data, and the machine's use.
+    """Logs, for every epoch: samples per second, the share of time spent waiting for data, and the machine's use.
 
     ``gpu_percent`` and ``gpu_memory_mib`` where the training is on a GPU, and ``cpu_percent`` (of one core) and
     ``rss_mib`` of this process always. It must be the last callback, so that what the others do is not taken for

@@ -45,7 +45,7 @@ class GeneratorModule(LightningModule):
         super().__init__()
         self.generator = generator
         self.condition = condition
-        self.objectives = nn.ModuleDict(objectives)
+        self.objectives = nn.ModuleDict({str(name): objective for name, objective in objectives.items()})
         self.config = config
         self._log_every_n_steps = log_every_n_steps
 
@@ -79,9 +79,7 @@ class GeneratorModule(LightningModule):
         is_measured = batch_idx == 0 and self.config.is_validated(self.current_epoch)
         # A batch that is filled up with repeats is trained as it is, and counted so.
         batch = batch._replace(counts=torch.ones_like(batch.counts))
-        loss = self._loss(
-            batch, self.objective.train_metrics, is_measured=is_measured, noise=self.config.condition_noise
-        )
+        loss = self._loss(batch, is_training=True, is_measured=is_measured)
         if self.phase.objective != "reconstruction":
             self._check_finite(loss.detach())
         if self._log_every_n_steps and (self.global_step + 1) % self._log_every_n_steps == 0:
@@ -99,7 +97,7 @@ class GeneratorModule(LightningModule):
 
     def validation_step(self, batch: Batch | TaskBatch, batch_idx: int) -> None:
         """Count one batch of validation prompts."""
-        self._loss(batch, self.objective.val_metrics, is_measured=True)
+        self._loss(batch, is_training=False, is_measured=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means."""
@@ -111,15 +109,13 @@ class GeneratorModule(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
         metrics.reset()
 
-    def _loss(
-        self, batch: Batch | TaskBatch, metrics: Metric, *, is_measured: bool, noise: float = 0.0
-    ) -> torch.Tensor:
+    def _loss(self, batch: Batch | TaskBatch, *, is_training: bool, is_measured: bool) -> torch.Tensor:
         condition_BPD = self.condition(batch.prompts)
-        if noise:
-            condition_BPD = condition_BPD + noise * torch.randn_like(condition_BPD)
+        if is_training and self.config.condition_noise:
+            condition_BPD = condition_BPD + self.config.condition_noise * torch.randn_like(condition_BPD)
         predicted_BNW = self.generator(condition_BPD, batch.mask).float()
         with torch.autocast(self.device.type, enabled=False):
-            loss: torch.Tensor = self.objective(predicted_BNW, batch, metrics, is_measured=is_measured)
+            loss: torch.Tensor = self.objective(predicted_BNW, batch, is_training=is_training, is_measured=is_measured)
         return loss
 
     def _check_finite(self, loss: torch.Tensor) -> None:

@@ -23,25 +23,19 @@ __all__ = ["DistillObjective", "LmObjective", "Objective", "ReconstructionObject
 
 
 class Objective(nn.Module):
-    """A loss of generated tokens, and the metrics that go with it.
+    """A loss of generated tokens, and the metrics that go with it: of an epoch's steps, and of a validation."""
 
-    Args:
-        train_metrics: Of an epoch's steps; ``loss`` is among them.
-        val_metrics: The same of a validation.
-    """
-
-    def __init__(self, train_metrics: Metric, val_metrics: Metric) -> None:
-        super().__init__()
-        self.train_metrics, self.val_metrics = train_metrics, val_metrics
+    train_metrics: Metric
+    val_metrics: Metric
 
     @abstractmethod
-    def forward(self, predicted_BNW: Tensor, batch: Any, metrics: Metric, *, is_measured: bool) -> Tensor:
-        """Return the loss of a batch, and count it in ``metrics``.
+    def forward(self, predicted_BNW: Tensor, batch: Any, *, is_training: bool, is_measured: bool) -> Tensor:
+        """Return the loss of a batch, and count it in its metrics.
 
         Args:
             predicted_BNW: Generated tokens, z-scored, float32.
             batch: What the objective's visits give.
-            metrics: Those of the training or of the validation.
+            is_training: Whether it is of a step, or else of a validation.
             is_measured: Whether to take also the metrics that cost time.
         """
 
@@ -55,6 +49,8 @@ class ReconstructionObjective(Objective):
         config: Loss weights and noise.
     """
 
+    train_metrics: EpochMetrics
+    val_metrics: EpochMetrics
     mean: Tensor
     std: Tensor
     scale: Tensor
@@ -64,7 +60,8 @@ class ReconstructionObjective(Objective):
 
     def __init__(self, layout: TokenLayout, stats: TokenStats, config: TrainingConfig) -> None:
         weights = {"mse_weight": config.mse_weight, "l1_weight": config.l1_weight}
-        super().__init__(EpochMetrics(layout, **weights), EpochMetrics(layout, **weights))
+        super().__init__()
+        self.train_metrics, self.val_metrics = EpochMetrics(layout, **weights), EpochMetrics(layout, **weights)
         self._config = config
         mask_NW = layout.mask()
         # They belong to the bundle, not to Lightning's checkpoints.
@@ -76,11 +73,12 @@ class ReconstructionObjective(Objective):
         weight_NW = mask_NW * stats.importance()[:, None] if config.importance_weights else mask_NW.float()
         self.register_buffer("loss_weights", weight_NW / weight_NW.sum(), persistent=False)
 
-    def forward(self, predicted_BNW: Tensor, batch: Batch, metrics: Metric, *, is_measured: bool) -> Tensor:
+    def forward(self, predicted_BNW: Tensor, batch: Batch, *, is_training: bool, is_measured: bool) -> Tensor:
         """Return the loss of a batch of checkpoints."""
+        metrics = self.train_metrics if is_training else self.val_metrics
         # The z-score in one pass over memory.
         target_BNW = torch.addcmul(self.shift, batch.tokens.float(), self.scale)
-        if metrics is self.train_metrics and self._config.target_noise:
+        if is_training and self._config.target_noise:
             target_BNW = target_BNW + self._config.target_noise * torch.randn_like(target_BNW)
         difference_BNW = predicted_BNW - target_BNW
         mse_B, l1_B = token_losses(difference_BNW, self.loss_weights)
@@ -109,16 +107,17 @@ class LmObjective(Objective):
     """What the loss is called among the metrics, in nats per response token."""
 
     def __init__(self, through: ThroughLm, table: SampleTable, stats: TokenStats) -> None:
-        super().__init__(TaskMean(self.unit), TaskMean(self.unit))
+        super().__init__()
+        self.train_metrics, self.val_metrics = TaskMean(self.unit), TaskMean(self.unit)
         self._through, self._table = through, table
         self.register_buffer("mean", stats.mean, persistent=False)
         self.register_buffer("std", stats.std, persistent=False)
 
-    def forward(self, predicted_BNW: Tensor, batch: TaskBatch, metrics: Metric, *, is_measured: bool) -> Tensor:
+    def forward(self, predicted_BNW: Tensor, batch: TaskBatch, *, is_training: bool, is_measured: bool) -> Tensor:
         """Return the loss of a batch of tasks; what it costs in time is the same either way."""
         samples = [[number for number in of_task if number != NONE] for of_task in batch.samples.tolist()]
         loss, loss_B = self._through(predicted_BNW, self._denormalize, samples, self._position_loss(batch))
-        metrics.update(loss_B, batch.counts)
+        (self.train_metrics if is_training else self.val_metrics).update(loss_B, batch.counts)
         return loss
 
     def _denormalize(self, z_BNW: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ class TeacherLoss:
         scaled_RV = logits_RV / self._temperature
         student_Rk = scaled_RV.gather(1, tokens_Rk) - scaled_RV.logsumexp(dim=1, keepdim=True)
         entropy_R = torch.special.entr(probabilities_Rk).sum(dim=1)
-        return self._temperature**2 * (-(probabilities_Rk * student_Rk).sum(dim=1) - entropy_R)
+        divergence_R: Tensor = -(probabilities_Rk * student_Rk).sum(dim=1) - entropy_R
+        return self._temperature**2 * divergence_R
 
 
 @torch.no_grad()
@@ -160,7 +161,7 @@ def _ask(
         with frozen.response_logits(used, chosen, num_shared=num_shared) as (logits_RV, _):
             top = (logits_RV / config.temperature).topk(min(config.top_k, logits_RV.shape[1]), dim=1)
         sizes = [len(item.response_ids) for of_adapter in chosen for item in of_adapter]
-        found = zip(top.indices.split(sizes), top.values.softmax(dim=1).split(sizes), strict=True)
+        found = zip(*(torch.split(part, sizes) for part in (top.indices, top.values.softmax(dim=1))), strict=True)
         for index, rows in zip(*part, strict=True):
             for row in rows:
                 answers[index][row] = TopTokens(*next(found))

@@ -144,7 +144,7 @@ class ThroughLm:
             with self._frozen.response_logits(adapters, items, num_shared=self._num_shared) as (logits_RV, row_R):
                 weighted_R = position_loss(logits_RV, numbers) * torch.tensor(weights).to(row_R.device)[row_R]
                 if is_trained:
-                    weighted_R.sum().backward()
+                    torch.autograd.backward(weighted_R.sum())
             loss_B.index_add_(0, task_S[row_R.to(loss_B.device)], weighted_R.detach().to(loss_B.device))
         loss = loss_B.mean()
         if leaf_BNW.grad is None:
@@ -157,7 +157,7 @@ class _Gathered(torch.autograd.Function):
     """A loss whose gradient with respect to what it was computed from is known already."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, predicted_BNW: Tensor, gradient_BNW: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, _predicted_BNW: Tensor, gradient_BNW: Tensor) -> Tensor:
         ctx.save_for_backward(gradient_BNW)
         return loss.clone()
 
