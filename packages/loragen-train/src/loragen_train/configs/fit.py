@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from hyperconv import GeneratorConfig, HyperConvError
+from hyperconv import GeneratorConfig, HyperConvError, num_basis_for
 
 from loragen_train.configs.collect import check_positive, check_task_names
 from loragen_train.configs.logging import LoggingConfig
@@ -41,6 +41,9 @@ class ModelConfig:
     """Values per token."""
     kernel_size: int = 3
     """Kernel of the convolutions over tokens and layers, odd."""
+    num_basis: int | Literal["auto"] = "auto"
+    """Learned patterns, each as large as an adapter; ``auto``: one less than there are training tasks, as far as 150
+    million parameters hold them, unless ``model.generator.num_basis`` says another number than its default."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
@@ -55,18 +58,33 @@ class ModelConfig:
             value = getattr(self.generator, name)
             if value not in (getattr(GeneratorConfig(), name), getattr(self, name, None)):
                 raise LoragenTrainError(f"model.generator.{name} is {value}, but {decided_by}; leave it out.")
+        if self.num_basis != "auto" and self.generator.num_basis not in (GeneratorConfig().num_basis, self.num_basis):
+            raise LoragenTrainError(
+                f"model.num_basis is {self.num_basis}, but model.generator.num_basis {self.generator.num_basis}; leave "
+                "one out."
+            )
         self.network(condition_dim=1, grid=_ANY_GRID)
 
-    def network(self, *, condition_dim: int, grid: tuple[int, int]) -> GeneratorConfig:
-        """Return the options of the whole network, for embeddings of that width and tokens in that grid.
+    def network(self, *, condition_dim: int, grid: tuple[int, int], num_tasks: int | None = None) -> GeneratorConfig:
+        """Return the options of the whole network.
+
+        Args:
+            condition_dim: Width of the embeddings.
+            grid: Transformer layers, and tokens of each.
+            num_tasks: Training tasks, which ``num_basis`` may depend on; None: they are not known yet.
 
         Raises:
             LoragenTrainError: An option is out of range, or a kernel is longer than an axis of the grid.
         """
         names = ("hidden_dim", "num_hyperconv_blocks", "output_dim", "kernel_size")
         own = {name: getattr(self, name) for name in names}
+        num_basis = self.generator.num_basis
+        if self.num_basis != "auto":
+            num_basis = self.num_basis
+        elif num_tasks is not None and num_basis == GeneratorConfig().num_basis:
+            num_basis = num_basis_for(num_tasks, grid[0] * grid[1] * self.output_dim) if num_tasks > 1 else 2
         try:
-            return replace(self.generator, condition_dim=condition_dim, grid=grid, **own)
+            return replace(self.generator, condition_dim=condition_dim, grid=grid, num_basis=num_basis, **own)
         except HyperConvError as error:
             raise LoragenTrainError(f"model.{error}") from error
 

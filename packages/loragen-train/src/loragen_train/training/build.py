@@ -19,6 +19,7 @@ from loragen_train.training.condition import FrozenCondition, PromptTable, Train
 from loragen_train.training.data import TrainingDataModule
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
+from loragen_train.training.start import start_from_ridge
 from loragen_train.training.tasks import objectives_of
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.tokens import Zoo, read_zoo
@@ -93,9 +94,12 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     is_frozen = config.model.freeze_text_encoder
     # The training prompts come first. With a trained encoder the network is centred on how it begins.
     embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
-    network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2])
+    network = config.model.network(
+        condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2], num_tasks=len(prompts.train)
+    )
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
+    start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=data.prompts_per_condition)
     if (dtype := HALF_WEIGHTS.get(training.precision)) is not None:
         for parameter in generator.parameters():
             parameter.data = parameter.data.to(dtype)
