@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from hyperconv import GeneratorConfig, HyperConvError, num_basis_for
+from loragen_infer.encoder.condition import Condition
 
 from loragen_train.configs.collect import check_positive, check_task_names
 from loragen_train.configs.logging import LoggingConfig
@@ -31,6 +32,11 @@ class ModelConfig:
 
     text_encoder_name: str = "all-MiniLM-L6-v2"
     """SentenceTransformer that turns prompts into the condition: a name or a folder."""
+    condition: str = "sentence"
+    """What conditions the generator: ``sentence`` embeddings, ``lm:LAYER``, the states of the base model's layer at the
+    last token of a prompt, or ``both:LAYER``; LAYER is a number from 1, or ``middle``."""
+    condition_model: str | None = None
+    """Folder, .gguf file or hub name of the base model, for its states; by default what the checkpoints name."""
     hidden_dim: int = 384
     """Width of the generator's hidden states, in values."""
     max_seq_len: int | Literal["auto"] = "auto"
@@ -52,6 +58,11 @@ class ModelConfig:
     (``condition_dim``, ``grid``), are not set here."""
 
     def __post_init__(self) -> None:
+        if self.parsed_condition.kind != "sentence" and not self.freeze_text_encoder:
+            raise LoragenTrainError(
+                f"model.freeze_text_encoder is false, but model.condition is {self.condition!r}, and the base model is "
+                "never trained; leave it true, or take the condition 'sentence'."
+            )
         if self.max_seq_len != "auto":
             check_positive("model.", max_seq_len=self.max_seq_len)
         for name, decided_by in _DECIDED_ELSEWHERE.items():
@@ -64,6 +75,14 @@ class ModelConfig:
                 "one out."
             )
         self.network(condition_dim=1, grid=_ANY_GRID)
+
+    @property
+    def parsed_condition(self) -> Condition:
+        """The condition, read; a LoragenTrainError says what is wrong with it."""
+        try:
+            return Condition.parse(self.condition)
+        except ValueError as error:
+            raise LoragenTrainError(f"model.{error}.") from error
 
     def network(self, *, condition_dim: int, grid: tuple[int, int], num_tasks: int | None = None) -> GeneratorConfig:
         """Return the options of the whole network.

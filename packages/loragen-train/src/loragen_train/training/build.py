@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hyperconv import HyperConvGenerator
-from loragen_infer import PromptEncoder
+from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import describe_versions
@@ -45,8 +45,8 @@ class TrainingSetup:
     """The tasks of which a ``zoo.json`` says that training must see nothing."""
     table: PromptTable
     """The same under one numbering."""
-    encoder: PromptEncoder
-    """The text encoder."""
+    encoder: ConditionEncoder
+    """What makes the condition of prompts."""
     module: GeneratorModule
     """Generator, condition and objectives."""
     data: TrainingDataModule
@@ -90,10 +90,18 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     _warn_of_little_to_learn(zoo)
     table = PromptTable(prompts)
     device = default_device(training.accelerator)
-    encoder = PromptEncoder(config.model.text_encoder_name, device=str(device), cache_dir=cache_dir / "embeddings")
+    encoder = load_encoder(
+        config.model.parsed_condition,
+        text_encoder=config.model.text_encoder_name,
+        condition_model=config.model.condition_model or zoo.layout.config.base_model_name_or_path,
+        device=str(device),
+        cache_dir=cache_dir / "embeddings",
+    )
     is_frozen = config.model.freeze_text_encoder
     # The training prompts come first. With a trained encoder the network is centred on how it begins.
     embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
+    if is_frozen:
+        encoder.to("cpu")  # the device's memory is for what is trained
     network = config.model.network(
         condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2], num_tasks=len(prompts.train)
     )
@@ -107,7 +115,9 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
     module = GeneratorModule(
         generator,
-        FrozenCondition(embeddings_nD) if is_frozen else TrainedCondition(encoder, table.texts),
+        TrainedCondition(encoder, table.texts)
+        if isinstance(encoder, PromptEncoder) and not is_frozen
+        else FrozenCondition(embeddings_nD),
         objectives,
         training,
         log_every_n_steps=config.logging.every_n_steps,
