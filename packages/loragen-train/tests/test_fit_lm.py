@@ -15,6 +15,7 @@ from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig, TaskConfig
 from loragen_train.configs.objectives import DistillConfig, LmConfig, PhaseConfig
 from loragen_train.configs.training import TrainingConfig
+from loragen_train.configs.unseen import UnseenConfig
 from loragen_train.training.build import build_setup
 from loragen_train.training.dry_run import dry_run
 from loragen_train.training.fit import fit
@@ -72,6 +73,8 @@ def test_tasks_without_an_adapter_join_and_the_bundle_knows_them(config, caplog)
     assert "Left out 1 task of the zoo that cannot be trained on: more (it diverged)." in caplog.text
     for name in ("train_loss", "train_nll", "val_loss", "val_nll"):
         assert [epoch for epoch, _ in column(experiment, name)] == [0, 1]
+    # The held-out task is watched with the model that is trained through, from before the first step on.
+    assert [epoch for epoch, _ in column(experiment, "val_unseen_nll")] == [0, 0, 1]
     recorded = yaml.safe_load((experiment / "config.yaml").read_text())
     assert recorded["provenance"]["lm_precision"] == "fp32"
     assert "samples" in recorded["provenance"]["tasks"]["capitals"]
@@ -123,13 +126,28 @@ def test_every_phase_has_its_objective_its_epochs_and_its_rate(config, tmp_path)
     assert [epoch for epoch, _ in column(experiment, "val_mse")] == [0]
     assert [epoch for epoch, _ in column(experiment, "val_nll")] == [1, 2]
     assert [epoch for epoch, _ in column(experiment, "val_loss")] == [0, 1, 2]
-    # The best is of the last phase, whatever the losses of others are.
-    (best,) = (experiment / "checkpoints").glob("epoch=*.ckpt")
-    assert int(best.name.partition("-")[0].removeprefix("epoch=")) in (1, 2)
     rates = dict(column(experiment, "learning_rate"))
     assert rates[0] < 1e-3
     assert 1e-4 < rates[1] < 5e-4
     assert rates[2] < 1e-5
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_best_weights_are_of_the_last_phase_unless_unseen_tasks_tell(config, tmp_path, watched, monkeypatch):
+    """The second phase makes everything worse."""
+    training = replace(config.training, unseen=UnseenConfig(enabled=watched), phases=PHASES, validate_every_n_epochs=1)
+    original = GeneratorModule.on_train_batch_start
+
+    def spoil(self, batch, batch_idx):
+        original(self, batch, batch_idx)
+        if self.current_epoch == 1:
+            with torch.no_grad():
+                self.generator.expander.offset.add_(0.5)
+
+    monkeypatch.setattr(GeneratorModule, "on_train_batch_start", spoil)
+    experiment = fit(replace(config, output_dir=str(tmp_path), training=training))
+    (best,) = (experiment / "checkpoints").glob("epoch=*.ckpt")
+    assert (int(best.name.partition("-")[0].removeprefix("epoch=")) in (1, 2)) is not watched
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:

@@ -21,6 +21,7 @@ from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.start import start_from_ridge
 from loragen_train.training.tasks import objectives_of
+from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.tokens import Zoo, read_zoo
 from loragen_train.zoo.training_data import read_training_data
@@ -51,20 +52,22 @@ class TrainingSetup:
     """Generator, condition and objectives."""
     data: TrainingDataModule
     """What the steps of every phase see, and the validations."""
-    frozen: FrozenModel | None
-    """The base model, where it is trained through or held-out tasks can be judged with it."""
+    frozen: FrozenModel | None = None
+    """The base model, where it is trained through or held-out tasks are watched with it."""
+    unseen: UnseenTasks | None = None
+    """The held-out tasks that are watched."""
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
-        tasks = {}
+        tasks, is_through_lm = {}, self.module.config.is_through_lm
         for task in self.prompts.train:
             tasks[task] = {"prompts": self.prompts.sha256(task)}
             if contents := self.zoo.content_hashes(task):
                 tasks[task]["checkpoints"] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
-            if self.frozen is not None and task in self.prompts.train_samples:
+            if is_through_lm and task in self.prompts.train_samples:
                 tasks[task]["samples"] = self.prompts.samples_sha256(task)
         held_out = {"held_out": self.held_out} if self.held_out else {}
-        precision = {} if self.frozen is None else {"lm_precision": self.frozen.precision}
+        precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
         layout = self.zoo.layout.fingerprint
         return {"versions": describe_versions(), "layout": layout, "tasks": tasks, **held_out, **precision}
 
@@ -88,8 +91,15 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     prompts = read_prompts(data, training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
     _warn_of_little_to_learn(zoo)
-    table = PromptTable(prompts)
+    watched = find_watched(config, training_data.test_hashes)
     device = default_device(training.accelerator)
+    frozen: FrozenModel | None
+    if training.is_through_lm:
+        known = (before or {}).get("lm_precision")
+        frozen = load_base(training.lm, training_data, zoo.layout, device, known_precision=known)
+    else:
+        frozen = load_watching_model(config, zoo, watched) if watched else None
+    table = PromptTable(prompts, {task.name: task.prompts for task in watched})
     encoder = load_encoder(
         config.model.parsed_condition,
         text_encoder=config.model.text_encoder_name,
@@ -111,7 +121,6 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     if (dtype := HALF_WEIGHTS.get(training.precision)) is not None:
         for parameter in generator.parameters():
             parameter.data = parameter.data.to(dtype)
-    frozen = load_base(training, training_data, zoo.layout, device, known_precision=(before or {}).get("lm_precision"))
     objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
     module = GeneratorModule(
         generator,
@@ -122,6 +131,9 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         training,
         log_every_n_steps=config.logging.every_n_steps,
     )
+    unseen = None
+    if frozen is not None and watched:
+        unseen = UnseenTasks(watched, table.held_out, frozen, zoo, config)
     return TrainingSetup(
         zoo=zoo,
         prompts=prompts,
@@ -131,6 +143,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         module=module,
         data=TrainingDataModule(visits, training),
         frozen=frozen,
+        unseen=unseen,
     )
 
 

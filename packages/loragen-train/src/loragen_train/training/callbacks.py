@@ -12,7 +12,7 @@ from loragen_infer.progress import ProgressBar
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.module import GeneratorModule
 
-__all__ = ["BestOfLastPhase", "EpochProgress", "MachineUse", "StopEarlyInLastPhase", "ValidateOnTime"]
+__all__ = ["BestWeights", "EpochProgress", "MachineUse", "StopEarlyInLastPhase", "ValidateOnTime"]
 
 _MEBIBYTE = 2**20
 
@@ -28,7 +28,9 @@ class EpochProgress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics
-        shown = {name: f"{metrics[name]:.4f}" for name in ("train_loss", "val_loss") if name in metrics}
+        shown = {
+            name: f"{metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_unseen_nll") if name in metrics
+        }
         if self._bar is not None:
             self._bar.advance(**shown)
 
@@ -49,11 +51,11 @@ class ValidateOnTime(Callback):
         trainer.check_val_every_n_epoch = 1 if _config_of(pl_module).is_validated(trainer.current_epoch) else never
 
 
-class BestOfLastPhase(ModelCheckpoint):
-    """Keeps the best weights of the last phase; val_loss of another objective is another quantity."""
+class BestWeights(ModelCheckpoint):
+    """Keeps the best weights: those of the last phase where val_loss tells, which is another quantity in others."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _is_last_phase(trainer, pl_module):
+        if self.monitor != "val_loss" or _is_last_phase(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
 
 

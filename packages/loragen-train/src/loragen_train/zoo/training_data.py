@@ -14,6 +14,7 @@ from loragen_infer.zoo import MANIFEST_NAME, ZooManifest, ZooTask
 from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.combine import hashes_of_test_examples
+from loragen_train.zoo.held_out import base_model_of
 
 __all__ = ["TrainingData", "read_training_data"]
 
@@ -35,18 +36,8 @@ class TrainingData:
 
     @property
     def base_model(self) -> str | None:
-        """The folder in which the zoo has its base model unpacked, or else what it calls the model."""
-        if self.manifest is None:
-            return None
-        unpacked = self.manifest.base_model_path
-        folder = None if unpacked is None else self.manifest.path(unpacked)
-        return str(folder) if folder is not None and folder.is_dir() else self.manifest.base_model
-
-    @property
-    def can_judge_held_out(self) -> bool:
-        """Whether held-out tasks have what a generated adapter is judged by."""
-        tasks = [] if self.manifest is None else self.manifest.held_out_tasks
-        return any(task.test is not None and task.prompts is not None for task in tasks)
+        """The base model of the zoo."""
+        return None if self.manifest is None else base_model_of(self.manifest)
 
 
 def read_training_data(data: DataConfig, *, need_adapter: bool = True) -> TrainingData:
