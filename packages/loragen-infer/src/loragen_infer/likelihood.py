@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.samples import TokenizedExample
 
-__all__ = ["last_logits", "pad_left", "read_prefix", "response_nll"]
+__all__ = ["last_logits", "pad_left", "read_prefix", "response_logits", "response_nll"]
 
 
 def pad_left(
@@ -61,10 +61,10 @@ def read_prefix(model: Any, prefix: Sequence[int], *, num_rows: int = 1) -> Any:
     return cache if is_plain else None
 
 
-def response_nll(
+def response_logits(
     model: Any, items: Sequence[TokenizedExample], *, padding: int, cache: Any = None, num_read: int = 0
-) -> Tensor:
-    """Return the negative log-likelihood of each item's response, summed over its tokens.
+) -> tuple[Tensor, Tensor]:
+    """Return what the model predicts each token of each item's response by, and of which item each token is.
 
     Args:
         model: A causal language model.
@@ -74,7 +74,8 @@ def response_nll(
         num_read: Fewer than any item's prompt has.
 
     Returns:
-        ``[B]``, float32, in nats; gradients pass through it.
+        Logits ``[R, V]``, float32, one item's response after another's, which gradients pass through; and ``[R]``,
+        numbers of items.
     """
     inputs: dict[str, Any] = dict(
         pad_left(
@@ -90,6 +91,20 @@ def response_nll(
     # The logits at one position predict the next token.
     places = [(row, num_logits - 1 - length + step) for row, length in enumerate(lengths) for step in range(length)]
     rows_R, steps_R = torch.tensor(places, device=logits_BSV.device).T
-    answers_R = torch.tensor([token for item in items for token in item.response_ids])
-    nll_R = cross_entropy(logits_BSV[rows_R, steps_R].float(), answers_R.to(logits_BSV.device), reduction="none")
+    return logits_BSV[rows_R, steps_R].float(), rows_R
+
+
+def response_nll(
+    model: Any, items: Sequence[TokenizedExample], *, padding: int, cache: Any = None, num_read: int = 0
+) -> Tensor:
+    """Return the negative log-likelihood of each item's response, summed over its tokens.
+
+    Takes what :func:`response_logits` takes.
+
+    Returns:
+        ``[B]``, float32, in nats; gradients pass through it.
+    """
+    logits_RV, rows_R = response_logits(model, items, padding=padding, cache=cache, num_read=num_read)
+    answers_R = torch.tensor([token for item in items for token in item.response_ids], device=logits_RV.device)
+    nll_R = cross_entropy(logits_RV, answers_R, reduction="none")
     return nll_R.new_zeros(len(items)).index_add(0, rows_R, nll_R)
