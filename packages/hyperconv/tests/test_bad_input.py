@@ -94,6 +94,7 @@ MADE = [
     (lambda: GeneratorConfig(num_hyperconv_blocks=-1), "num_hyperconv_blocks is -1, expected"),
     (lambda: GeneratorConfig(pooling="max"), "pooling is 'max', expected 'mean' or 'attention'"),
     (lambda: GeneratorConfig(output_scale=float("nan")), "output_scale is nan, expected a finite number"),
+    (lambda: GeneratorConfig(feature_scale=-1.0), "feature_scale is -1.0, expected a finite number greater than 0"),
     (lambda: GeneratorConfig(basis_gain=0), "basis_gain is 0, expected a finite number greater than 0"),
     (lambda: GeneratorConfig(expander="basis", num_basis=1), "num_basis is 1, expected an integer of at least 2"),
     (lambda: GeneratorConfig(num_basis=0), "num_basis is 0, expected an integer of at least 1"),

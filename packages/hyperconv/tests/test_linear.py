@@ -76,10 +76,12 @@ def test_fewer_patterns_keep_the_directions_in_which_the_tasks_differ_most():
     torch.testing.assert_close(generator(condition_BPD), predicted(fit, condition_BPD, best_KNW), rtol=1e-4, atol=1e-4)
 
 
-def test_features_have_unit_mean_square_over_the_rows_of_the_fit():
-    generator, fit, rows_KSD, _ = made(7, num_basis=6)
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_features_are_as_large_as_asked_over_the_rows_of_the_fit_and_the_answer_is_the_same(scale):
+    generator, fit, rows_KSD, means_KNW = made(7, num_basis=6, feature_scale=scale)
     features = generator.expander.features(rows_KSD.flatten(0, 1) - fit.center_D)
-    assert features.square().mean().item() == pytest.approx(1.0, rel=1e-4)
+    assert features.square().mean().sqrt().item() == pytest.approx(scale, rel=1e-4)
+    torch.testing.assert_close(generator(rows_KSD), predicted(fit, rows_KSD, means_KNW), rtol=1e-5, atol=1e-5)
 
 
 def test_a_large_zoo_is_read_in_chunks_to_the_same_start(monkeypatch):

@@ -74,6 +74,9 @@ class GeneratorConfig:
     num_basis: int = 16
     """Learned patterns per token position (expanders "linear" and, at least 2, "basis"); `num_basis_for` knows how many
     some tasks need."""
+    feature_scale: float = 1.0
+    """Root mean square, at the start, of the features that mix the patterns; what the tokens are does not depend on it,
+    but how fast training moves them does, as with basis_gain (expander "linear")."""
     basis_gain: float = 8.0
     """Factor on the mixing features, which have unit mean square; Adam moves all weights at one speed, so what a basis
     of given size can express grows this much faster (expander "basis")."""
@@ -114,7 +117,7 @@ class GeneratorConfig:
         if self.num_hyperconv_blocks:
             check_kernel_fits("kernel_size", self.kernel_size, {"L": L, "H": H, "W": self.hidden_dim})
             check_kernel_fits("kernel_size_w", self.kernel_size_w, {"L": L, "H": H})
-        for name in ("basis_gain", "output_scale"):
+        for name in ("feature_scale", "basis_gain", "output_scale"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise HyperConvError(f"{name} is {value!r}, expected a finite number greater than 0.")

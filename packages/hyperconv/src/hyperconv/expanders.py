@@ -58,8 +58,9 @@ class LinearExpander(nn.Module):
         self.has_blocks = config.num_hyperconv_blocks > 0
         self.lift = _make_lift(config, factory) if self.has_blocks else None
         self.position = _make_position(config, factory) if self.has_blocks else None
-        # About 1 for embeddings of length 1, as after `start_from`.
-        nn.init.normal_(self.features.weight)
+        self.feature_scale = config.feature_scale
+        # So large are features then of embeddings of length 1, as after `start_from`.
+        nn.init.normal_(self.features.weight, std=self.feature_scale)
 
     def forward(self, condition_BD: Tensor) -> tuple[Tensor, Tensor | None]:
         """[B, D] to the input of the blocks [B, L, H, C] and the tokens [B, L, H, W]; without blocks to these only."""
@@ -93,9 +94,8 @@ class LinearExpander(nn.Module):
         # Those come last along which the tasks vary most. With U them and M the centred means, the right factors of the
         # SVD times their singular values are Uᵀ M, so that nothing is divided by a singular value that may be zero.
         directions_TR = torch.linalg.eigh(gram_TT).eigenvectors.flip(1)[:, :rank]
-        # Features of unit mean square over the rows of the fit: Adam moves all weights at one speed, so the larger the
-        # features, the faster the tokens move.
-        scale = fit.spread * (num_tasks / max(1, rank)) ** 0.5 or 1.0
+        # Over the rows of the fit. Adam moves all weights at one speed, so larger features move the tokens faster.
+        scale = (fit.spread * (num_tasks / max(1, rank)) ** 0.5 or 1.0) / self.feature_scale
         for chunk in chunks:
             part_TnW = token_means_TNW[:, chunk].to(gram_TT)
             offset_NW[chunk] = part_TnW.mean(0).to(offset_NW)
@@ -104,7 +104,7 @@ class LinearExpander(nn.Module):
         basis_KNW[rank:] = 0
         weight_KD = self.features.weight
         weight_KD[:rank] = (directions_TR.T @ fit.weights_KD.to(gram_TT) / scale).to(weight_KD)
-        weight_KD[rank:].normal_(std=_SMALL)
+        weight_KD[rank:].normal_(std=_SMALL * self.feature_scale)
         self.center.copy_(fit.center_D)
         self.strength.fill_(1.0)
 

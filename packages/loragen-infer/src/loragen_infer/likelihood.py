@@ -54,7 +54,8 @@ def read_prefix(model: Any, prefix: Sequence[int], *, num_rows: int = 1) -> Any:
     if not prefix:
         return None
     rows_BP = torch.tensor([list(prefix)] * num_rows, device=model.device)
-    cache = model(rows_BP, logits_to_keep=_last(1, rows_BP), use_cache=True).past_key_values
+    output = model(rows_BP, logits_to_keep=_last(1, rows_BP), use_cache=True)
+    cache = getattr(output, "past_key_values", None)
     # A cache of another kind forgets (sliding windows) or holds a state that padding would change.
     is_plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
     return cache if is_plain else None
