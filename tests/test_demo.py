@@ -1,20 +1,18 @@
-"""What an earlier run of the demo has finished is used again where nothing that it depends on has changed."""
+"""What an earlier run of a step has finished is used again where nothing that it depends on has changed."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
+import yaml
 
-ROOT = Path(__file__).parents[1]
-COMMANDS = [
-    f"{program} {name}"
-    for program, names in (
-        ("loragen-train", ("collect", "fit")),
-        ("loragen-infer", ("generate", "evaluate")),
-    )
-    for name in names
-]
+from demo.steps import ROOT, Steps
+
+COMMANDS = {  # with the steps before each
+    "loragen-train collect": (),
+    "loragen-train fit": ("collect",),
+    "loragen-infer generate": ("fit",),
+    "loragen-infer evaluate": ("collect", "fit"),
+}
 
 
 @pytest.mark.parametrize(
@@ -25,16 +23,64 @@ COMMANDS = [
         (None, []),
     ],
 )
-def test_a_step_of_the_demo_depends_on_the_packages_that_it_uses(tmp_path, package, again):
-    spec = importlib.util.spec_from_file_location("demo_run", ROOT / "demo" / "run.py")
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
+def test_a_step_depends_on_the_packages_that_it_uses(tmp_path, package, again):
     shutil.copytree(ROOT / "packages", tmp_path / "packages", ignore=shutil.ignore_patterns("tests", "*.pyc"))
     keys = []
     for _ in range(2):
-        steps = demo.Steps(tmp_path, tmp_path / "packages")
-        keys.append([steps.key(command) for command in COMMANDS])
+        steps = Steps(tmp_path, tmp_path / "packages")
+        keys.append([steps.key(command, after=after) for command, after in COMMANDS.items()])
         if package is not None:
             (tmp_path / "packages" / package / "src" / "changed.py").write_text("changed = True\n")
     changed = [command.split()[1] for command, *pair in zip(COMMANDS, *keys, strict=True) if pair[0] != pair[1]]
     assert changed == again
+
+
+def test_a_step_depends_on_its_words_its_settings_and_the_steps_before_it(tmp_path):
+    config = tmp_path / "fit.yaml"
+
+    def key_of_fit(*, steps: int = 1, seed: int = 0, settings: str = "a: 1") -> str:
+        config.write_text(settings)
+        run = Steps(tmp_path)
+        run.key(f"loragen-train collect --steps {steps}")
+        return run.key(f"loragen-train fit --seed {seed}", after=["collect"], config=config)
+
+    keys = [key_of_fit(), key_of_fit(steps=2), key_of_fit(seed=1), key_of_fit(settings="a: 2")]
+    assert len(set(keys)) == 4
+    assert key_of_fit() == keys[0]
+
+
+def test_a_finished_step_is_not_run_again_and_a_picture_comes_first(tmp_path, capsys):
+    made, program = tmp_path / "made.png", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho ran >> {made}\necho a table\n")
+    program.chmod(0o755)
+    for _ in range(2):
+        assert Steps(tmp_path).run(f"{program} evaluate", makes=made) == "a table\n"
+        shown = capsys.readouterr().out
+        assert shown.index(made.as_uri()) < shown.index("a table")
+    assert made.read_text() == "ran\n"
+    made.unlink()
+    Steps(tmp_path).run(f"{program} evaluate", makes=made)
+    assert made.is_file()
+
+
+def test_a_step_that_fails_ends_the_run_and_counts_for_nothing(tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o755)
+    with pytest.raises(SystemExit) as stop:
+        Steps(tmp_path).run(f"{program} collect", makes=tmp_path)
+    assert stop.value.code == 3
+    program.write_text("#!/bin/sh\necho better\n")
+    assert Steps(tmp_path).run(f"{program} collect", makes=tmp_path) == "better\n"
+
+
+@pytest.mark.parametrize("size", ["full", "quick"])
+def test_held_out_tasks_of_the_demo_are_drawn_from_other_generators(size):
+    tasks = yaml.safe_load((ROOT / "demo" / size / "collect.yaml").read_text(encoding="utf-8"))["tasks"]
+    sources: dict[bool, set[str]] = {True: set(), False: set()}
+    for task in tasks:
+        sources[task.get("held_out", False)].add(task["source"].partition("?")[0])
+    assert not sources[True] & sources[False]
+    if size == "full":
+        assert sum(task.get("held_out", False) for task in tasks) >= 3
+        assert sum(not task.get("held_out", False) for task in tasks) >= 12

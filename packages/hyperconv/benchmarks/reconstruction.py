@@ -9,7 +9,8 @@ A zoo is a folder `<zoo>/adapters/<task>/checkpoint-*/adapter_model.safetensors`
 Per option it prints, on prompts that training did not see: the cosine of ΔW = B·A with that of the task's mean adapter
 (mean and lowest over tasks), the reconstruction error of the z-scored tokens (1 is the mean adapter of the zoo), the
 root-mean-square output of the untrained network, and processor seconds per step. Each is the mean over the seeds ± the
-standard deviation between them; a seed draws the initial weights and the order of the training.
+standard deviation between them; a seed draws the initial weights and the order of the training. The expander "linear"
+starts as ridge regression on those tasks, with as many patterns as they need.
 
 Legend: T tasks, S checkpoints per task, P prompts, D width of an embedding, N tokens, W values per token.
 """
@@ -24,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hyperconv import GeneratorConfig, HyperConvGenerator
+from hyperconv import GeneratorConfig, HyperConvGenerator, fit_ridge, num_basis_for
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-OPTIONS: list[dict[str, Any]] = [
+BASIS_OPTIONS: list[dict[str, Any]] = [
     {},
     {"num_basis": 8},
     {"num_basis": 32},
@@ -36,7 +37,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"basis_gain": 4.0},
     {"basis_gain": 16.0},
     {"expander_skip": False},
-    {"expander": "broadcast"},
     {"num_hyperconv_blocks": 0},
     {"num_hyperconv_blocks": 1},
     {"block": "dual"},
@@ -49,6 +49,14 @@ OPTIONS: list[dict[str, Any]] = [
     {"output_scale": 0.1},
     {"output_scale": 1.0},
 ]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_hyperconv_blocks": 0},
+    {"block": "dual"},
+    *({"expander": "basis", **options} for options in BASIS_OPTIONS),
+    {"expander": "broadcast"},
+]
+SUBSETS, SUBSET_SIZE = 8, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,11 +130,17 @@ def measure(zoo: Zoo, options: dict[str, Any], args: argparse.Namespace, seed: i
     mean_NW = zoo.tokens.mean((0, 1))
     std_NW = zoo.tokens.std((0, 1)).clamp(min=1e-8)
     z_TSNW = (zoo.tokens - mean_NW) / std_NW
-    config = GeneratorConfig(
-        grid=zoo.grid, condition_dim=zoo.conditions.shape[-1], output_dim=z_TSNW.shape[-1], **options
-    )
+    sizes = {"grid": zoo.grid, "condition_dim": zoo.conditions.shape[-1], "output_dim": z_TSNW.shape[-1]}
+    if options.get("expander", "linear") == "linear":
+        sizes["num_basis"] = num_basis_for(num_tasks, z_TSNW[0, 0].numel())
+    config = GeneratorConfig(**{**sizes, **options})
     generator = HyperConvGenerator(config)
     generator.center_on(zoo.conditions[:, :half].flatten(0, 1))
+    if config.expander == "linear":
+        subsets = torch.randint(half, (num_tasks, SUBSETS, SUBSET_SIZE), generator=draw)
+        rows_TSD = zoo.conditions[torch.arange(num_tasks)[:, None, None], subsets].mean(2)
+        means_TNW = z_TSNW.mean(1)
+        generator.start_from(fit_ridge(rows_TSD, means_TNW.flatten(1) @ means_TNW.flatten(1).T), means_TNW)
     optimizer = torch.optim.AdamW(generator.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps, eta_min=args.lr / 20)
     unseen_TPD = zoo.conditions[:, half : half + 8]

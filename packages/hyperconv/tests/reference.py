@@ -1,6 +1,6 @@
 """The definitions written down plainly: what every fast path must equal, and what the benchmarks compare with.
 
-Legend: B batch, L layers, H tokens per layer, W values per token.
+Legend: B batch, P prompts, D width of an embedding, L layers, H tokens per layer, W values per token.
 The functions take the modules of this package for their parameters and compute with transposed copies, as the
 published decoder does. They check nothing and know no activation checkpointing.
 """
@@ -8,13 +8,14 @@ published decoder does. They check nothing and know no activation checkpointing.
 from typing import cast
 
 import torch
+from hyperconv.expanders import LinearExpander
 from hyperconv.layers.blocks import DualHyperConvBlock, SequentialHyperConvBlock
 from hyperconv.layers.conv import HyperConv
 from hyperconv.layers.decoder import HyperConvDecoder
 from torch import Tensor
 from torch.nn.functional import conv2d, layer_norm
 
-__all__ = ["decoder", "dual_block", "hyperconv", "sequential_block"]
+__all__ = ["decoder", "dual_block", "hyperconv", "linear_expander", "sequential_block"]
 
 
 def hyperconv(conv: HyperConv, x_BLHW: Tensor) -> Tensor:
@@ -53,6 +54,18 @@ def decoder(module: HyperConvDecoder, x_BLHW: Tensor) -> Tensor:
         else:
             x_BLHW = sequential_block(cast(SequentialHyperConvBlock, block), x_BLHW)
     return x_BLHW
+
+
+def linear_expander(module: LinearExpander, condition_BPD: Tensor, mask_BP: Tensor) -> Tensor:
+    """Per task, `offset + strength · sum_k (w_k · (mean - center)) · basis_k`, with the mean of what the mask keeps."""
+    rows = []
+    for condition_PD, mask_P in zip(condition_BPD, mask_BP, strict=True):
+        c_D = condition_PD[mask_P].mean(0) - module.center
+        tokens_LHW = module.offset
+        for w_D, basis_LHW in zip(module.features.weight, module.basis, strict=True):
+            tokens_LHW = tokens_LHW + module.strength * torch.dot(w_D, c_D) * basis_LHW
+        rows.append(tokens_LHW)
+    return torch.stack(rows)
 
 
 def _modulate(u_BLHW: Tensor, scale_BW: Tensor | None, shift_BW: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from hyperconv import (
     HyperConvError,
     HyperConvGenerator,
     SequentialHyperConvBlock,
+    num_basis_for,
 )
 
 CONFIG = {"condition_dim": 6, "hidden_dim": 8, "grid": (4, 3), "output_dim": 8, "num_basis": 2}
@@ -93,8 +94,14 @@ MADE = [
     (lambda: GeneratorConfig(num_hyperconv_blocks=-1), "num_hyperconv_blocks is -1, expected"),
     (lambda: GeneratorConfig(pooling="max"), "pooling is 'max', expected 'mean' or 'attention'"),
     (lambda: GeneratorConfig(output_scale=float("nan")), "output_scale is nan, expected a finite number"),
+    (lambda: GeneratorConfig(feature_scale=-1.0), "feature_scale is -1.0, expected a finite number greater than 0"),
     (lambda: GeneratorConfig(basis_gain=0), "basis_gain is 0, expected a finite number greater than 0"),
-    (lambda: GeneratorConfig(num_basis=1), "num_basis is 1, expected an integer of at least 2"),
+    (lambda: GeneratorConfig(expander="basis", num_basis=1), "num_basis is 1, expected an integer of at least 2"),
+    (lambda: GeneratorConfig(num_basis=0), "num_basis is 0, expected an integer of at least 1"),
+    (lambda: GeneratorConfig(expander="ridge"), "expander is 'ridge', expected 'linear' or 'basis' or 'broadcast'"),
+    (lambda: num_basis_for(0, 100), "num_tasks is 0, expected"),
+    (lambda: num_basis_for(3, 0), "values_per_basis is 0, expected"),
+    (lambda: num_basis_for(3, 100, 0.5), "max_parameters is 0.5, expected"),
     (lambda: HyperConvGenerator(GeneratorConfig(**CONFIG)).flops(num_prompts=0), "num_prompts is 0, expected"),
 ]
 

@@ -1,5 +1,6 @@
 """What the documentation shows runs as shown, and what it promises about sizes is so."""
 
+import dataclasses
 import doctest
 import importlib
 import pkgutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import hyperconv
 import pytest
 import torch
-from hyperconv import GeneratorConfig, HyperConvGenerator
+from hyperconv import GeneratorConfig, HyperConvGenerator, num_basis_for
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 MODULES = ["hyperconv", *(module.name for module in pkgutil.walk_packages(hyperconv.__path__, "hyperconv."))]
@@ -50,3 +51,21 @@ def test_a_tenth_of_the_published_decoder_for_the_same_output():
     assert generator.config.max_seq_len * generator.config.output_dim > 4.4e6
     assert generator.num_parameters() < 1.11e9 / 10
     assert generator.flops() < 8.3e12 / 10
+
+
+SCALES = [
+    ((30, 40), 192, 42, 41, 11_700_000),  # r 4, q and v of a 135 M model
+    ((32, 104), 1024, 479, 43, 155_000_000),  # r 8, q and v of an 8 B model
+]
+
+
+@pytest.mark.parametrize(("grid", "output_dim", "num_tasks", "num_basis", "most"), SCALES)
+def test_hundreds_of_tasks_of_a_large_model_stay_below_200_million_parameters(
+    grid, output_dim, num_tasks, num_basis, most
+):
+    assert num_basis_for(num_tasks, grid[0] * grid[1] * output_dim) == num_basis
+    config = GeneratorConfig(grid=grid, output_dim=output_dim, num_basis=num_basis)
+    for block in ("sequential", "dual"):
+        generator = HyperConvGenerator(dataclasses.replace(config, block=block), device="meta")
+        assert generator.num_parameters() < (most if block == "sequential" else 200_000_000)
+        assert generator.flops() < 50e9

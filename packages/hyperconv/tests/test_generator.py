@@ -10,13 +10,18 @@ SMALL = {"condition_dim": 12, "hidden_dim": 16, "grid": (5, 4), "output_dim": 16
 
 VARIANTS = [
     {},
-    {"output_dim": 10},
-    {"block": "dual"},
-    {"expander": "broadcast"},
-    {"pooling": "attention"},
-    {"centering": "none", "film": False, "position_embedding": False},
     {"num_hyperconv_blocks": 0},
-    {"kernel_size_w": 3, "activation_checkpointing": True},
+    {"output_dim": 10, "num_basis": 1},
+    {"block": "dual", "film": False},
+    {"pooling": "attention", "activation_checkpointing": True},
+    {"expander": "basis"},
+    {"expander": "basis", "output_dim": 10},
+    {"expander": "basis", "block": "dual"},
+    {"expander": "broadcast"},
+    {"expander": "basis", "pooling": "attention"},
+    {"expander": "basis", "centering": "none", "film": False, "position_embedding": False},
+    {"expander": "basis", "num_hyperconv_blocks": 0},
+    {"expander": "basis", "kernel_size_w": 3, "activation_checkpointing": True},
 ]
 
 
@@ -32,6 +37,11 @@ def build(**options) -> HyperConvGenerator:
 
 # Worked out by hand from the formulas of the layers.
 COUNTS = [
+    (5_896, 204_360),
+    (1_317, 1_992),
+    (5_066, 205_352),
+    (5_432, 298_312),
+    (5_913, 204_552),
     (5_590, 204_384),
     (5_304, 206_224),
     (7_270, 304_224),
@@ -47,8 +57,12 @@ COUNTS = [
 def test_parameters_and_operations_are_counted_also_without_weights(options, counts):
     for generator in (build(**options), HyperConvGenerator(GeneratorConfig(**{**SMALL, **options}), device="meta")):
         assert (generator.num_parameters(), generator.flops(num_prompts=6)) == counts
-    large = HyperConvGenerator(GeneratorConfig(grid=(24, 483)), device="meta")
-    assert (large.num_parameters(), large.flops()) == (79_513_292, 135_689_816_064)
+
+
+def test_what_4_million_values_cost():
+    for expander, num_parameters in (("linear", 83_964_605), ("basis", 79_513_292)):
+        large = HyperConvGenerator(GeneratorConfig(grid=(24, 483), expander=expander), device="meta")
+        assert (large.num_parameters(), large.flops()) == (num_parameters, 135_689_816_064)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -72,8 +86,8 @@ def test_a_masked_prompt_is_as_good_as_absent(pooling):
 
 
 def test_conditions_are_centred_on_the_prompts_given_and_no_forward_pass_changes_that():
-    generator, seen_MD, condition_BPD = build(), torch.randn(40, 12) * 5 + 2, torch.randn(2, 3, 12)
-    uncentred = build(centering="none")
+    seen_MD, condition_BPD = torch.randn(40, 12) * 5 + 2, torch.randn(2, 3, 12)
+    generator, uncentred = build(expander="basis"), build(expander="basis", centering="none")
     uncentred.load_state_dict({name: x for name, x in generator.state_dict().items() if "centering" not in name})
     torch.testing.assert_close(generator(condition_BPD), uncentred(condition_BPD))  # until center_on is called
     generator.center_on(seen_MD)
@@ -92,10 +106,11 @@ def test_prompts_that_are_all_the_same_leave_the_spread_alone():
     assert generator(torch.zeros(1, 2, 12)).abs().max() < 1e3
 
 
-def test_the_start_is_near_the_mean_adapter_and_within_reach_of_every_part():
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_the_start_is_near_the_mean_adapter_and_within_reach_of_every_part(options):
     torch.manual_seed(0)
-    generator = HyperConvGenerator(GeneratorConfig(**SMALL))
-    target_BNW = torch.randn(2, 20, 16)
+    generator = HyperConvGenerator(GeneratorConfig(**{**SMALL, **options}))
+    target_BNW = torch.randn(2, 20, generator.config.output_dim)
     condition_BPD = torch.randn(2, 3, 12)
     generator.center_on(condition_BPD.flatten(0, 1))
     assert generator(condition_BPD).abs().mean() < 0.2

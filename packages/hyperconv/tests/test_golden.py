@@ -12,10 +12,13 @@ from hyperconv import GeneratorConfig, HyperConvDecoder, HyperConvGenerator
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"condition_dim": 5, "hidden_dim": 6, "grid": [3, 4], "num_basis": 2}
 GENERATORS = {
-    "generator_sequential": {**SMALL, "output_dim": 6},
-    "generator_dual": {**SMALL, "output_dim": 7, "block": "dual", "pooling": "attention"},
+    "generator_sequential": {**SMALL, "output_dim": 6, "expander": "basis"},
+    "generator_dual": {**SMALL, "output_dim": 7, "expander": "basis", "block": "dual", "pooling": "attention"},
     "generator_broadcast": {**SMALL, "output_dim": 6, "expander": "broadcast", "num_hyperconv_blocks": 1},
+    "generator_linear": {**SMALL, "output_dim": 7, "expander": "linear", "num_hyperconv_blocks": 1},
 }
+# Written before centering was that of the prompts given: they held the number of prompts seen, too.
+RUNNING = ["generator_sequential", "generator_dual", "generator_broadcast"]
 SHAPES = [(3, 4, 5), (3, 4, 5), (4, 3, 6)]
 
 
@@ -44,10 +47,10 @@ def write() -> None:
 def test_a_saved_generator_still_answers_the_same(name):
     saved = torch.load(GOLDEN / f"{name}_0.1.pt", weights_only=True)
     generator = HyperConvGenerator(GeneratorConfig.from_dict(saved["config"])).eval()
-    count = "condition_encoder.centering.count"  # of prompts seen; written by 0.1 only
+    count = "condition_encoder.centering.count"
     shapes = {name: tensor.shape for name, tensor in saved["state_dict"].items() if name != count}
     assert {name: tensor.shape for name, tensor in generator.state_dict().items()} == shapes
-    assert (saved["config"]["centering"], count in saved["state_dict"]) == ("running", True)
+    assert (count in saved["state_dict"]) == (saved["config"]["centering"] == "running") == (name in RUNNING)
     generator.load_state_dict(saved["state_dict"])
     torch.testing.assert_close(generator(saved["condition"]), saved["tokens"], rtol=1e-4, atol=1e-5)
 

@@ -49,6 +49,8 @@ def test_the_weights_give_ridge_regression_onto_the_adapters(seed, num_tasks, nu
     torch.testing.assert_close(weights_QK.double() @ means_KV, expected_QV, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(weights_QK.sum(1), torch.ones(4), rtol=1e-4, atol=1e-4)
     assert fit.penalty == penalty
+    spread = (fit.task_weights(rows_KSD.flatten(0, 1)) - 1 / num_tasks).square().mean().sqrt()
+    assert fit.spread == pytest.approx(float(spread), rel=1e-3, abs=1e-5)
 
 
 @settings(max_examples=10, deadline=None)

@@ -5,7 +5,11 @@ import torch
 from hyperconv import GeneratorConfig, HyperConvDecoder, HyperConvGenerator
 
 CONFIG = GeneratorConfig(condition_dim=6, hidden_dim=16, grid=(4, 3), output_dim=16, num_basis=3)
-VARIANTS = [{}, {"block": "dual", "pooling": "attention", "activation_checkpointing": True}]
+VARIANTS = [
+    {},
+    {"num_hyperconv_blocks": 0},
+    {"expander": "basis", "block": "dual", "pooling": "attention", "activation_checkpointing": True},
+]
 
 
 def build(**options):

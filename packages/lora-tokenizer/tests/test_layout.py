@@ -122,6 +122,12 @@ def test_nothing_is_lost_and_file_order_does_not_matter(
     assert not tokens[~mask].any()
     noisy = torch.where(mask, tokens, torch.ones_like(tokens))
     assert same_bits(layout.decode(noisy), adapter), "padding is ignored"
+    batch = layout.tensors(torch.stack([torch.zeros_like(tokens), noisy]))
+    assert list(batch) == [slot.name for slot in layout.slots]
+    for name, tensor in adapter.tensors.items():
+        assert torch.equal(batch[name][1].to(tensor.dtype), tensor)
+        assert batch[name].dtype == tokens.dtype
+        assert not batch[name][0].any()
 
     names = list(adapter.tensors)
     rng.shuffle(names)

@@ -126,6 +126,26 @@ def test_the_format_version_rises_only_where_an_old_reader_would_misread(zoo, ma
     full = full_bundle(zoo, make)
     assert full.format_version == 2
     assert dataclasses.replace(full, text_encoder_state=None).format_version == 1
+    assert dataclasses.replace(full, text_encoder_state=None, condition="lm:3").format_version == 3
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_states_as_the_condition_come_back_and_are_in_the_fingerprint(zoo, tmp_path, name):
+    states = {"condition": "lm:12", "condition_model_name": "lab/base", "condition_model_fingerprint": "e" * 32}
+    bundle = dataclasses.replace(zoo.bundle, text_encoder_name=None, **states)
+    loaded = GeneratorBundle.load(bundle.save(tmp_path / name))
+    assert {field: getattr(loaded, field) for field in states} == states
+    assert loaded.text_encoder_name is None
+    assert loaded.fingerprint == bundle.fingerprint != zoo.bundle.fingerprint
+    sentence = GeneratorBundle.load(zoo.file)
+    assert (sentence.condition, sentence.condition_model_name) == ("sentence", None)
+
+
+def test_a_damaged_condition_is_named(rewritten):
+    refused(
+        rewritten({"condition": "lm:x"}), r"is a damaged bundle \(condition is 'lm:x', where 'sentence', .* belongs"
+    )
+    refused(rewritten({"condition": "lm:3"}), r"is a damaged bundle \(there is no 'condition_model_name'\)")
 
 
 @pytest.mark.parametrize("tuned", [False, True])
@@ -275,7 +295,7 @@ def test_a_pickle_is_not_opened(tmp_path):
 
 
 def test_a_newer_format_asks_for_an_upgrade(rewritten):
-    refused(rewritten({"format_version": "3"}), "has bundle format 3, newer than 2; upgrade with: pip install -U")
+    refused(rewritten({"format_version": "4"}), "has bundle format 4, newer than 3; upgrade with: pip install -U")
 
 
 @pytest.mark.parametrize("key", ["format_version", "generator_config", "layout", "text_encoder_name"])

@@ -57,6 +57,26 @@ def test_it_describes_what_lies_there(zoo, config):
         assert described.adapters == [f"adapters/{task.name}/checkpoint-{step}" for step in steps]
 
 
+def test_a_held_out_task_may_have_an_adapter_of_its_own_which_is_no_training_task(copy, config):
+    sums, spelling, gcd = config.tasks
+    before = (copy / "adapters" / "sums" / "training.json").read_bytes()
+    own = replace(config, output_dir=str(copy), tasks=[sums, spelling, replace(gcd, own_adapter=True)])
+    assert [folder.name for folder in collect(own)] == ["sums", "spelling", "gcd"]
+    manifest = ZooManifest.read(copy)
+    described = manifest.task("gcd")
+    assert described.held_out
+    assert described.adapters == [f"adapters/gcd/checkpoint-{step}" for step in (8, 10, 11)]
+    assert described.quality is not None
+    assert [task.name for task in manifest.training_tasks] == ["sums", "spelling"]
+    assert (copy / "adapters" / "sums" / "training.json").read_bytes() == before
+
+    # What the adapter may be used for has no part in its weights, so it need not be trained again.
+    trained = (copy / "adapters" / "gcd" / "training.json").read_bytes()
+    collect(replace(own, tasks=[sums, spelling, replace(gcd, held_out=False)]))
+    assert [task.name for task in ZooManifest.read(copy).training_tasks] == ["sums", "spelling", "gcd"]
+    assert (copy / "adapters" / "gcd" / "training.json").read_bytes() == trained
+
+
 @torch.inference_mode()
 def mean_nll(model, tokenizer, file: Path) -> float:
     """Of every response token of the samples, one sample at a time."""

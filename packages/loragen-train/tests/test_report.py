@@ -108,6 +108,33 @@ def test_the_numbers_are_those_of_the_file(tmp_path):
     assert "epoch" not in read.metrics
 
 
+def test_what_is_seen_of_unseen_tasks_comes_first_and_is_in_the_table(tmp_path):
+    folder = make_experiment(tmp_path / "one")
+    # The start comes before all else, and has nothing but these.
+    lines = [
+        "epoch,step,val_unseen_nll,val_steering_margin,train_loss,val_loss",
+        "0,0,2.5,-0.0625,,",
+        "0,9,,,1.5,",
+        "0,9,2.25,0.125,,1.75",
+        "1,19,,,1.25,",
+        "1,19,2.375,0.25,,1.5",
+    ]
+    (folder / "csv_logs" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    written = write_report([folder], tmp_path / "report.html")
+    (experiment,) = written["experiments"]
+    assert experiment["metrics"]["val_unseen_nll"] == {"last": 2.375, "min": 2.25, "max": 2.5}
+    assert experiment["metrics"]["val_steering_margin"] == {"last": 0.25, "min": -0.0625, "max": 0.25}
+    assert [Path(path).name for path in written["plots"][:3]] == [
+        "01_unseen_nll.png",
+        "02_steering_margin.png",
+        "03_loss.png",
+    ]
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert re.search(r"val_unseen_nll\s*2\.375 \(2\.25 to 2\.5\)", page.text)
+    assert re.search(r"val_steering_margin\s*0\.25 \(-0\.0625 to 0\.25\)", page.text)
+    assert "Not everything is there" not in page.text
+
+
 def test_no_label_of_an_axis_is_a_formula(tmp_path, monkeypatch):
     """Formulas are off, for the sake of names; an axis that is labelled by one would show its source."""
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ Layers and network, and torch with them, are imported when they are first asked 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hyperconv.config import GeneratorConfig
+from hyperconv.config import GeneratorConfig, num_basis_for
 from hyperconv.errors import HyperConvError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "decoder_from_published",
     "fit_ridge",
     "from_published",
+    "num_basis_for",
     "published_shapes",
     "to_published",
 ]

@@ -1,4 +1,4 @@
-"""From the prompts of a task to one condition vector: decides centering, input projection and pooling.
+"""From the prompts of a task to one vector: decides centering, input projection and pooling.
 
 Legend: B tasks in the batch, P prompts per task, M prompts of all training tasks, D width of an embedding,
 C hidden_dim. Every prompt is projected by itself and then averaged, so the order of the prompts cannot matter.
@@ -13,7 +13,7 @@ from hyperconv.config import GeneratorConfig
 from hyperconv.errors import HyperConvError
 from hyperconv.layers.conv import Factory
 
-__all__ = ["Centering", "ConditionEncoder", "check_condition", "check_embeddings"]
+__all__ = ["Centering", "ConditionEncoder", "check_condition", "check_embeddings", "mean_embedding"]
 
 
 class Centering(nn.Module):
@@ -84,6 +84,18 @@ class ConditionEncoder(nn.Module):
             weight_BP = torch.softmax(score_BP, dim=1)
         pooled_BC = (x_BPC * weight_BP[..., None].to(x_BPC.dtype)).sum(dim=1)
         return nn.functional.gelu(self.mix(self.norm(pooled_BC)))
+
+
+def mean_embedding(condition_BPD: Tensor, mask_BP: Tensor | None = None) -> Tensor:
+    """The mean [B, D], in float32 or wider, of the prompts that count of a condition that `check_condition` has passed.
+
+    >>> mean_embedding(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[False, True]]))
+    tensor([[3., 4.]])
+    """
+    x_BPD = condition_BPD.to(torch.promote_types(condition_BPD.dtype, torch.float32))
+    if mask_BP is None:
+        return x_BPD.mean(dim=1)
+    return x_BPD.masked_fill(~mask_BP[..., None], 0.0).sum(dim=1) / mask_BP.sum(dim=1, keepdim=True)
 
 
 def check_condition(condition: Tensor, mask: Tensor | None, condition_dim: int) -> None:

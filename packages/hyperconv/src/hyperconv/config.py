@@ -11,11 +11,29 @@ from typing import Any, Literal, Self, get_args
 from hyperconv.checks import Block, check_kernel_fits, check_kernel_size, check_size
 from hyperconv.errors import HyperConvError
 
-__all__ = ["Centering", "Expander", "GeneratorConfig", "Pooling"]
+__all__ = ["Centering", "Expander", "GeneratorConfig", "Pooling", "num_basis_for"]
 
 Centering = Literal["prompts", "none"]
-Expander = Literal["basis", "broadcast"]
+Expander = Literal["linear", "basis", "broadcast"]
 Pooling = Literal["mean", "attention"]
+
+
+def num_basis_for(num_tasks: int, values_per_basis: int, max_parameters: int = 150_000_000) -> int:
+    """How many patterns hold the adapters of so many tasks: one less than tasks, or as many as the budget allows.
+
+    Args:
+        num_tasks: the training tasks; less their mean, their adapters lie in a space of one dimension less.
+        values_per_basis: values of one pattern, which is as large as an adapter (L·H·W).
+        max_parameters: the most that patterns and offset may have together, except that two patterns are the least.
+
+    Raises:
+        HyperConvError: a size that is no positive integer.
+
+    >>> num_basis_for(42, 230_400), num_basis_for(479, 3_407_872)
+    (41, 43)
+    """
+    affordable = check_size("max_parameters", max_parameters) // check_size("values_per_basis", values_per_basis) - 1
+    return max(2, min(check_size("num_tasks", num_tasks) - 1, affordable))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,16 +66,22 @@ class GeneratorConfig:
     """Odd kernel length of the H and L convolutions, in positions along each axis they slide over."""
     kernel_size_w: int = 1
     """Odd kernel length of the W convolutions, in layers and in tokens; they hold nearly all weights of a block."""
-    expander: Expander = "basis"
-    """"basis": each token position has num_basis learned patterns that the condition mixes; "broadcast": every position
-    starts from the same condition and only the position embeddings tell tokens apart."""
+    expander: Expander = "linear"
+    """"linear": each token position has an offset and num_basis learned patterns, mixed by features that are linear in
+    the mean of the prompts' embeddings; it can start as ridge regression (`HyperConvGenerator.start_from`), and blocks
+    add to it, from zero on. "basis": patterns without an offset, mixed by normalised features of the encoded condition;
+    "broadcast": every position starts from the same condition and only the position embeddings tell tokens apart."""
     num_basis: int = 16
-    """Learned patterns per token position, at least 2 (expander "basis")."""
+    """Learned patterns per token position (expanders "linear" and, at least 2, "basis"); `num_basis_for` knows how many
+    some tasks need."""
+    feature_scale: float = 1.0
+    """Root mean square, at the start, of the features that mix the patterns; what the tokens are does not depend on it,
+    but how fast training moves them does, as with basis_gain (expander "linear")."""
     basis_gain: float = 8.0
     """Factor on the mixing features, which have unit mean square; Adam moves all weights at one speed, so what a basis
     of given size can express grows this much faster (expander "basis")."""
     expander_skip: bool = True
-    """Add the mixed patterns to the output directly, past the blocks (expander "basis")."""
+    """Add the mixed patterns to the output directly, past the blocks (expander "basis"; "linear" always does)."""
     position_embedding: bool = True
     """Give every token a learned embedding of its layer and one of its place within the layer."""
     film: bool = True
@@ -68,7 +92,8 @@ class GeneratorConfig:
     """"prompts": subtract the mean of the training prompts' embeddings and divide by their spread, both as
     `HyperConvGenerator.center_on` has set them; "none"."""
     output_scale: float = 0.01
-    """Factor, learned from this start, on the output projection; small starts near the mean adapter."""
+    """Factor, learned from this start, on the output projection; small starts near the mean adapter, and lets what
+    the blocks add grow slowly. Without blocks the expander "linear" has no output projection."""
     activation_checkpointing: bool = False
     """While training keep only the inputs of the blocks and compute the rest twice: less memory, more time."""
 
@@ -92,7 +117,7 @@ class GeneratorConfig:
         if self.num_hyperconv_blocks:
             check_kernel_fits("kernel_size", self.kernel_size, {"L": L, "H": H, "W": self.hidden_dim})
             check_kernel_fits("kernel_size_w", self.kernel_size_w, {"L": L, "H": H})
-        for name in ("basis_gain", "output_scale"):
+        for name in ("feature_scale", "basis_gain", "output_scale"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise HyperConvError(f"{name} is {value!r}, expected a finite number greater than 0.")

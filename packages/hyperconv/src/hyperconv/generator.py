@@ -1,7 +1,7 @@
 """The whole network, from condition embeddings to tokens: decides how its parts are joined and how it starts.
 
-Legend: B tasks in the batch, P prompts of a task, M prompts of all training tasks, D condition_dim, C hidden_dim,
-L layers, H tokens per layer, N = L·H tokens, W output_dim.
+Legend: B tasks in the batch, P prompts of a task, M prompts of all training tasks, K training tasks, D condition_dim,
+C hidden_dim, L layers, H tokens per layer, N = L·H tokens, W output_dim.
 """
 
 import torch
@@ -9,20 +9,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyperconv.checks import check_size
-from hyperconv.condition import ConditionEncoder, check_condition, check_embeddings
+from hyperconv.condition import ConditionEncoder, check_condition, check_embeddings, mean_embedding
 from hyperconv.config import GeneratorConfig
-from hyperconv.expander import BasisExpander, BroadcastExpander
+from hyperconv.errors import HyperConvError
+from hyperconv.expanders import BasisExpander, BroadcastExpander, LinearExpander
 from hyperconv.layers.conv import Factory
 from hyperconv.layers.decoder import HyperConvDecoder
+from hyperconv.ridge import RidgeFit
 
 __all__ = ["HyperConvGenerator"]
 
+_EXPANDERS = {"linear": LinearExpander, "basis": BasisExpander, "broadcast": BroadcastExpander}
+
 
 class HyperConvGenerator(nn.Module):
-    """Condition embeddings to tokens: input projection, sequence expander, HyperConv blocks, output projection.
+    """Condition embeddings to tokens: sequence expander, HyperConv blocks, output projection.
 
     A fresh network answers every condition with (nearly) zero, which in z-scored tokens is the mean adapter.
-    No forward pass changes it; before the first step of a training, `center_on` gives it the training prompts.
+    No forward pass changes it; before the first step of a training, `center_on` gives it the training prompts, and
+    `start_from` makes one with the expander "linear" a ridge regression over the training tasks.
 
     Args:
         config: the options; every one has a default.
@@ -52,10 +57,14 @@ class HyperConvGenerator(nn.Module):
         self.config = config
         factory: Factory = {"device": device, "dtype": dtype}
         C, W, num_blocks = config.hidden_dim, config.output_dim, config.num_hyperconv_blocks
-        self.condition_encoder = ConditionEncoder(config, factory)
-        self.expander = (BasisExpander if config.expander == "basis" else BroadcastExpander)(config, factory)
+        is_linear = config.expander == "linear"
         self.film: nn.Linear | None = None
         self.decoder: HyperConvDecoder | None = None
+        self.condition_encoder: ConditionEncoder | None = None
+        # Only what takes part is made: DistributedDataParallel waits for the gradient of every parameter.
+        if not is_linear or (num_blocks and config.film):
+            self.condition_encoder = ConditionEncoder(config, factory)
+        self.expander = _EXPANDERS[config.expander](config, factory)
         if num_blocks:
             if config.film:
                 self.film = nn.Linear(C, 2 * C * num_blocks, **factory)
@@ -67,20 +76,24 @@ class HyperConvGenerator(nn.Module):
                 activation_checkpointing=config.activation_checkpointing,
                 **factory,
             )
-        self.output_norm = nn.LayerNorm(C, **factory)
-        self.output_projection = nn.Linear(C, W, **factory)
-        self.output_scale = nn.Parameter(torch.full((), config.output_scale, **factory))
-        # No modulation at first, and outputs near zero.
+        has_output = num_blocks > 0 or not is_linear
+        self.output_norm = nn.LayerNorm(C, **factory) if has_output else None
+        self.output_projection = nn.Linear(C, W, **factory) if has_output else None
+        self.output_scale = nn.Parameter(torch.full((), config.output_scale, **factory)) if has_output else None
+        # No modulation at first, and outputs near zero: the expander "linear" starts as what it is by itself.
         if self.film is not None:
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
-        nn.init.zeros_(self.output_projection.bias)
+        if self.output_projection is not None:
+            nn.init.zeros_(self.output_projection.bias)
+            if is_linear:
+                nn.init.zeros_(self.output_projection.weight)
 
     def center_on(self, embeddings_MD: Tensor) -> None:
         """Center conditions on these prompts from now on; call it once, before training, with all training prompts.
 
         A generator that was never centred takes embeddings as they are (mean 0, spread 1). With `centering="none"` the
-        call has no effect.
+        call has no effect. `start_from` comes after it, since a ridge regression has a center of its own.
 
         Args:
             embeddings_MD: [M, D], the embeddings of all prompts of all training tasks; any float dtype.
@@ -89,8 +102,43 @@ class HyperConvGenerator(nn.Module):
             HyperConvError: another shape, or NaN or infinite values.
         """
         check_embeddings(embeddings_MD, self.config.condition_dim)
-        if self.condition_encoder.centering is not None:
+        if self.condition_encoder is not None and self.condition_encoder.centering is not None:
             self.condition_encoder.centering.fit(embeddings_MD)
+        if isinstance(self.expander, LinearExpander) and self.config.centering == "prompts":
+            self.expander.center.copy_(embeddings_MD.double().mean(0))
+
+    def start_from(self, fit: RidgeFit, token_means_KNW: Tensor) -> None:
+        """Make the network the ridge regression `fit` over the training tasks, whatever it was (expander "linear").
+
+        For a mean prompt embedding c it answers with the tasks' tokens weighted by `fit.task_weights(c)`, and so with
+        the mean of all at the fit's center. This is exact where `num_basis` is at least K - 1; fewer patterns keep the
+        directions in which the tasks differ most; any beyond are zero, with small random features to learn from.
+        The blocks add nothing at first.
+
+        Args:
+            fit: what `fit_ridge` found for the K training tasks.
+            token_means_KNW: [K, N, W], the mean tokens of each, z-scored as those that the network is trained on.
+
+        Raises:
+            HyperConvError: another expander, shapes that do not belong together, or NaN or infinite values.
+
+        >>> config = GeneratorConfig(condition_dim=8, grid=(2, 3), output_dim=4, num_basis=4, num_hyperconv_blocks=0)
+        >>> rows_KSD, token_means_KNW = torch.randn(5, 2, 8), torch.randn(5, 6, 4)
+        >>> gram_KK = token_means_KNW.flatten(1) @ token_means_KNW.flatten(1).T
+        >>> fit = fit_ridge(rows_KSD, gram_KK)
+        >>> generator = HyperConvGenerator(config)
+        >>> generator.start_from(fit, token_means_KNW)
+        >>> condition_BPD = torch.randn(1, 3, 8)
+        >>> expected_BNW = torch.einsum("bk,knw->bnw", fit.task_weights(condition_BPD.mean(1)), token_means_KNW)
+        >>> torch.allclose(generator(condition_BPD), expected_BNW, atol=1e-5)
+        True
+        """
+        if not isinstance(self.expander, LinearExpander):
+            raise HyperConvError(f'expander is {self.config.expander!r}, expected "linear" to start from a ridge fit.')
+        self.expander.start_from(fit, token_means_KNW)
+        if self.output_projection is not None:
+            nn.init.zeros_(self.output_projection.weight)
+            nn.init.zeros_(self.output_projection.bias)
 
     def num_parameters(self) -> int:
         """Learned numbers of the network."""
@@ -119,15 +167,18 @@ class HyperConvGenerator(nn.Module):
             tokens [B, N, W] in the dtype of the parameters (or of autocast), token n = l · H + h.
         """
         check_condition(condition, mask, self.config.condition_dim)
-        condition_BC = self.condition_encoder(condition, mask)
-        x_BLHC, skip_BLHW = self.expander(condition_BC)
+        encoded_BC = None if self.condition_encoder is None else self.condition_encoder(condition, mask)
+        is_linear = self.config.expander == "linear"
+        x_BLHC, past_BLHW = self.expander(mean_embedding(condition, mask) if is_linear else encoded_BC)
         if self.decoder is not None:
             modulation = None
             if self.film is not None:
-                parts = self.film(condition_BC).chunk(2 * len(self.decoder.blocks), dim=-1)
+                parts = self.film(encoded_BC).chunk(2 * len(self.decoder.blocks), dim=-1)
                 modulation = list(zip(parts[::2], parts[1::2], strict=True))
             x_BLHC = self.decoder(x_BLHC, modulation)
-        y_BLHW: Tensor = self.output_projection(self.output_norm(x_BLHC)) * self.output_scale
-        if skip_BLHW is not None:
-            y_BLHW = y_BLHW + skip_BLHW
+        y_BLHW: Tensor = x_BLHC
+        if self.output_norm is not None and self.output_projection is not None:
+            y_BLHW = self.output_projection(self.output_norm(x_BLHC)) * self.output_scale
+        if past_BLHW is not None:
+            y_BLHW = y_BLHW + past_BLHW
         return y_BLHW.flatten(1, 2)

@@ -36,6 +36,8 @@ class RidgeFit:
     left_out_error: float
     """Share of the variance that is left when each task's adapter is predicted from the other tasks: squared error over
     that of the mean of the others; 1 where the adapters do not differ."""
+    spread: float
+    """Root mean square, over tasks and rows, of the weights' distance from 1/K."""
 
     def task_weights(self, condition_QD: Tensor) -> Tensor:
         """Weights of the tasks, [Q, K], for mean prompt embeddings [Q, D]: `1/K + (c - center) @ weights.T`."""
@@ -99,12 +101,15 @@ def fit_ridge(rows_KSD: Tensor, gram_KK: Tensor, *, penalties: Sequence[float] |
         # What differs by round-off only is equal.
         if error < least * (1 - 1e-9):
             best, least = penalty, error
-    weights_DK = right_RD.T @ ((values_R / (values_R**2 + best * num_rows))[:, None] * aligned_RK)
+    aligned_RK = aligned_RK * (values_R / (values_R**2 + best * num_rows))[:, None]
+    weights_DK = right_RD.T @ aligned_RK
+    weights_nK = (left_nR * values_R) @ aligned_RK
     return RidgeFit(
         weights_KD=weights_DK.T.float().contiguous(),
         center_D=center_D.float(),
         penalty=best,
         left_out_error=least / variance if differ else 1.0,
+        spread=float(weights_nK.square().mean().sqrt()),
     )
 
 

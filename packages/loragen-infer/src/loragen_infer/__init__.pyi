@@ -8,6 +8,7 @@ from .adapters import tune_many as tune_many
 from .bundle import GeneratorBundle as GeneratorBundle
 from .bundle import TrainingTasks as TrainingTasks
 from .encoder import PromptEncoder as PromptEncoder
+from .encoder import StateEncoder as StateEncoder
 from .errors import LoragenInferError as LoragenInferError
 from .evaluation import TaskMeans as TaskMeans
 from .generator import LoraGenerator as LoraGenerator

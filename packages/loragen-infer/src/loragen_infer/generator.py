@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.bundle.bundle import GeneratorBundle
 from loragen_infer.bundle.bundle_file import BUNDLE_NAME, find_bundle
-from loragen_infer.encoder.encoder import PromptEncoder, check_prompts
+from loragen_infer.encoder.base import ConditionEncoder, check_prompts
+from loragen_infer.encoder.condition import Condition, load_encoder
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.device import as_dtype, check_device, dtype_name
 from loragen_infer.models.locate import hub_name
@@ -55,7 +56,7 @@ class LoraGenerator:
     def __init__(
         self,
         bundle: GeneratorBundle,
-        encoder: PromptEncoder,
+        encoder: ConditionEncoder,
         *,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
@@ -79,17 +80,22 @@ class LoraGenerator:
         dtype: str | torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002
         cache_dir: Path | None = None,
+        condition_model: str | None = None,
     ) -> Self:
         """Load a bundle and the encoder that it names.
 
         ``path`` is a bundle, a ``final_model`` or an experiment folder, or (at ``revision``) a hub repository with a
-        bundle; ``cache_dir`` is where the encoder keeps its embeddings. The other options, and the errors, are those of
-        the class, :meth:`GeneratorBundle.load` and :class:`PromptEncoder`.
+        bundle; ``cache_dir`` is where the encoder keeps its embeddings. ``condition_model`` is where the base model is,
+        for a bundle that is conditioned on its states; by default where the bundle says. The other options, and the
+        errors, are those of the class, :meth:`GeneratorBundle.load` and :func:`load_encoder`.
         """
         file = find_bundle(path, revision=revision)
         bundle = GeneratorBundle.load(file)
-        encoder = PromptEncoder(
-            _place_of_encoder(bundle.text_encoder_name, file.parent),
+        text_encoder = bundle.text_encoder_name
+        encoder = load_encoder(
+            Condition.parse(bundle.condition),
+            text_encoder=None if text_encoder is None else _place_of_encoder(text_encoder, file.parent),
+            condition_model=condition_model or bundle.condition_model_name,
             revision=bundle.text_encoder_revision,
             device=device,
             cache_dir=cache_dir,
@@ -105,7 +111,7 @@ class LoraGenerator:
         """Move the generator to ``device`` and the encoder with it, let it compute in ``dtype``, and return it."""
         place = self._device if device is None else torch.device(device)
         check_device(place)
-        self.encoder.module.to(place)
+        self.encoder.to(place)
         self._place(place, self._dtype if dtype is None else as_dtype(dtype))
         return self
 
@@ -234,18 +240,32 @@ def _finite(adapter: LoraAdapter, scale: float) -> LoraAdapter:
     return adapter
 
 
-def _check_encoder(bundle: GeneratorBundle, encoder: PromptEncoder) -> None:
-    if bundle.generator.config.condition_dim != encoder.embedding_dim:
+def _check_encoder(bundle: GeneratorBundle, encoder: ConditionEncoder) -> None:
+    record, wanted = encoder.record, bundle.generator.config.condition_dim
+    if record["condition"] != bundle.condition:
+        raise LoragenInferError(
+            f"The encoder {encoder.name!r} gives the condition {record['condition']!r}, but the generator was trained "
+            f"on {bundle.condition!r}; use LoraGenerator.from_pretrained, which loads the right one."
+        )
+    if wanted != encoder.embedding_dim:
+        needed = bundle.text_encoder_name or bundle.condition_model_name
         raise LoragenInferError(
             f"The text encoder {encoder.name!r} makes embeddings of {encoder.embedding_dim} values, but the "
-            f"generator takes {bundle.generator.config.condition_dim}; use {bundle.text_encoder_name!r}."
+            f"generator takes {wanted}; use {needed!r}."
         )
-    pinned = bundle.text_encoder_fingerprint
-    if pinned is not None and encoder.fingerprint != pinned:
+    pinned, found = bundle.text_encoder_fingerprint, record["text_encoder_fingerprint"]
+    if pinned is not None and found != pinned:
         at = f" at revision {bundle.text_encoder_revision}" if bundle.text_encoder_revision else ""
         raise LoragenInferError(
-            f"The text encoder {encoder.name!r} is not the one of training: its content has the fingerprint "
-            f"{encoder.fingerprint}, where the bundle has {pinned}; use {bundle.text_encoder_name!r}{at} as then."
+            f"The text encoder {record['text_encoder_name']!r} is not the one of training: its content has the "
+            f"fingerprint {found}, where the bundle has {pinned}; use {bundle.text_encoder_name!r}{at} as then."
+        )
+    pinned, found = bundle.condition_model_fingerprint, record["condition_model_fingerprint"]
+    if pinned is not None and found != pinned:
+        raise LoragenInferError(
+            f"The base model {record['condition_model_name']!r} is not the one of training: what it makes of prompts "
+            f"({bundle.condition}) has the fingerprint {found}, where the bundle has {pinned}; give "
+            f"{bundle.condition_model_name!r} as it was then as condition_model (--condition-model)."
         )
 
 

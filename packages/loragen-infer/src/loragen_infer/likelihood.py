@@ -101,15 +101,19 @@ def read_tokens(
     if not any(sequences):
         return None
     inputs: dict[str, Any] = dict(pad_left(sequences, padding=padding, device=model.device, after=after))
+    mask_BS = inputs["attention_mask"]
     if after is not None:
         inputs["past_key_values"] = after.cache
-    cache = model(**inputs, logits_to_keep=_last(1, inputs["input_ids"]), use_cache=True).past_key_values
+    elif bool(mask_BS.all()):  # which not every model takes mask and positions for
+        inputs = {"input_ids": inputs["input_ids"]}
+    output = model(**inputs, logits_to_keep=_last(1, inputs["input_ids"]), use_cache=True)
+    cache = getattr(output, "past_key_values", None)
     # A cache of another kind forgets (sliding windows) or holds a state that padding would change.
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     before = (0,) * len(sequences) if after is None else after.num_tokens
     num_tokens = tuple(number + len(ids) for number, ids in zip(before, sequences, strict=True))
-    return ReadTokens(cache=cache, mask_BS=inputs["attention_mask"], num_tokens=num_tokens)
+    return ReadTokens(cache=cache, mask_BS=mask_BS, num_tokens=num_tokens)
 
 
 def response_logits(

@@ -26,7 +26,7 @@ def rows():
 def quick(monkeypatch, encoder):
     """One encoder for all evaluations, and no picture; what is about these asks for :func:`picture`."""
 
-    def from_pretrained(path, *, device):
+    def from_pretrained(path, *, device, condition_model=None):
         return LoraGenerator(GeneratorBundle.load(find_bundle(path)), encoder, device=device)
 
     monkeypatch.setattr(LoraGenerator, "from_pretrained", from_pretrained)

@@ -209,14 +209,35 @@ class TokenLayout:
         Raises:
             LoraTokenizerError: the tokens have another shape or are not floats.
         """
-        if tuple(tokens_NW.shape) != (self.num_tokens, self.token_dim) or not tokens_NW.is_floating_point():
-            raise LoraTokenizerError(
-                f"tokens of shape {tuple(tokens_NW.shape)} and dtype {dtype_name(tokens_NW.dtype)} do not fit the "
-                f"layout, which needs floats of shape {(self.num_tokens, self.token_dim)}"
-            )
+        self._check_tokens(tokens_NW, tokens_NW.shape)
         buffers = {name: tokens_NW.to(DTYPES[name], copy=True).contiguous() for name in self._dtypes}
         tensors = {name: buffers[dtype].as_strided(*view) for name, dtype, view in self._views}
         return LoraAdapter(config=self.config, tensors=tensors)
+
+    def tensors(self, tokens_BNW: Tensor) -> dict[str, Tensor]:
+        """The tensors `[B, *shape]` that a batch of tokens stands for, by name: views in the tokens' own dtype.
+
+        Gradients flow, through one concatenation for all tensors together. Apart from dtypes, `tensors(t[None])` holds
+        what `decode(t)` does.
+
+        Raises:
+            LoraTokenizerError: the tokens have another shape or are not floats.
+        """
+        self._check_tokens(tokens_BNW, tokens_BNW.shape[1:])
+        pieces = torch.split(tokens_BNW.flatten(1), self._piece_sizes, dim=1)
+        return {slot.name: values.view(-1, *slot.shape) for slot, values in zip(self.slots, pieces[::2], strict=True)}
+
+    def _check_tokens(self, tokens: Tensor, shape_NW: torch.Size) -> None:
+        if tuple(shape_NW) != (self.num_tokens, self.token_dim) or not tokens.is_floating_point():
+            raise LoraTokenizerError(
+                f"tokens of shape {tuple(tokens.shape)} and dtype {dtype_name(tokens.dtype)} do not fit the layout, "
+                f"which needs floats of shape {(self.num_tokens, self.token_dim)}"
+            )
+
+    @functools.cached_property
+    def _piece_sizes(self) -> list[int]:
+        """Of each slot the number of its values and of the padding behind them, one after the other."""
+        return [size for _, start, end, padded in self._spans for size in (end - start, padded - end)]
 
     @functools.cached_property
     def _dtypes(self) -> tuple[str, ...]:

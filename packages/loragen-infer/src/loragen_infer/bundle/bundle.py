@@ -16,11 +16,12 @@ from hyperconv import GeneratorConfig, HyperConvGenerator
 from lora_tokenizer import TokenLayout, TokenStats
 
 from loragen_infer.bundle.bundle_file import find_bundle, read_bundle_file, write_bundle_file
+from loragen_infer.encoder.condition import Condition
 from loragen_infer.errors import LoragenInferError
 
 __all__ = ["GeneratorBundle", "TrainingTasks", "read_old_task_means"]
 
-_NEWEST_FORMAT = 2
+_NEWEST_FORMAT = 3
 _PACKAGES = ("hyperconv", "lora-tokenizer", "loragen-infer", "torch")
 _HASH_BYTES = 8
 
@@ -80,14 +81,22 @@ class GeneratorBundle:
     """Which value of which LoRA tensor each token holds; also the adapter's PEFT config."""
     stats: TokenStats
     """Per-position mean and standard deviation, which undo the z-scoring of the training targets."""
-    text_encoder_name: str
-    """Hub name or folder of the SentenceTransformer whose embeddings are the generator's condition."""
+    text_encoder_name: str | None
+    """Hub name or folder of the SentenceTransformer whose embeddings are the generator's condition; None where it is
+    conditioned on states of the base model alone."""
     text_encoder_revision: str | None = None
     """Commit of the hub that the encoder is from, where it is known."""
     text_encoder_fingerprint: str | None = None
     """``PromptEncoder.fingerprint`` of the encoder, trained weights included; None in bundles of older versions."""
     text_encoder_state: Mapping[str, torch.Tensor] | None = None
     """Weights that replace those of the text encoder, where it was trained along; names of its ``state_dict()``."""
+    condition: str = "sentence"
+    """``sentence``, ``lm:LAYER`` or ``both:LAYER``, the layer a number; see
+    :class:`loragen_infer.encoder.condition.Condition`."""
+    condition_model_name: str | None = None
+    """Hub name or path of the base model whose states are in the condition; None where none are."""
+    condition_model_fingerprint: str | None = None
+    """``StateEncoder.fingerprint`` of that model, up to that layer."""
     training_tasks: TrainingTasks | None = None
     """What training saw, where it is known."""
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +104,12 @@ class GeneratorBundle:
 
     @property
     def format_version(self) -> int:
-        """Version of the file: 2 where a reader of version 1 would generate something else, otherwise 1."""
+        """Version of the file: 3 with states in the condition, 2 with a trained encoder, otherwise 1.
+
+        A reader of an older version would generate something else, or nothing.
+        """
+        if self.condition != "sentence":
+            return 3
         return 1 if self.text_encoder_state is None else 2
 
     @property
@@ -124,6 +138,9 @@ class GeneratorBundle:
             "text_encoder_revision": self.text_encoder_revision,
             "text_encoder_fingerprint": self.text_encoder_fingerprint,
             "text_encoder_state": dict(self.text_encoder_state or {}),
+            "condition": self.condition,
+            "condition_model_name": self.condition_model_name,
+            "condition_model_fingerprint": self.condition_model_fingerprint,
             "training_tasks": None if tasks is None else list(tasks.names),
             "training_task_hashes": {} if tasks is None else tasks.to_tensors(),
             "versions": {package: version(package) for package in _PACKAGES},
@@ -176,14 +193,19 @@ class GeneratorBundle:
         }
         if len(set(sizes.values())) > 1:
             raise ValueError("its parts differ in the tokens: " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
+        # Bundles of older versions know one condition.
+        condition = Condition.parse(content.get("condition", "sentence"))
         return cls(
             generator=generator,
             layout=layout,
             stats=stats,
-            text_encoder_name=content["text_encoder_name"],
+            text_encoder_name=None if condition.kind == "lm" else content["text_encoder_name"],
             text_encoder_revision=content.get("text_encoder_revision"),
             text_encoder_fingerprint=content.get("text_encoder_fingerprint"),
             text_encoder_state=content.get("text_encoder_state") or None,
+            condition=str(condition),
+            condition_model_name=None if condition.kind == "sentence" else content["condition_model_name"],
+            condition_model_fingerprint=content.get("condition_model_fingerprint"),
             training_tasks=None if names is None else TrainingTasks.from_tensors(names, hashes or {}),
             provenance=provenance,
         )
@@ -192,11 +214,14 @@ class GeneratorBundle:
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with whatever an adapter depends on, but for the prompts.
 
-        That is every weight and statistic, the generator's config and the layout. The text encoder counts only where it
-        was trained along; :attr:`text_encoder_fingerprint` is of the encoder as a whole.
+        That is every weight and statistic, the generator's config, the layout, and the condition. The text encoder
+        counts only where it was trained along; :attr:`text_encoder_fingerprint` is of the encoder as a whole, as
+        :attr:`condition_model_fingerprint` is of the base model's part in the condition.
         """
         digest = hashlib.sha256(self.layout.fingerprint.encode())
         digest.update(json.dumps(self.generator.config.to_dict(), sort_keys=True).encode())
+        if self.condition != "sentence":  # as older versions know none but this
+            digest.update(self.condition.encode())
         states = {**self.generator.state_dict(), **self.stats.to_tensors()}
         states |= {f"text_encoder.{name}": value for name, value in (self.text_encoder_state or {}).items()}
         for name in sorted(states):

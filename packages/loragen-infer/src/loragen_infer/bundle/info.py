@@ -20,6 +20,11 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "format_version": bundle.format_version,
         "fingerprint": bundle.fingerprint,
         "base_model": bundle.base_model,
+        "condition": bundle.condition,
+        "condition_model": {
+            "name": bundle.condition_model_name,
+            "fingerprint": bundle.condition_model_fingerprint,
+        },
         "text_encoder": {
             "name": bundle.text_encoder_name,
             "fine_tuned": bundle.text_encoder_state is not None,

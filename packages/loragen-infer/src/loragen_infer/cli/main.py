@@ -88,6 +88,10 @@ def _add_generate_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="Branch, tag or commit of the model on the hub.")
     parser.add_argument("--base-model", help="The base model that the adapters name (default: as the model says).")
+    parser.add_argument(
+        "--condition-model",
+        help="Folder, .gguf file or hub name of the base model, for a model that is conditioned on its states.",
+    )
     parser.add_argument("--omit-prompts", action="store_true", help="Leave the prompts out of card and manifest.")
     parser.add_argument("--scale", type=float, default=1.0, help="Factor on the effect of the adapters.")
     parser.add_argument("--tune", metavar="FILE", help="Tune the adapter on solved samples: JSON lines with responses.")

@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if output_dir.exists() and not output_dir.is_dir():
         raise LoragenInferError(f"output_dir {output_dir} is a file; give the folder to write the results to.")
     given, bundle = config, find_bundle(config.model)
-    generator = LoraGenerator.from_pretrained(bundle, device=config.device)
+    generator = LoraGenerator.from_pretrained(bundle, device=config.device, condition_model=config.base_model)
     if config.zoo is not None:
         config = with_tasks_of_zoo(config, config.zoo, generator.bundle.training_tasks)
     training = read_training(config, generator, bundle)

@@ -29,6 +29,8 @@ class GenerateConfig:
     """Branch, tag or commit of ``model`` on the hub."""
     base_model: str | None = None
     """The base model that the adapters name; None: what the bundle says."""
+    condition_model: str | None = None
+    """Where the base model is, for a generator that is conditioned on its states; None: where the bundle says."""
     prompts: tuple[str, ...] = ()
     """Prompts of one task."""
     prompt_file: str | None = None

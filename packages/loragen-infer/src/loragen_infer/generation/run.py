@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loragen_infer.encoder.encoder import check_prompts
+from loragen_infer.encoder.base import check_prompts
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked, write_jsonl, writing
 from loragen_infer.generation.config import GenerateConfig
@@ -86,6 +86,7 @@ def _load(config: GenerateConfig) -> "LoraGenerator":
         dtype=config.dtype,
         compile=config.compile,
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+        condition_model=config.condition_model,
     )
     if config.base_model is not None:
         generator.bundle = generator.bundle.with_base_model(config.base_model)

@@ -62,6 +62,8 @@ class CollectTask:
     """Number of further samples kept for evaluation, never trained on."""
     held_out: bool = False
     """True: train no adapter, only write the samples, so that an unseen task can be evaluated."""
+    own_adapter: bool = False
+    """Of a held-out task: train an adapter all the same, which nothing but the row ``own`` of an evaluation uses."""
     prompt_column: str | None = None
     """Column of the prompts in the source; by default the first of prompt, question, instruction and text."""
     response_column: str | None = None
@@ -75,6 +77,11 @@ class CollectTask:
         check_positive(f"tasks ({self.name}): ", num_train=self.num_train, num_test=self.num_test)
         if not self.sources:
             raise LoragenTrainError(f"tasks ({self.name}): source is an empty list; name at least one.")
+
+    @property
+    def wants_adapter(self) -> bool:
+        """Whether an adapter is trained on it alone."""
+        return self.own_adapter or not self.held_out
 
     @property
     def sources(self) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from hyperconv import GeneratorConfig, HyperConvError
+from loragen_infer.encoder.condition import Condition
 
 from loragen_train.configs.collect import check_positive, check_task_names
 from loragen_train.configs.logging import LoggingConfig
@@ -31,6 +32,11 @@ class ModelConfig:
 
     text_encoder_name: str = "all-MiniLM-L6-v2"
     """SentenceTransformer that turns prompts into the condition: a name or a folder."""
+    condition: str = "sentence"
+    """What conditions the generator: ``sentence`` embeddings, ``lm:LAYER``, the states of the base model's layer at the
+    last token of a prompt, or ``both:LAYER``; LAYER is a number from 1, or ``middle``."""
+    condition_model: str | None = None
+    """Folder, .gguf file or hub name of the base model, for its states; by default what the checkpoints name."""
     hidden_dim: int = 384
     """Width of the generator's hidden states, in values."""
     max_seq_len: int | Literal["auto"] = "auto"
@@ -49,6 +55,11 @@ class ModelConfig:
     (``condition_dim``, ``grid``), are not set here."""
 
     def __post_init__(self) -> None:
+        if self.parsed_condition.kind != "sentence" and not self.freeze_text_encoder:
+            raise LoragenTrainError(
+                f"model.freeze_text_encoder is false, but model.condition is {self.condition!r}, and the base model is "
+                "never trained; leave it true, or take the condition 'sentence'."
+            )
         if self.max_seq_len != "auto":
             check_positive("model.", max_seq_len=self.max_seq_len)
         for name, decided_by in _DECIDED_ELSEWHERE.items():
@@ -56,6 +67,14 @@ class ModelConfig:
             if value not in (getattr(GeneratorConfig(), name), getattr(self, name, None)):
                 raise LoragenTrainError(f"model.generator.{name} is {value}, but {decided_by}; leave it out.")
         self.network(condition_dim=1, grid=_ANY_GRID)
+
+    @property
+    def parsed_condition(self) -> Condition:
+        """The condition, read; a LoragenTrainError says what is wrong with it."""
+        try:
+            return Condition.parse(self.condition)
+        except ValueError as error:
+            raise LoragenTrainError(f"model.{error}.") from error
 
     def network(self, *, condition_dim: int, grid: tuple[int, int]) -> GeneratorConfig:
         """Return the options of the whole network, for embeddings of that width and tokens in that grid.
@@ -152,7 +171,8 @@ class ExportConfig:
     """What is written of the trained generator."""
 
     weights: Literal["best", "last"] = "best"
-    """``best``: those of the validation with the lowest val_loss. ``last``: those after the last step."""
+    """``best``: those of the validation with the lowest val_unseen_nll, or val_loss where no unseen tasks are watched.
+    ``last``: those after the last step."""
     format: Literal["safetensors", "pt"] = "safetensors"
     """Of no effect any more: the bundle is always written as ``generator.safetensors`` and ``generator_model.pt``."""
 

@@ -1,10 +1,11 @@
 """The section ``training`` of a fit configuration: loss, optimizer, schedule, hardware, checkpoints."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from loragen_train.configs.collect import check_positive, check_seed
+from loragen_train.configs.unseen import UnseenConfig
 from loragen_train.errors import LoragenTrainError
 
 __all__ = ["TrainingConfig"]
@@ -68,13 +69,16 @@ class TrainingConfig:
     gradient_clip_val: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     early_stopping_patience: int = 0
-    """Stop after this many validations without a better val_loss; 0 never stops early."""
+    """Stop after this many validations without a better val_unseen_nll, or val_loss where no unseen tasks are watched;
+    0 never stops early."""
     validate_every_n_epochs: int | Literal["auto"] = "auto"
     """Epochs between validations; ``auto`` validates ten times in all, and every run after its last epoch."""
     checkpoint_every_n_steps: int = 1000
     """Steps between checkpoints for ``--resume``, besides the one at every validation; 0: only those."""
     num_workers: int = 0
     """Processes that read tokens for each device; 0 reads them in the training process."""
+    unseen: UnseenConfig = field(default_factory=UnseenConfig)
+    """Held-out tasks that are watched, and choose the best weights."""
     seed: int = 0
     """Seed of the weights, of the order of checkpoints, of the prompts drawn for them and of the noise."""
 

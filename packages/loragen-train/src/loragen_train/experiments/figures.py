@@ -17,7 +17,7 @@ __all__ = ["Picture", "draw_report"]
 
 # Measures of the machine, shown after those of the learning.
 _SYSTEM = re.compile(r"second|percent|mib|wait")
-_FIRST = ("loss", "mse", "l1", "mae", "rmse", "relative_error", "weight_cosine")
+_FIRST = ("unseen_nll", "steering_margin", "loss", "mse", "l1", "mae", "rmse", "relative_error", "weight_cosine")
 
 
 class Picture(NamedTuple):
@@ -82,6 +82,9 @@ def _draw_curves(experiments: Sequence[Experiment], metric: str, columns: list[s
             # The usual labels of such an axis are formulas, which are not set here.
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(NullFormatter())
+        if min(shown) < 0:
+            # Below it, a steering margin says that the prompts mislead.
+            axes.axhline(0, color="black", linewidth=0.6)
         axes.set_xlabel("step")
         axes.set_title(label_of(metric, limit=60))
         axes.legend(fontsize=6.5, frameon=False)

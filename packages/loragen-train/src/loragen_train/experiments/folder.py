@@ -1,7 +1,8 @@
 """The folder of an experiment: how it is named, what says how it was made, and where a run resumes from.
 
 <output_dir>/<name>_YYYYMMDD_HHMMSS/config.yaml                    the full configuration, with its provenance
-                                    checkpoints/                   Lightning checkpoints: the best, and last.ckpt
+                                    checkpoints/                   Lightning checkpoints: the best, last.ckpt, and where
+                                                                   held-out tasks are watched start.ckpt
                                     csv_logs/metrics.csv           metrics by step and epoch
                                     tensorboard_logs/, swanlab_logs/
                                     results/validation.json        errors by module and task
@@ -26,6 +27,7 @@ from loragen_train.errors import LoragenTrainError
 __all__ = [
     "FINAL_MODEL",
     "LAST_CHECKPOINT",
+    "START_CHECKPOINT",
     "check_unchanged",
     "describe_versions",
     "differences",
@@ -38,6 +40,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+START_CHECKPOINT = Path("checkpoints") / "start.ckpt"
 FINAL_MODEL = Path("results") / "final_model"
 _FAILED = "failed.txt"
 # What a training may be continued with, since it decides nothing of its result.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from hyperconv import HyperConvGenerator
-from loragen_infer import PromptEncoder
+from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import describe_versions
@@ -17,6 +17,7 @@ from loragen_train.training.condition import FrozenCondition, PromptTable, Train
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.pairs import ZooDataModule
+from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.tokens import Zoo, read_zoo
 from loragen_train.zoo.training_data import read_training_data
 
@@ -40,12 +41,14 @@ class TrainingSetup:
     """The tasks of which a ``zoo.json`` says that training must see nothing."""
     table: PromptTable
     """The same under one numbering."""
-    encoder: PromptEncoder
-    """The text encoder."""
+    encoder: ConditionEncoder
+    """What makes the condition of prompts."""
     module: GeneratorModule
     """Generator, condition and loss."""
     pairs: ZooDataModule
     """The pairs of checkpoints and prompts to train and to validate with."""
+    unseen: UnseenTasks | None = None
+    """The held-out tasks that are watched."""
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
@@ -71,12 +74,22 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     prompts = read_prompts(data, config.training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
     _warn_of_little_to_learn(zoo)
-    table = PromptTable(prompts)
+    watched = find_watched(config, training_data.test_hashes)
+    frozen_model = load_watching_model(config, zoo, watched) if watched else None
+    table = PromptTable(prompts, {task.name: task.prompts for task in watched})
     device = str(default_device(config.training.accelerator))
-    encoder = PromptEncoder(config.model.text_encoder_name, device=device, cache_dir=cache_dir / "embeddings")
+    encoder = load_encoder(
+        config.model.parsed_condition,
+        text_encoder=config.model.text_encoder_name,
+        condition_model=config.model.condition_model or zoo.layout.config.base_model_name_or_path,
+        device=device,
+        cache_dir=cache_dir / "embeddings",
+    )
     frozen = config.model.freeze_text_encoder
     # The training prompts come first. With a trained encoder the network is centred on how it begins.
     embeddings_nD = encoder.encode(table.texts if frozen else table.texts[: table.num_train])
+    if frozen:
+        encoder.to("cpu")  # the device's memory is for what is trained
     network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2])
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
@@ -85,7 +98,9 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
             parameter.data = parameter.data.to(dtype)
     module = GeneratorModule(
         generator,
-        FrozenCondition(embeddings_nD) if frozen else TrainedCondition(encoder, table.texts),
+        TrainedCondition(encoder, table.texts)
+        if isinstance(encoder, PromptEncoder) and not frozen
+        else FrozenCondition(embeddings_nD),
         zoo.layout,
         zoo.stats,
         config.training,
@@ -93,6 +108,7 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     )
     training = config.training
     pairs = ZooDataModule(zoo, table, data, seed=training.seed, num_workers=training.num_workers)
+    unseen = None if frozen_model is None else UnseenTasks(watched, table.held_out, frozen_model, zoo, config)
     return TrainingSetup(
         zoo=zoo,
         prompts=prompts,
@@ -101,6 +117,7 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
         encoder=encoder,
         module=module,
         pairs=pairs,
+        unseen=unseen,
     )
 
 

@@ -25,7 +25,9 @@ class EpochProgress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics
-        shown = {name: f"{metrics[name]:.4f}" for name in ("train_loss", "val_loss") if name in metrics}
+        shown = {
+            name: f"{metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_unseen_nll") if name in metrics
+        }
         if self._bar is not None:
             self._bar.advance(**shown)
 

@@ -23,7 +23,7 @@ class PromptTable:
         (['x', 'y', 'z', 'u', 'v'], {'a': range(0, 2), 'b': range(2, 3)}, range(4, 5))
     """
 
-    def __init__(self, prompts: TaskPrompts) -> None:
+    def __init__(self, prompts: TaskPrompts, held_out: Mapping[str, list[str]] | None = None) -> None:
         self.texts: list[str] = []
         """The prompts by number."""
         self.train = self._append(prompts.train)
@@ -32,6 +32,8 @@ class PromptTable:
         """How many training prompts there are."""
         self.val = self._append(prompts.val)
         """The numbers of each task's validation prompts."""
+        self.held_out = self._append(held_out or {})
+        """The numbers of the held-out tasks' prompts, which no pair of training or validation has."""
 
     def _append(self, prompts: Mapping[str, list[str]]) -> dict[str, range]:
         numbers = {}

@@ -15,6 +15,7 @@ from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import (
     FINAL_MODEL,
     LAST_CHECKPOINT,
+    START_CHECKPOINT,
     check_unchanged,
     differences,
     find_unfinished,
@@ -29,6 +30,7 @@ from loragen_train.training.results import write_results
 from loragen_train.training.resume import ResumeCheckpoint, TrainingDivergedError
 from loragen_train.training.tracking import tracked, with_team_of_environment
 from loragen_train.training.trainer import check_hardware, make_trainer, run_trainer
+from loragen_train.training.unseen import UNSEEN_NLL
 
 __all__ = ["fit"]
 
@@ -70,18 +72,19 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
                 stack.enter_context(_held(folder))
         trackers = stack.enter_context(tracked(config, folder, checkpoint))
         _log_start(setup, folder)
+        unseen = [] if setup.unseen is None else [setup.unseen]
+        monitor = UNSEEN_NLL if unseen else "val_loss"
         # Right after the validation, so that what is saved to resume from knows of it.
         best = ModelCheckpoint(
-            folder / LAST_CHECKPOINT.parent, "{epoch}-{val_loss:.4f}", monitor="val_loss", save_on_train_epoch_end=False
+            folder / LAST_CHECKPOINT.parent,
+            f"{{epoch}}-{{{monitor}:.4f}}",
+            monitor=monitor,
+            save_on_train_epoch_end=False,
         )
-        saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training)
-        own = [ValidateLastEpoch(), EpochProgress(), best]
-        if config.training.early_stopping_patience:
-            own.append(
-                EarlyStopping(
-                    "val_loss", patience=config.training.early_stopping_patience, check_on_train_epoch_end=False
-                )
-            )
+        saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training, monitor)
+        own = [ValidateLastEpoch(), EpochProgress(), *unseen, best]
+        if patience := config.training.early_stopping_patience:
+            own.append(EarlyStopping(monitor, patience=patience, check_on_train_epoch_end=False))
         trainer = make_trainer(
             config,
             default_root_dir=folder,
@@ -97,13 +100,16 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
             raise
         if not trainer.is_global_zero:
             return None
-        wanted = Path(best.best_model_path) if config.export.weights == "best" and best.best_model_path else None
-        if wanted is not None and best.best_model_score is not None:
-            val_loss = best.best_model_score.item()
-        write_results(setup, config, folder, weights=wanted, device=trainer.strategy.root_device)
+        chosen, said = None, f"last val_loss {val_loss:.4f}"
+        if config.export.weights == "best" and best.best_model_path and best.best_model_score is not None:
+            chosen, score = Path(best.best_model_path), best.best_model_score.item()
+            if setup.unseen is not None and setup.unseen.start_nll <= score:
+                chosen, score = folder / START_CHECKPOINT, setup.unseen.start_nll
+                logger.warning("No validation was better than the start, whose weights are the best.")
+            said = f"best {monitor} {score:.4f}"
+        write_results(setup, config, folder, weights=chosen, device=trainer.strategy.root_device)
     seconds = time.perf_counter() - started
-    which = config.export.weights
-    logger.info("%s val_loss %.4f after %.0f s. Generator: %s", which, val_loss, seconds, folder / FINAL_MODEL)
+    logger.info("%s after %.0f s. Generator: %s", said, seconds, folder / FINAL_MODEL)
     return folder
 
 

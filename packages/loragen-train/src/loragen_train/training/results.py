@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from loragen_infer.bundle import BUNDLE_NAME, TORCH_BUNDLE_NAME, GeneratorBundle, TrainingTasks
+from loragen_infer.encoder import PromptEncoder
 from loragen_infer.evaluation import TASK_MEANS_NAME, TaskMeansWriter
 from loragen_infer.files import atomic_folder, write_json
 
@@ -50,14 +51,12 @@ def write_results(
 
 
 def _bundle(setup: TrainingSetup, config: FitConfig) -> GeneratorBundle:
-    encoder = setup.encoder
+    encoder, is_trained = setup.encoder, not config.model.freeze_text_encoder
     return GeneratorBundle(
         generator=setup.module.generator,
         layout=setup.zoo.layout,
         stats=setup.zoo.stats,
-        text_encoder_name=encoder.name,
-        text_encoder_revision=encoder.revision,
-        text_encoder_fingerprint=encoder.fingerprint,
-        text_encoder_state=None if config.model.freeze_text_encoder else encoder.module.state_dict(),
+        **encoder.record,
+        text_encoder_state=encoder.module.state_dict() if isinstance(encoder, PromptEncoder) and is_trained else None,
         training_tasks=TrainingTasks(names=tuple(setup.zoo.names), prompt_hashes=setup.prompts.train_hashes),
     )

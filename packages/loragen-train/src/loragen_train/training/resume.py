@@ -63,11 +63,12 @@ class ResumeCheckpoint(Callback):
     Args:
         file: The checkpoint, replaced as a whole each time.
         config: Says how many steps lie between checkpoints.
+        monitor: The metric that chooses the best weights; resuming with another one is a warning.
     """
 
-    def __init__(self, file: Path, config: TrainingConfig) -> None:
+    def __init__(self, file: Path, config: TrainingConfig, monitor: str = "val_loss") -> None:
         self._file, self._every_n_steps = file, config.checkpoint_every_n_steps
-        self._learning_rate = config.learning_rate
+        self._learning_rate, self._monitor = config.learning_rate, monitor
         self._received = 0
         self._before: dict[int, Any] = {}
         self._is_due = False
@@ -135,9 +136,14 @@ class ResumeCheckpoint(Callback):
         self._before = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss that a run which has nothing left to do reports."""
-        return {"val_loss": self.val_loss}
+        """The loss that a run which has nothing left to do reports, and what chooses the best weights."""
+        return {"val_loss": self.val_loss, "monitor": self._monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it over."""
         self.val_loss = state_dict["val_loss"]
+        if state_dict["monitor"] != self._monitor:
+            logger.warning(
+                "%s chose the best weights until now, and from here on %s does, which knows of no earlier validation.",
+                *(state_dict["monitor"], self._monitor),
+            )

@@ -70,7 +70,7 @@ class _Collection:
     def run(self) -> list[Path]:
         if len(self._mine) < len(self._config.tasks):
             logger.info("The share of this process: %d of %d tasks.", len(self._mine), len(self._config.tasks))
-        wanted = [task for task in self._mine if not task.held_out]
+        wanted = [task for task in self._mine if task.wants_adapter]
         with locked(self._folder, None):
             kept = [task for task in wanted if self._is_done(task)]
             missing = [task for task in wanted if task not in kept]
@@ -80,7 +80,7 @@ class _Collection:
             if missing and (self._folder / INITIAL).is_dir():
                 records.check_settings(self._folder / INITIAL / "settings.json", records.shared_settings(self._config))
             self._clear_finished_groups()
-        self._write_samples([task for task in self._mine if task.held_out or task in missing])
+        self._write_samples([task for task in self._mine if task in missing or not task.wants_adapter])
         missing = [task for task in missing if task.name not in self._failures]
         fabric, frozen = fabric_of_process(), None
         if missing or (self._config.joint and not (self._folder / "joint").is_dir()):

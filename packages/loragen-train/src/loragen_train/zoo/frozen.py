@@ -162,28 +162,39 @@ class FrozenModel:
             yield response_nll(self.model, items, padding=self._padding, after=read)
 
     @torch.no_grad()  # under inference mode the buffers that a model makes could not be trained through later
-    def judge(self, adapters: AdapterStack, tests: Sequence[Sequence[TokenizedExample]]) -> list[TaskQuality | None]:
-        """Return how likely each adapter, and the model without it, holds the responses of its task's test samples.
+    def mean_nll(
+        self, adapters: AdapterStack | None, tests: Sequence[Sequence[TokenizedExample]]
+    ) -> list[float | None]:
+        """Return the NLL per response token of each adapter on its samples, or of the model alone on all of them.
 
-        None for a task without any.
+        None for an adapter without any.
         """
         judged = [index for index, test in enumerate(tests) if test]
-        totals = {index: [0.0, 0.0] for index in judged}
+        totals = dict.fromkeys(judged, 0.0)
         num_shared = self.num_shared(tests)
         lengths = [[len(item.input_ids) - num_shared for item in tests[index]] for index in judged]
         for part in passes(lengths, self.tokens_per_pass):
             chosen = [judged[place] for place in part.adapters]
             samples = [[tests[index][row] for row in rows] for index, rows in zip(chosen, part.rows, strict=True)]
-            for place, used in enumerate((adapters.select(chosen), None)):
-                with self.response_nll(used, samples, num_shared=num_shared) as nll_B:
-                    of_adapters = torch.split(nll_B, [len(rows) for rows in part.rows])
-                for index, of_adapter in zip(chosen, of_adapters, strict=True):
-                    totals[index][place] += float(of_adapter.sum())
-        qualities: list[TaskQuality | None] = [None] * len(tests)
-        for index, (nll, base_nll) in totals.items():
-            num_tokens = sum(len(item.response_ids) for item in tests[index])
-            qualities[index] = TaskQuality(nll=nll / num_tokens, base_nll=base_nll / num_tokens)
-        return qualities
+            used = None if adapters is None else adapters.select(chosen)
+            with self.response_nll(used, samples, num_shared=num_shared) as nll_B:
+                of_adapters = torch.split(nll_B, [len(rows) for rows in part.rows])
+            for index, of_adapter in zip(chosen, of_adapters, strict=True):
+                totals[index] += float(of_adapter.sum())
+        return [
+            totals[index] / sum(len(item.response_ids) for item in test) if test else None
+            for index, test in enumerate(tests)
+        ]
+
+    def judge(self, adapters: AdapterStack, tests: Sequence[Sequence[TokenizedExample]]) -> list[TaskQuality | None]:
+        """Return how likely each adapter, and the model without it, holds the responses of its task's test samples.
+
+        None for a task without any.
+        """
+        return [
+            None if nll is None or base_nll is None else TaskQuality(nll=nll, base_nll=base_nll)
+            for nll, base_nll in zip(self.mean_nll(adapters, tests), self.mean_nll(None, tests), strict=True)
+        ]
 
     @property
     def _padding(self) -> int:

@@ -23,7 +23,7 @@ def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[st
     described = {}
     for task in config.tasks:
         found = _describe(task, output_dir)
-        is_whole = found.prompts is not None if task.held_out else found.adapters
+        is_whole = found.adapters if task.wants_adapter else found.prompts is not None
         noted = None if is_whole or task.name not in known else known[task.name].failure
         described[task.name] = replace(found, failure=failures.get(task.name, noted))
     has_base = (output_dir / "base_model").is_dir()
@@ -47,7 +47,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 def _describe(task: CollectTask, output_dir: Path) -> ZooTask:
     folder = output_dir / "adapters" / task.name
-    checkpoints = [] if task.held_out else checkpoints_of(folder)
+    checkpoints = checkpoints_of(folder) if task.wants_adapter else []
     quality = read_record(folder / "training.json").get("quality") if checkpoints else None
     prompts, test = (output_dir / part / f"{task.name}.jsonl" for part in ("train", "test"))
     return ZooTask(

@@ -39,6 +39,9 @@ def task_settings(config: CollectConfig, task: CollectTask) -> dict[str, Any]:
     described, training = asdict(task), asdict(config.training)
     for key in ("adapters_at_once", "tokens_per_pass", "gradient_checkpointing", "device_map"):
         del training[key]  # which change the weights by rounding at most
+    # Who may see an adapter changes none of its weights.
+    del described["own_adapter"]
+    described["held_out"] = False
     # So that a zoo of before these keys existed can be continued.
     if task.split == "train":
         del described["split"]

@@ -1,0 +1,237 @@
+"""Measures what generated adapters are worth on tasks never seen, from nothing but installed packages.
+
+Collects a zoo of short tasks of reasoning-gym, of which some are held out that have no twin among the others, trains
+generators with several seeds and on fewer tasks, evaluates all rows, and writes results/: JSON, PNG, HTML, and from the
+JSON the table in the README. Every step is a command that a user would type; what is finished is used again.
+
+    python -m results.run                  hours on two CPU cores, minutes on a GPU
+    python -m results.run --quick          tiny numbers, written elsewhere, to see that everything works
+    python -m results.run --write-readme   the README's table anew, from results/results.json
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from loragen_infer.files import write_json
+from loragen_infer.zoo import ZooManifest, path_in_zoo
+
+from demo.steps import ROOT, Steps
+from results import page, summary, twins
+
+__all__ = ["main"]
+
+RULE = (
+    f"No training task is drawn from the generator of a held-out task, whatever its settings, and the mean embeddings "
+    f"of the prompts of a held-out and a training task have a cosine below {twins.MAX_COSINE}."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is run, and where it is written."""
+
+    configs: Path
+    """Folder of the four files of settings."""
+    work: Path
+    """Folder of all that is kept between runs."""
+    output: Path
+    """Folder of the results."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the trainings on all tasks."""
+    part_sizes: tuple[int, ...] = (10, 20, 42)
+    """Numbers of training tasks of the further trainings, with the first seed."""
+    num_steps: int = 360
+    """Steps of every training, whatever the number of tasks."""
+    quick: bool = False
+    """Whether the numbers are tiny."""
+
+
+FULL = Plan(configs=Path("results/configs/full"), work=Path("results_output"), output=Path("results"))
+QUICK = Plan(
+    configs=Path("results/configs/quick"),
+    work=Path("results_output/quick"),
+    output=Path("results_output/quick/results"),
+    seeds=(0, 1),
+    part_sizes=(2,),
+    num_steps=4,
+    quick=True,
+)
+
+
+class Run:
+    """The steps of a plan, one after another."""
+
+    def __init__(self, plan: Plan, device: str) -> None:
+        self._plan, self._device = plan, device
+        self.steps = Steps(plan.work)
+
+    def collect(self) -> ZooManifest:
+        """Return the zoo, once all of its tasks have their adapters."""
+        zoo, config = self._plan.work / "zoo", self._config("collect")
+        self.steps.run(f"loragen-train collect --config {config}", makes=zoo / "zoo.json", config=config)
+        return ZooManifest.read(zoo)
+
+    def fit(self, manifest: ZooManifest, name: str, seed: int) -> str:
+        """Return the experiment of a training on the training tasks of a zoo."""
+        config, tasks_per_step = self._config("generator"), 4
+        epochs = math.ceil(self._plan.num_steps / math.ceil(len(manifest.training_tasks) / tasks_per_step))
+        experiments = self._plan.work / "experiments"
+        printed = self.steps.run(
+            f"loragen-train fit --config {config} --zoo {path_in_zoo(manifest.folder, ROOT)} --name {name} "
+            f"--training.seed {seed} --training.max_epochs {epochs} --resume auto",
+            makes=experiments,
+            name=f"fit-{name}",
+            after=["collect"],
+            config=config,
+        )
+        return printed.splitlines()[-1]
+
+    def evaluate(self, experiment: str, name: str, *, fit: str, settings: str = "evaluate") -> dict[str, Any]:
+        """Return the scores of an experiment, as in evaluation.json."""
+        config, output = self._config(settings), self._plan.work / "evaluation"
+        printed = self.steps.run(
+            f"loragen-infer evaluate --config {config} --model {experiment} --device {self._device} --json",
+            makes=output / "evaluation.json",
+            name=f"evaluate-{name}",
+            after=["collect", f"fit-{fit}"],
+            config=config,
+            silent=True,
+        )
+        evaluation: dict[str, Any] = json.loads(printed)
+        return evaluation
+
+    def part_of(self, manifest: ZooManifest, num_tasks: int) -> ZooManifest:
+        """Return the zoo with only some of its training tasks; each part holds the smaller ones."""
+        # A digest of the name shuffles the tasks, which are listed by kind.
+        chosen = sorted(manifest.training_tasks, key=lambda task: hashlib.sha256(task.name.encode()).hexdigest())
+        names = {task.name for task in chosen[:num_tasks]}
+        folder = self._plan.work / f"zoo-{num_tasks}"
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def elsewhere(path: str) -> str:
+            return path_in_zoo(manifest.path(path), folder)
+
+        part = replace(
+            manifest,
+            folder=folder,
+            base_model_path=manifest.base_model_path and elsewhere(manifest.base_model_path),
+            joint=None,
+            tasks=[
+                replace(
+                    task,
+                    adapters=[elsewhere(path) for path in task.adapters],
+                    prompts=task.prompts and replace(task.prompts, path=elsewhere(task.prompts.path)),
+                    test=task.test and replace(task.test, path=elsewhere(task.test.path)),
+                )
+                for task in manifest.tasks
+                if task.held_out or task.name in names
+            ],
+        )
+        part.write()
+        return part
+
+    def _config(self, name: str) -> Path:
+        return self._plan.configs / f"{name}.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the arguments ask for."""
+    parser = argparse.ArgumentParser(description="Measure what generated adapters are worth on tasks never seen.")
+    parser.add_argument("--quick", action="store_true", help="tiny numbers: see that it works, in a few minutes")
+    parser.add_argument("--write-readme", action="store_true", help="only write the README's table anew")
+    options = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every part comes from an installed package
+    plan = QUICK if options.quick else FULL
+    if not options.write_readme:
+        found = _measure(plan, "cuda" if torch.cuda.is_available() else "cpu")
+        _write(found, plan)
+    if not plan.quick:
+        write_readme()
+
+
+def write_readme(readme: Path = ROOT / "README.md", results: Path = ROOT / "results/results.json") -> None:
+    """Write the table of the README from the results that lie in the repository."""
+    found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+    text = page.replace_section(readme.read_text(encoding="utf-8"), page.readme_section(found))
+    readme.write_text(text, encoding="utf-8")
+
+
+def _measure(plan: Plan, device: str) -> dict[str, Any]:
+    run = Run(plan, device)
+    manifest = run.collect()
+    nearest = twins.neighbours(manifest)
+    if has_twin := twins.twins(nearest):
+        raise SystemExit(f"Held-out tasks have twins among the training tasks: {' '.join(has_twin)}")
+
+    names = {seed: f"all-seed-{seed}" for seed in plan.seeds}
+    experiments = {seed: run.fit(manifest, name, seed) for seed, name in names.items()}
+    evaluations = {seed: run.evaluate(experiments[seed], name, fit=name) for seed, name in names.items()}
+    first = plan.seeds[0]
+    seen = run.evaluate(experiments[first], "seen", fit=names[first], settings="seen")
+
+    curve = []
+    for size in plan.part_sizes:
+        name = f"part-{size}"
+        experiment = run.fit(run.part_of(manifest, size), name, first)
+        curve.append((size, run.evaluate(experiment, name, fit=name, settings="curve")))
+    whole = run.evaluate(experiments[first], "part-all", fit=names[first], settings="curve")
+    curve.append((len(manifest.training_tasks), whole))
+
+    scores = summary.scores_by_task(list(evaluations.values()), held_out=True)
+    of_seeds = {seed: summary.scores_by_task([one], held_out=True) for seed, one in evaluations.items()}
+    return {
+        "quick": plan.quick,
+        "rule": RULE,
+        "num_training_tasks": len(manifest.training_tasks),
+        "seeds": list(plan.seeds),
+        "held_out": summary.group_table(scores),
+        "generated_minus": summary.compared(scores, "generated"),
+        "seen": summary.group_table(summary.scores_by_task([seen], held_out=False)),
+        "curve": [
+            {"num_tasks": size, "rows": summary.group_table(summary.scores_by_task([one], held_out=True))}
+            for size, one in curve
+        ],
+        "by_seed": {
+            str(seed): {
+                row: {name: value["mean"] for name, value in table.items() if name != "gap_closed"}
+                for row, table in summary.group_table(one).items()
+            }
+            for seed, one in of_seeds.items()
+        },
+        "per_task": scores,
+        "nearest_tasks": [asdict(one) for one in nearest],
+        "seconds": run.steps.seconds,
+        "made_with": _made_with(device),
+    }
+
+
+def _write(found: dict[str, Any], plan: Plan) -> None:
+    plan.output.mkdir(parents=True, exist_ok=True)
+    picture = plan.output / "results.png"
+    write_json(plan.output / "results.json", found)
+    page.draw(found, picture)
+    page.write_page(found, picture, sorted(plan.configs.glob("*.yaml")), plan.output / "index.html")
+    print(f"\nThe picture: {picture.resolve().as_uri()}\n\n{page.readme_section(found)}")
+    print(f"Written: {plan.output}/results.json, results.png and index.html.")
+
+
+def _made_with(device: str) -> str:
+    packages = ("torch", "transformers", "lora-tokenizer", "hyperconv", "loragen-infer", "loragen-train")
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    return f"Python {platform.python_version()}, {versions}; {machine}."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The results: which tasks count as never seen, what means and intervals say, and that the README says the same."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
+
+from demo.steps import ROOT
+from results import page, run, summary, twins
+
+PROMPTS = {
+    "sums": [f"What is {a} + {b}?" for a in range(3) for b in range(3)],
+    "additions": [f"What is {a} + {b} + 1?" for a in range(3) for b in range(3)],
+    "spelling": [f"Spell the word {word} backward." for word in ("cat", "house", "tree", "river")],
+}
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> ZooManifest:
+    """Two tasks to train on, and two held out, of which one is worded like a training task."""
+    folder = tmp_path_factory.mktemp("zoo")
+    tasks = []
+    for name, prompts, source, held_out in (
+        ("sums", "sums", "reasoning-gym:sums?max_terms=2", False),
+        ("spelling", "spelling", "reasoning-gym:spelling", False),
+        ("additions", "additions", "reasoning-gym:additions", True),
+        ("words", "spelling", "reasoning-gym:spelling?max_length=5", True),
+    ):
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(f"{json.dumps({'prompt': prompt, 'response': '1'})}\n" for prompt in PROMPTS[prompts]))
+        (folder / "adapters" / name).mkdir(parents=True)
+        samples = SampleFile.of(file, folder)
+        tasks.append(
+            ZooTask(
+                name=name,
+                sources=[source],
+                held_out=held_out,
+                prompts=samples,
+                test=samples,
+                adapters=[f"adapters/{name}"],
+            )
+        )
+    manifest = ZooManifest(base_model="tiny", tasks=tasks, joint="adapters/sums", folder=folder)
+    manifest.write()
+    return manifest
+
+
+def test_a_twin_is_drawn_from_the_same_generator_or_worded_alike(zoo):
+    found = {one.task: one for one in twins.neighbours(zoo)}
+    assert found["words"].same_generator == ["spelling"]
+    assert found["additions"].same_generator == []
+    assert found["additions"].nearest == "sums"
+    assert found["additions"].cosine > twins.MAX_COSINE
+    other = replace(found["additions"], cosine=twins.MAX_COSINE - 0.01)
+    assert len(twins.twins([*found.values(), other])) == 2
+    assert twins.twins([other]) == []
+
+
+def test_the_full_run_has_enough_tasks_and_none_of_a_held_out_generator_to_train_on():
+    content = yaml.safe_load((ROOT / "results/configs/full/collect.yaml").read_text(encoding="utf-8"))
+    kinds: dict[bool, list[dict]] = {True: [], False: []}
+    for task in content["tasks"]:
+        kinds[task.get("held_out", False)].append(task)
+    assert len(kinds[False]) >= 60
+    assert len(kinds[True]) >= 15
+    held_out, trained = (twins.generators([task["source"] for task in kinds[kind]]) for kind in (True, False))
+    assert not held_out & trained
+    assert len(trained) < len(kinds[False])  # settings vary within a family
+    assert all(task["own_adapter"] for task in kinds[True])
+
+
+def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path):
+    plan = replace(run.QUICK, work=tmp_path / "work")
+    parts = [run.Run(plan, "cpu").part_of(zoo, num_tasks) for num_tasks in (1, 2)]
+    names = [{task.name for task in part.training_tasks} for part in parts]
+    assert [len(one) for one in names] == [1, 2]
+    assert names[0] < names[1]
+    for part in parts:
+        read = ZooManifest.read(part.folder)
+        assert [task.name for task in read.held_out_tasks] == ["additions", "words"]
+        assert read.joint is None  # which has seen the tasks that are left out
+        for task in read.tasks:
+            assert read.samples(task.prompts).read_bytes() == zoo.samples(zoo.task(task.name).prompts).read_bytes()
+            assert read.path(task.adapters[0]).samefile(zoo.folder / "adapters" / task.name)
+
+
+def evaluation(shift: float) -> dict:
+    """An evaluation of six held-out tasks and one that was trained on."""
+    levels = {"base": 4.0, "ridge": 2.0, "generated": 1.5 + shift, "own": 1.0}
+
+    def scores(task: int) -> dict:
+        return {row: {"nll": level + task, "exact_match": 0.1 * (4 - level)} for row, level in levels.items()}
+
+    tasks = [{"task": f"t{task}", "held_out": True, "scores": scores(task)} for task in range(6)]
+    return {"tasks": [*tasks, {"task": "seen", "held_out": False, "scores": scores(9)}]}
+
+
+def test_scores_are_means_over_seeds_then_tasks_and_differences_are_paired():
+    scores = summary.scores_by_task([evaluation(-0.25), evaluation(0.25)], held_out=True)
+    assert list(scores) == [f"t{task}" for task in range(6)]
+    assert scores["t3"]["generated"]["nll"] == pytest.approx(4.5)
+    table = summary.group_table(scores)
+    assert list(table) == ["base", "ridge", "generated", "own"]
+    assert table["generated"]["nll"]["mean"] == pytest.approx(1.5 + 2.5)
+    low, high = table["generated"]["nll"]["interval"]
+    assert low < 4.0 - 1 < 4.0 + 1 < high  # tasks differ by far
+    assert table["generated"]["gap_closed"] == pytest.approx(2.5 / 3)
+    differences = summary.compared(scores, "generated")
+    assert list(differences) == ["base", "ridge", "own"]
+    assert differences["ridge"]["nll"] == {
+        "mean": pytest.approx(-0.5),
+        "interval": pytest.approx((-0.5, -0.5)),
+        "num_better": 6,
+    }
+    assert differences["own"]["exact_match"]["num_better"] == 0
+
+
+def test_few_tasks_have_no_interval():
+    scores = summary.scores_by_task([evaluation(0)], held_out=True)
+    table = summary.group_table({task: scores[task] for task in ("t0", "t1")})
+    assert table["ridge"]["nll"]["interval"] is None
+
+
+@pytest.fixture
+def found() -> dict:
+    """Results as a run writes them."""
+    scores = summary.scores_by_task([evaluation(0)], held_out=True)
+    table = summary.group_table(scores)
+    return {
+        "quick": True,
+        "rule": run.RULE,
+        "num_training_tasks": 70,
+        "seeds": [0],
+        "held_out": table,
+        "generated_minus": summary.compared(scores, "generated"),
+        "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
+        "curve": [{"num_tasks": number, "rows": table} for number in (10, 70)],
+        "by_seed": {"0": {row: {name: table[row][name]["mean"] for name in ("nll", "exact_match")} for row in table}},
+        "per_task": scores,
+        "nearest_tasks": [{"task": "<t0>", "nearest": "sums", "cosine": 0.5, "same_generator": []}],
+        "seconds": {"collect": 1.5},
+        "made_with": "Python",
+    }
+
+
+def test_the_page_needs_nothing_but_itself(found, tmp_path):
+    picture, html, config = (tmp_path / name for name in ("results.png", "index.html", "collect.yaml"))
+    config.write_text("a: <b>\n")
+    page.draw(found, picture)
+    page.write_page(found, picture, [config], html)
+    content = html.read_text(encoding="utf-8")
+    assert re.findall(r"(?:src|href)=\"(?!data:)", content) == []
+    assert content.index("<img") < content.index("<table")  # a picture first
+    assert "4.000 [" in content
+    assert "a: &lt;b&gt;" in content
+    assert "&lt;t0&gt;" in content
+    assert "mean nothing" in content
+
+
+def test_the_section_of_the_readme_has_the_numbers_and_replaces_the_one_before(found):
+    section = page.readme_section(found)
+    assert re.search(r"\| generated \| 4\.000 \[\d\.\d{3}, \d\.\d{3}\] \| 25\.0 \[25\.0, 25\.0\] \| 83 \|", section)
+    assert "| ridge | -0.500 [-0.500, -0.500] | 6 |" in section
+    readme = "before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n"
+    written = page.replace_section(readme, section)
+    assert page.replace_section(written, section) == written
+    assert "old" not in written
+    assert written.startswith("before\n<!-- results -->\n\n![")
+    assert written.endswith("<!-- end of results -->\nafter\n")
+
+
+def test_the_readme_says_what_the_results_say(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    run.write_readme(readme)
+    assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_recorded_results_are_those_of_a_full_run():
+    recorded = ROOT / "results/results.json"
+    if not recorded.is_file():
+        pytest.skip("no run has been recorded")
+    found = json.loads(recorded.read_text(encoding="utf-8"))
+    assert not found["quick"]
+    assert found["num_training_tasks"] >= 60
+    assert len(found["per_task"]) >= 15
+    assert len(found["seeds"]) >= 3
+    assert all(one["cosine"] < twins.MAX_COSINE and not one["same_generator"] for one in found["nearest_tasks"])
+    assert all(Path(ROOT / "results" / name).is_file() for name in ("results.png", "index.html"))
