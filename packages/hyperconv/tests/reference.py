@@ -8,10 +8,10 @@ published decoder does. They check nothing and know no activation checkpointing.
 from typing import cast
 
 import torch
-from hyperconv.expanders import LinearExpander
 from hyperconv.layers.blocks import DualHyperConvBlock, SequentialHyperConvBlock
 from hyperconv.layers.conv import HyperConv
 from hyperconv.layers.decoder import HyperConvDecoder
+from hyperconv.linear import LinearExpander
 from torch import Tensor
 from torch.nn.functional import conv2d, layer_norm
 

@@ -86,7 +86,7 @@ def test_features_are_as_large_as_asked_over_the_rows_of_the_fit_and_the_answer_
 
 def test_a_large_zoo_is_read_in_chunks_to_the_same_start(monkeypatch):
     whole, *_ = made(5, num_basis=4)
-    monkeypatch.setattr("hyperconv.expanders._CHUNK_VALUES", 100)
+    monkeypatch.setattr("hyperconv.linear._CHUNK_VALUES", 100)
     parts, *_ = made(5, num_basis=4)
     condition_BPD = torch.randn(3, 5, 6) + 2
     torch.testing.assert_close(parts(condition_BPD), whole(condition_BPD), rtol=1e-5, atol=1e-5)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         published_shapes,
         to_published,
     )
-    from hyperconv.ridge import RidgeFit, fit_ridge
+    from hyperconv.ridge import RidgeFit, fit_ridge, left_out_fits
 
 __all__ = [
     "DualHyperConvBlock",
@@ -35,6 +35,7 @@ __all__ = [
     "decoder_from_published",
     "fit_ridge",
     "from_published",
+    "left_out_fits",
     "num_basis_for",
     "published_shapes",
     "to_published",
@@ -44,6 +45,7 @@ _HOMES = {
     "HyperConvGenerator": "hyperconv.generator",
     "RidgeFit": "hyperconv.ridge",
     "fit_ridge": "hyperconv.ridge",
+    "left_out_fits": "hyperconv.ridge",
 }
 
 

@@ -74,6 +74,12 @@ class GeneratorConfig:
     num_basis: int = 16
     """Learned patterns per token position (expanders "linear" and, at least 2, "basis"); `num_basis_for` knows how many
     some tasks need."""
+    num_tasks: int = 0
+    """Training tasks that the network remembers, so that their own prompts give their own adapters; 0: none. What it
+    starts from then stays as it is, and training adds corrections for all other prompts (expander "linear")."""
+    num_corrections: int = 16
+    """Patterns that training adds, mixed by as many features of the start, beside one that is always added; where tasks
+    are remembered."""
     feature_scale: float = 1.0
     """Root mean square, at the start, of the features that mix the patterns; what the tokens are does not depend on it,
     but how fast training moves them does, as with basis_gain (expander "linear")."""
@@ -102,7 +108,10 @@ class GeneratorConfig:
             check_size(name, getattr(self, name))
         # The features that mix the patterns are normalised over them, and of a single one nothing is left.
         check_size("num_basis", self.num_basis, at_least=2 if self.expander == "basis" else 1)
-        check_size("num_hyperconv_blocks", self.num_hyperconv_blocks, at_least=0)
+        for name in ("num_hyperconv_blocks", "num_tasks", "num_corrections"):
+            check_size(name, getattr(self, name), at_least=0)
+        if self.num_tasks and self.expander != "linear":
+            raise HyperConvError(f"num_tasks is {self.num_tasks}, expected 0 with the expander {self.expander!r}.")
         if not isinstance(self.grid, tuple | list) or len(self.grid) != 2:
             raise HyperConvError(f"grid is {self.grid!r}, expected two sizes (L layers, H tokens per layer).")
         L, H = (check_size(f"{axis} of grid", size) for axis, size in zip("LH", self.grid, strict=True))

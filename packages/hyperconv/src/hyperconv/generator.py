@@ -4,6 +4,8 @@ Legend: B tasks in the batch, P prompts of a task, M prompts of all training tas
 C hidden_dim, L layers, H tokens per layer, N = L·H tokens, W output_dim.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,9 +14,10 @@ from hyperconv.checks import check_size
 from hyperconv.condition import ConditionEncoder, check_condition, check_embeddings, mean_embedding
 from hyperconv.config import GeneratorConfig
 from hyperconv.errors import HyperConvError
-from hyperconv.expanders import BasisExpander, BroadcastExpander, LinearExpander
+from hyperconv.expanders import BasisExpander, BroadcastExpander
 from hyperconv.layers.conv import Factory
 from hyperconv.layers.decoder import HyperConvDecoder
+from hyperconv.linear import LeftOut, LinearExpander
 from hyperconv.ridge import RidgeFit
 
 __all__ = ["HyperConvGenerator"]
@@ -107,7 +110,7 @@ class HyperConvGenerator(nn.Module):
         if isinstance(self.expander, LinearExpander) and self.config.centering == "prompts":
             self.expander.center.copy_(embeddings_MD.double().mean(0))
 
-    def start_from(self, fit: RidgeFit, token_means_KNW: Tensor) -> None:
+    def start_from(self, fit: RidgeFit, token_means_KNW: Tensor, prompts: Sequence[Tensor] | None = None) -> None:
         """Make the network the ridge regression `fit` over the training tasks, whatever it was (expander "linear").
 
         For a mean prompt embedding c it answers with the tasks' tokens weighted by `fit.task_weights(c)`, and so with
@@ -118,6 +121,7 @@ class HyperConvGenerator(nn.Module):
         Args:
             fit: what `fit_ridge` found for the K training tasks.
             token_means_KNW: [K, N, W], the mean tokens of each, z-scored as those that the network is trained on.
+            prompts: for a network that remembers its tasks (`num_tasks`), the embeddings [P, D] of each one's prompts.
 
         Raises:
             HyperConvError: another expander, shapes that do not belong together, or NaN or infinite values.
@@ -133,12 +137,29 @@ class HyperConvGenerator(nn.Module):
         >>> torch.allclose(generator(condition_BPD), expected_BNW, atol=1e-5)
         True
         """
-        if not isinstance(self.expander, LinearExpander):
-            raise HyperConvError(f'expander is {self.config.expander!r}, expected "linear" to start from a ridge fit.')
-        self.expander.start_from(fit, token_means_KNW)
+        self._linear().start_from(fit, token_means_KNW, prompts)
         if self.output_projection is not None:
             nn.init.zeros_(self.output_projection.weight)
             nn.init.zeros_(self.output_projection.bias)
+
+    def leave_out(self, fits: Iterable[tuple[Tensor, Tensor]]) -> LeftOut:
+        """The features that a task's prompts would have if it were no training task, to learn what such tasks need.
+
+        Args:
+            fits: `left_out_fits` of the regression that the network has started from, one per task.
+
+        Returns:
+            a module that makes `features` for `forward` of mean embeddings and numbers of tasks.
+
+        Raises:
+            HyperConvError: a network that remembers no tasks, or fits of other tasks.
+        """
+        return self._linear().leave_out(fits)
+
+    def _linear(self) -> LinearExpander:
+        if not isinstance(self.expander, LinearExpander):
+            raise HyperConvError(f'expander is {self.config.expander!r}, expected "linear" to start from a ridge fit.')
+        return self.expander
 
     def num_parameters(self) -> int:
         """Learned numbers of the network."""
@@ -156,29 +177,39 @@ class HyperConvGenerator(nn.Module):
             twin(condition_BPD)
         return int(counter.get_total_flops())
 
-    def forward(self, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, condition: Tensor, mask: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
         """Generate the tokens of one adapter per row.
 
         Args:
             condition: [B, P, D], the embeddings of P prompts; any float dtype.
             mask: optional bool [B, P]; true marks a prompt that counts.
+            features: optional [B, num_basis], of `leave_out`: takes the place of what the regression makes of the
+                condition, and no task is recognised (expander "linear").
 
         Returns:
             tokens [B, N, W] in the dtype of the parameters (or of autocast), token n = l · H + h.
         """
         check_condition(condition, mask, self.config.condition_dim)
         encoded_BC = None if self.condition_encoder is None else self.condition_encoder(condition, mask)
-        is_linear = self.config.expander == "linear"
-        x_BLHC, past_BLHW = self.expander(mean_embedding(condition, mask) if is_linear else encoded_BC)
+        novelty_B: Tensor | None = None
+        if isinstance(self.expander, LinearExpander):
+            counts_BP = torch.ones_like(condition[..., 0]) if mask is None else mask
+            num_prompts_B = counts_BP.sum(dim=1)
+            x_BLHC, past_BLHW, novelty_B = self.expander(mean_embedding(condition, mask), num_prompts_B, features)
+        else:
+            x_BLHC, past_BLHW = self.expander(encoded_BC)
         if self.decoder is not None:
             modulation = None
             if self.film is not None:
                 parts = self.film(encoded_BC).chunk(2 * len(self.decoder.blocks), dim=-1)
                 modulation = list(zip(parts[::2], parts[1::2], strict=True))
             x_BLHC = self.decoder(x_BLHC, modulation)
-        y_BLHW: Tensor = x_BLHC
-        if self.output_norm is not None and self.output_projection is not None:
-            y_BLHW = self.output_projection(self.output_norm(x_BLHC)) * self.output_scale
+        if self.output_norm is None or self.output_projection is None:
+            tokens_BLHW: Tensor = past_BLHW  # of the expander "linear" alone
+            return tokens_BLHW.flatten(1, 2)
+        y_BLHW: Tensor = self.output_projection(self.output_norm(x_BLHC)) * self.output_scale
+        if novelty_B is not None:
+            y_BLHW = y_BLHW * novelty_B[:, None, None, None]
         if past_BLHW is not None:
             y_BLHW = y_BLHW + past_BLHW
         return y_BLHW.flatten(1, 2)

@@ -9,14 +9,14 @@ Legend: K training tasks, S rows of a task, n = K · S, D width of an embedding,
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from hyperconv.errors import HyperConvError
 
-__all__ = ["RidgeFit", "fit_ridge"]
+__all__ = ["RidgeFit", "fit_ridge", "left_out_fits"]
 
 # In units of the rows' mean squared distance from their centre; the first all but keeps the mean, the last all but
 # interpolates.
@@ -111,6 +111,39 @@ def fit_ridge(rows_KSD: Tensor, gram_KK: Tensor, *, penalties: Sequence[float] |
         left_out_error=least / variance if differ else 1.0,
         spread=float(weights_nK.square().mean().sqrt()),
     )
+
+
+def left_out_fits(rows_KSD: Tensor, penalty: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fit the weights anew without one task each, in the order of the tasks, with a penalty that was chosen with all.
+
+    Args:
+        rows_KSD: the rows that `fit_ridge` was given.
+        penalty: the one that it chose.
+
+    Yields:
+        weights [K, D], float32, and center [D] as in `RidgeFit`; the row of the task left out is zero, and the weights
+        of the others are `1/(K - 1) + (c - center) @ weights.T`.
+
+    >>> rows_KSD = torch.tensor([[[0.0]], [[1.0]], [[2.0]]])
+    >>> weights_KD, center_D = next(left_out_fits(rows_KSD, 0.5))
+    >>> weights_KD.flatten().tolist(), center_D.tolist()
+    ([0.0, -0.5, 0.5], [1.5])
+    """
+    num_tasks, num_rows, width = rows_KSD.shape
+    rows_KSD = rows_KSD.detach().double()
+    means_KD = rows_KSD.mean(1)
+    squares_DD = torch.einsum("ksd,kse->de", rows_KSD, rows_KSD)
+    for task in range(num_tasks):
+        others = [other for other in range(num_tasks) if other != task]
+        weights_KD, center_D = torch.zeros_like(means_KD), means_KD[task]
+        if others:
+            center_D, own_SD = means_KD[others].mean(0), rows_KSD[task]
+            # What is left of the sums over all rows needs no pass over them.
+            scatter_DD = squares_DD - own_SD.T @ own_SD
+            scatter_DD = scatter_DD - len(others) * num_rows * torch.outer(center_D, center_D)
+            ridge_DD = scatter_DD + penalty * num_rows * torch.eye(width).to(scatter_DD)
+            weights_KD[others] = torch.linalg.solve(ridge_DD, num_rows * (means_KD[others] - center_D).T).T
+        yield weights_KD.float(), center_D.float()
 
 
 def _candidates(rows_nD: Tensor, penalties: Sequence[float] | None) -> list[float]:

@@ -24,6 +24,7 @@ _DECIDED_ELSEWHERE = {
 }
 # Larger than any: what a kernel must fit into is known once the checkpoints are.
 _ANY_GRID = (1 << 15, 1 << 15)
+_SOME_OUTPUT_DIM = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,11 @@ class ModelConfig:
     """Most tokens the generator may write; ``auto``: as many as the adapters need."""
     num_hyperconv_blocks: int = 3
     """Number of HyperConv blocks."""
-    output_dim: int = 384
-    """Values per token."""
+    output_dim: int | Literal["auto"] = 384
+    """Values per token; ``auto``: the most, up to 1024, that divide all rows of the adapters' matrices, so that no
+    token holds pieces of two rows."""
+    transpose_b: bool = False
+    """Lay B out as r rows, as A is, so that all tokens are pieces of rank components."""
     kernel_size: int = 3
     """Kernel of the convolutions over tokens and layers, odd."""
     freeze_text_encoder: bool = True
@@ -66,7 +70,8 @@ class ModelConfig:
             value = getattr(self.generator, name)
             if value not in (getattr(GeneratorConfig(), name), getattr(self, name, None)):
                 raise LoragenTrainError(f"model.generator.{name} is {value}, but {decided_by}; leave it out.")
-        self.network(condition_dim=1, grid=_ANY_GRID)
+        width = _SOME_OUTPUT_DIM if self.output_dim == "auto" else self.output_dim
+        self.network(condition_dim=1, grid=(*_ANY_GRID, width))
 
     @property
     def parsed_condition(self) -> Condition:
@@ -76,16 +81,16 @@ class ModelConfig:
         except ValueError as error:
             raise LoragenTrainError(f"model.{error}.") from error
 
-    def network(self, *, condition_dim: int, grid: tuple[int, int]) -> GeneratorConfig:
-        """Return the options of the whole network, for embeddings of that width and tokens in that grid.
+    def network(self, *, condition_dim: int, grid: tuple[int, int, int]) -> GeneratorConfig:
+        """Return the options of the whole network, for embeddings of that width and tokens in that grid ``(L, H, W)``.
 
         Raises:
             LoragenTrainError: An option is out of range, or a kernel is longer than an axis of the grid.
         """
-        names = ("hidden_dim", "num_hyperconv_blocks", "output_dim", "kernel_size")
+        names = ("hidden_dim", "num_hyperconv_blocks", "kernel_size")
         own = {name: getattr(self, name) for name in names}
         try:
-            return replace(self.generator, condition_dim=condition_dim, grid=grid, **own)
+            return replace(self.generator, condition_dim=condition_dim, grid=grid[:2], output_dim=grid[2], **own)
         except HyperConvError as error:
             raise LoragenTrainError(f"model.{error}") from error
 

@@ -90,7 +90,7 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
     embeddings_nD = encoder.encode(table.texts if frozen else table.texts[: table.num_train])
     if frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
-    network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2])
+    network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid)
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
     if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:

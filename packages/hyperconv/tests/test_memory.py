@@ -1,0 +1,129 @@
+"""Tasks that a network remembers: whose prompts are recognised, what they give, and what learns for all others."""
+
+import pytest
+import torch
+from hyperconv import GeneratorConfig, HyperConvError, HyperConvGenerator, fit_ridge, left_out_fits
+from hyperconv.memory import TaskMemory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+D, NUM_TASKS, NUM_PROMPTS = 16, 6, 40
+SMALL = {"condition_dim": D, "hidden_dim": 8, "grid": (4, 3), "output_dim": 8, "num_hyperconv_blocks": 0}
+
+
+def prompts_of(num_tasks, *, seed=0, spread=0.2):
+    """Embeddings [P, D] of the prompts of tasks that lie well apart."""
+    draw = torch.Generator().manual_seed(seed)
+    centers = torch.randn(num_tasks, 1, D, generator=draw)
+    return list(centers + spread * torch.randn(num_tasks, NUM_PROMPTS, D, generator=draw))
+
+
+def made(num_tasks=NUM_TASKS, **options):
+    """A generator that remembers its tasks, with their prompts, rows, fit and tokens."""
+    torch.manual_seed(0)
+    prompts = prompts_of(num_tasks)
+    rows_KSD = torch.stack([torch.stack([task[s::4].mean(0) for s in range(4)]) for task in prompts])
+    means_KNW = torch.randn(num_tasks, 12, 8)
+    fit = fit_ridge(rows_KSD, means_KNW.flatten(1) @ means_KNW.flatten(1).T, penalties=[0.5])
+    config = GeneratorConfig(**{**SMALL, "num_basis": num_tasks - 1, "num_tasks": num_tasks, **options})
+    generator = HyperConvGenerator(config)
+    generator.start_from(fit, means_KNW, prompts)
+    return generator, prompts, rows_KSD, fit, means_KNW
+
+
+def mixed(weights_BK, means_KNW):
+    return torch.einsum("bk,knw->bnw", weights_BK, means_KNW)
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_a_tasks_own_prompts_give_its_own_tokens_and_all_others_the_regression(blocks):
+    generator, prompts, _, fit, means_KNW = made(num_hyperconv_blocks=blocks)
+    own_BPD = torch.stack(prompts)
+    torch.testing.assert_close(generator(own_BPD), means_KNW, rtol=1e-4, atol=1e-4)
+    other_BPD = torch.stack([task[:8] + 10 for task in prompts[:3]])
+    expected = mixed(fit.task_weights(other_BPD.mean(1)), means_KNW)
+    torch.testing.assert_close(generator(other_BPD), expected, rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), num_prompts=st.sampled_from([1, 2, 8, 32]), spread=st.sampled_from([0.05, 0.2, 0.4]))
+def test_who_is_recognised(seed, num_prompts, spread):
+    prompts = prompts_of(NUM_TASKS, seed=seed, spread=spread)
+    memory = TaskMemory(NUM_TASKS, D)
+    memory.fit(prompts)
+    prompts[-1] = prompts[-1] + 10  # a task that was never seen
+    means_BD = torch.stack([task[:num_prompts].mean(0) for task in prompts])
+    known_BT = memory(means_BD, torch.full((NUM_TASKS,), num_prompts))
+    assert ((known_BT >= 0) & (known_BT <= 1)).all()
+    assert (known_BT > 0).sum(1).max() <= 1
+    assert known_BT[-1].sum() == 0
+    if num_prompts == 32:
+        assert known_BT[:-1].diagonal().min() == 1
+
+
+def test_a_lone_task_and_twins_are_not_recognised():
+    (prompts_PD,) = prompts_of(1)
+    for tasks in ([prompts_PD], [prompts_PD, prompts_PD]):
+        memory = TaskMemory(len(tasks), D)
+        memory.fit(tasks)
+        assert memory(prompts_PD.mean(0, keepdim=True), torch.tensor([NUM_PROMPTS])).sum() == 0
+
+
+def test_nothing_is_recognised_before_a_start():
+    generator = HyperConvGenerator(GeneratorConfig(**SMALL, num_tasks=3))
+    assert generator(torch.zeros(1, 4, D)).abs().sum() == 0
+
+
+def test_left_out_features_are_those_of_a_regression_on_the_other_tasks():
+    generator, prompts, rows_KSD, fit, means_KNW = made()
+    left_out = generator.leave_out(left_out_fits(rows_KSD, fit.penalty))
+    for task in range(NUM_TASKS):
+        others = [other for other in range(NUM_TASKS) if other != task]
+        means_OV = means_KNW[others].flatten(1)
+        anew = fit_ridge(rows_KSD[others], means_OV @ means_OV.T, penalties=[fit.penalty])
+        condition_BPD = prompts[task][None, :8]
+        features_BK = left_out(condition_BPD.mean(1), torch.tensor([task]))
+        expected = mixed(anew.task_weights(condition_BPD.mean(1)), means_KNW[others])
+        torch.testing.assert_close(generator(condition_BPD, features=features_BK), expected, rtol=1e-4, atol=1e-4)
+    condition_BPD = torch.randn(2, 3, D)
+    features_BK = left_out(condition_BPD.mean(1), torch.tensor([-1, -1]))
+    torch.testing.assert_close(generator(condition_BPD, features=features_BK), generator(condition_BPD))
+
+
+def test_corrections_learn_for_prompts_that_are_not_recognised_only():
+    generator, prompts, *_ = made(num_hyperconv_blocks=1)
+    trained = {name for name, parameter in generator.named_parameters() if parameter.requires_grad}
+    start = {"expander.offset", "expander.basis", "expander.features.weight"}
+    assert {"expander.corrections", "expander.strength"} <= trained
+    assert not start & trained
+    generator(torch.stack(prompts)).square().sum().backward()
+    assert generator.expander.corrections.grad.abs().max() < 1e-6
+    generator.zero_grad()
+    generator(torch.randn(2, 8, D)).square().sum().backward()
+    assert generator.expander.corrections.grad.flatten(1).abs().sum(1).min() > 0
+    assert generator.output_projection.weight.grad.abs().sum() > 0
+
+
+def test_a_network_that_remembers_is_saved_and_loaded():
+    generator, prompts, *_ = made(num_corrections=2)
+    again = HyperConvGenerator(GeneratorConfig.from_dict(generator.config.to_dict()))
+    again.load_state_dict(generator.state_dict())
+    condition_BPD = torch.stack([prompts[0][:8], torch.randn(8, D)])
+    assert torch.equal(again(condition_BPD), generator(condition_BPD))
+    assert len(again.expander.corrections) == 3
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(HyperConvError, match="num_tasks is 3, expected 0 with the expander 'basis'"):
+        GeneratorConfig(expander="basis", num_tasks=3)
+    generator, prompts, rows_KSD, fit, means_KNW = made()
+    with pytest.raises(HyperConvError, match="prompts are missing"):
+        generator.start_from(fit, means_KNW)
+    with pytest.raises(HyperConvError, match=r"prompts are of 5 task\(s\), expected num_tasks=6"):
+        generator.start_from(fit, means_KNW, prompts[:-1])
+    with pytest.raises(HyperConvError, match="prompts of task 0 have shape"):
+        generator.start_from(fit, means_KNW, [prompts[0][:, 1:], *prompts[1:]])
+    with pytest.raises(HyperConvError, match="fits are 1, expected one for each of 6"):
+        generator.leave_out(list(left_out_fits(rows_KSD, fit.penalty))[:1])
+    with pytest.raises(HyperConvError, match="num_tasks is 0"):
+        HyperConvGenerator(GeneratorConfig(**SMALL)).leave_out([])
