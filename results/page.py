@@ -17,6 +17,7 @@ __all__ = ["draw", "readme_section", "replace_section", "write_page"]
 Found = dict[str, Any]
 _COLOURS = {
     "generated": "#1a73e8",
+    "tuned": "#1a73e8",
     "ridge": "#a142f4",
     "nearest": "#d09ef8",
     "own": "#188038",
@@ -46,8 +47,11 @@ def readme_section(found: Found | None) -> str:
         "",
         *_markdown(*_row_table(found["held_out"])),
         "",
-        *_markdown(*_difference_table(found["generated_minus"])),
-        "",
+        *(
+            line
+            for row, table in found["differences"].items()
+            for line in [*_markdown(*_difference_table(row, table)), ""]
+        ),
         f"By the number of training tasks (seed {found['seeds'][0]}; NLL / exact match, %):",
         "",
         *_markdown(*_curve_table(found["curve"])),
@@ -108,7 +112,7 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         f'<img alt="The scores of the tables below" src="data:image/png;base64,{image}">',
         "<h2>Held-out tasks</h2>",
         _html(*_row_table(found["held_out"])),
-        _html(*_difference_table(found["generated_minus"])),
+        *(_html(*_difference_table(row, table)) for row, table in found["differences"].items()),
         "<h2>By the number of training tasks</h2>",
         f"<p>Seed {found['seeds'][0]}, the same number of steps. NLL per answer token / exact match, %.</p>",
         _html(*_curve_table(found["curve"])),
@@ -147,8 +151,8 @@ def _row_table(table: Found, caption: str = "row") -> Table:
     return head, lines
 
 
-def _difference_table(table: Found) -> Table:
-    head = ["generated minus", "NLL", "better on", "exact match, points", "better on "]
+def _difference_table(name: str, table: Found) -> Table:
+    head = [f"{name} minus", "NLL", "better on", "exact match, points", "better on "]
     return head, [
         [
             row,

@@ -139,7 +139,7 @@ def found() -> dict:
         "num_training_tasks": 70,
         "seeds": [0],
         "held_out": table,
-        "generated_minus": summary.compared(scores, "generated"),
+        "differences": {"generated": summary.compared(scores, "generated")},
         "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
         "curve": [{"num_tasks": number, "rows": table} for number in (10, 70)],
         "by_seed": {"0": {row: {name: table[row][name]["mean"] for name in ("nll", "exact_match")} for row in table}},
