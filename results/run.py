@@ -198,7 +198,7 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         "num_training_tasks": len(manifest.training_tasks),
         "seeds": list(plan.seeds),
         "held_out": summary.group_table(scores),
-        "differences": {row: summary.compared(scores, row) for row in ("generated", "tuned")},
+        "differences": {row: table for row in ("generated", "tuned") if (table := summary.compared(scores, row))},
         "seen": summary.group_table(summary.scores_by_task([seen], held_out=False)),
         "curve": [
             {"num_tasks": size, "rows": summary.group_table(summary.scores_by_task([one], held_out=True))}
