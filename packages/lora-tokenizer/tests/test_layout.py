@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapter_strategies import DTYPES, adapters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import (
@@ -24,7 +24,6 @@ from lora_tokenizer import (
     write_adapter,
 )
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 QWEN = {
     "self_attn.q_proj": (896, 896),
     "self_attn.k_proj": (896, 128),
@@ -45,71 +44,13 @@ LLAMA = {
 }
 
 
-@st.composite
-def adapters(draw: st.DrawFn) -> LoraAdapter:
-    """Any adapter: uneven layers, stacks, mixed ranks and dtypes, embeddings, DoRA, biases, any finite bits."""
-    r = draw(st.integers(1, 5))
-    use_dora, lora_bias = draw(st.booleans()), draw(st.booleans())
-    stacks = draw(
-        st.lists(st.sampled_from(["model.layers", "encoder.block", "decoder.block"]), max_size=2, unique=True)
-    )
-    modules = [
-        f"{stack}.{layer}.{leaf}"
-        for stack in stacks
-        for layer in draw(st.lists(st.integers(0, 12), min_size=1, max_size=3, unique=True))
-        for leaf in draw(
-            st.lists(st.sampled_from(["attn.q", "attn.v", "mlp.0.up"]), min_size=1, max_size=3, unique=True)
-        )
-    ]
-    modules += draw(st.lists(st.sampled_from(["lm_head", "embed"]), min_size=0 if modules else 1, unique=True))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    dtypes = draw(st.sampled_from([DTYPES, DTYPES[:1], DTYPES[2:3]]))
-    rank_pattern, tensors = {}, {}
-    for module in modules:
-        rank = draw(st.sampled_from([r, r, 2 * r]))
-        if rank != r:
-            rank_pattern[f"^{module}"] = rank
-        num_in, num_out = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-        shapes: dict[str, tuple[int, ...]] = {"lora_A.weight": (rank, num_in), "lora_B.weight": (num_out, rank)}
-        if module == "embed":
-            shapes = {"lora_embedding_A": (rank, num_in), "lora_embedding_B": (num_out, rank)}
-        elif lora_bias:
-            shapes["lora_B.bias"] = (num_out,)
-        if use_dora:
-            shapes["lora_magnitude_vector"] = (num_out,)
-        for part, shape in shapes.items():
-            dtype = draw(st.sampled_from(dtypes))
-            raw = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), generator=generator, dtype=torch.uint8)
-            tensor = raw.view(dtype).view(shape).clone()
-            tensor[~torch.isfinite(tensor)] = -0.0
-            tensors[f"base_model.model.{module}.{part}"] = tensor
-    alphas = st.sampled_from([1, 16, 0.5, -3])
-    patterns = st.sampled_from([*(f"^{module}" for module in modules), "attn.q", r".*\.0\..*", "mlp", "nowhere"])
-    numbers = [int(part) for module in modules for part in module.split(".") if part.isdigit()]
-    layers = draw(st.none() | st.lists(st.sampled_from(numbers or [0]), min_size=1, unique=True))
-    config = AdapterConfig(
-        r=r,
-        lora_alpha=draw(alphas),
-        alpha_pattern=draw(st.dictionaries(patterns, alphas, max_size=3)),
-        layers_to_transform=None if layers is None else tuple(layers),
-        layers_pattern=None if layers is None else draw(st.none() | st.just(("layers", "block"))),
-        fan_in_fan_out=draw(st.booleans()),
-        target_modules=tuple(modules),
-        use_dora=use_dora,
-        lora_bias=lora_bias,
-        use_rslora=draw(st.booleans()),
-        rank_pattern=rank_pattern,
-        base_model_name_or_path=draw(st.sampled_from([None, "x/y"])),
-    )
-    return LoraAdapter(config=config, tensors=tensors)
-
-
 @settings(max_examples=300, deadline=None)
-@given(adapters(), st.integers(1, 20), st.randoms(use_true_random=False))
+@given(adapters(), st.integers(1, 20), st.booleans(), st.randoms(use_true_random=False))
 def test_nothing_is_lost_and_file_order_does_not_matter(
-    adapter: LoraAdapter, token_dim: int, rng: random.Random
+    adapter: LoraAdapter, token_dim: int, transpose_b: bool, rng: random.Random
 ) -> None:
-    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens="auto")
+    options: dict[str, Any] = {"token_dim": token_dim, "max_tokens": "auto", "transpose_b": transpose_b}
+    layout = TokenLayout.from_adapter(adapter, **options)
     again = TokenLayout.from_json(layout.to_json())
     assert again == layout
     tokens = layout.encode(adapter)
@@ -132,21 +73,22 @@ def test_nothing_is_lost_and_file_order_does_not_matter(
     names = list(adapter.tensors)
     rng.shuffle(names)
     shuffled = LoraAdapter(config=adapter.config, tensors={name: adapter.tensors[name] for name in names})
-    assert TokenLayout.from_adapter(shuffled, token_dim=token_dim, max_tokens="auto").fingerprint == layout.fingerprint
+    assert TokenLayout.from_adapter(shuffled, **options).fingerprint == layout.fingerprint
 
 
 @settings(max_examples=60, deadline=None)
-@given(adapters(), st.integers(1, 20))
+@given(adapters(), st.integers(1, 20), st.booleans())
 def test_nothing_is_lost_through_tokens_and_files(
-    tmp_path_factory: pytest.TempPathFactory, adapter: LoraAdapter, token_dim: int
+    tmp_path_factory: pytest.TempPathFactory, adapter: LoraAdapter, token_dim: int, transpose_b: bool
 ) -> None:
-    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens="auto")
+    options: dict[str, Any] = {"token_dim": token_dim, "max_tokens": "auto", "transpose_b": transpose_b}
+    layout = TokenLayout.from_adapter(adapter, **options)
     folder = tmp_path_factory.mktemp("adapter")
     reread = read_adapter(write_adapter(layout.decode(layout.encode(adapter)), folder))
     assert same_bits(reread, adapter)
     assert reread.config == adapter.config
     assert [reread.scaling(module) for module in reread.modules] == [adapter.scaling(m) for m in adapter.modules]
-    assert TokenLayout.from_adapter(reread, token_dim=token_dim, max_tokens="auto") == layout
+    assert TokenLayout.from_adapter(reread, **options) == layout
 
 
 def test_the_property_tests_draw_every_kind_of_adapter() -> None:

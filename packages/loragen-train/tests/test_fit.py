@@ -191,6 +191,18 @@ def test_every_option_of_the_network_can_be_set(config, tmp_path):
         ModelConfig(kernel_size=4)
 
 
+def test_a_generator_of_rank_components(config, tmp_path, make):
+    made = fit(replace(short(config, tmp_path), model=ModelConfig(hidden_dim=16, output_dim="auto", transpose_b=True)))
+    bundle = GeneratorBundle.load(made)
+    assert bundle.layout.transpose_b
+    assert (bundle.layout.token_dim, bundle.generator.config.output_dim) == (16, 16)
+    record = yaml.safe_load((made / "config.yaml").read_text())
+    assert (record["model"]["output_dim"], record["model"]["transpose_b"]) == ("auto", True)
+    adapter = LoraGenerator.from_pretrained(made).generate(["What is 1 + 2?"])
+    stored = read_adapter(Path(config.data.tasks[0].checkpoint_dir) / "checkpoint-1")
+    assert {n: t.shape for n, t in adapter.tensors.items()} == {n: t.shape for n, t in stored.tensors.items()}
+
+
 def test_a_kernel_that_the_zoo_is_too_small_for_is_refused_before_anything_is_tokenized(config, tmp_path, monkeypatch):
     monkeypatch.setattr(TokenLayout, "encode", None)
     config = replace(short(config, tmp_path), model=replace(config.model, kernel_size=5))

@@ -134,6 +134,25 @@ def test_an_adapter_over_the_limit_is_an_error_that_says_what_would_fit(tmp_path
         assert read(data, ModelConfig(output_dim=16, max_seq_len=enough)).layout.num_tokens == 42
 
 
+def test_tokens_that_are_pieces_of_rank_components(tmp_path, make, read, caplog):
+    caplog.set_level("INFO")
+    data = data_config(make.zoo(tmp_path))
+    zoos = [
+        read(data, ModelConfig(output_dim=width, transpose_b=transpose_b))
+        for width, transpose_b in ((16, False), ("auto", True), (32, True), (8, True))
+    ]
+    assert [zoo.layout.transpose_b for zoo in zoos] == [False, True, True, True]
+    assert zoos[1].layout.token_dim == 16
+    assert "Tokens have 16 values (model.output_dim: auto)." in caplog.text
+    file = tmp_path / "adapters" / "sums" / "checkpoint-1"
+    for zoo in zoos:
+        # Tokens of 8 and of 16 values are the same bytes; statistics from the cache are those of the right shape.
+        assert zoo.stats.mean.shape == (zoo.layout.num_tokens, zoo.layout.token_dim)
+        torch.testing.assert_close(zoo.stats.mean, torch.stack(list(zoo.tokens)).mean(0))
+        back = zoo.layout.decode(zoo.tokens[0])
+        assert all(torch.equal(back.tensors[name], value) for name, value in read_adapter(file).tensors.items())
+
+
 def test_a_folder_without_adapters_is_named(tmp_path, make, read):
     make.zoo(tmp_path, tasks=("sums",))
     for folder, message in (("samples", "samples holds no adapters"), ("missing", "missing does not exist")):

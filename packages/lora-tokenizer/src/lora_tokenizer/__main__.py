@@ -34,13 +34,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (inspect, round_trip):
         command.add_argument("path", help="PEFT folder, .safetensors, .pt, .pth, .ckpt or .bin file")
-        command.add_argument("--token-dim", type=int, default=384, help="values per token (default: 384)")
+        command.add_argument(
+            "--token-dim",
+            type=_int_or_auto,
+            default=384,
+            help="values per token, or auto for the widest, up to 1024, that divides all rows (default: 384)",
+        )
+        command.add_argument("--transpose-b", action="store_true", help="lay B out as r rows, as A is")
         command.add_argument("--lora-alpha", type=float, help="alpha, in place of what the checkpoint says")
         command.add_argument("--adapter-name", help="which adapter, where the checkpoint holds several")
         command.add_argument("--prefix", help="what to cut off the front of every tensor name")
         command.add_argument("--allow-bin", action="store_true", help="read .bin files (no code in them is run)")
         command.add_argument("--json", action="store_true", help="print JSON instead of text")
     return parser
+
+
+def _int_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -78,26 +78,30 @@ class RoundTripReport:
         return self.tokens_equal and self.files_equal and self.layout_equal
 
 
-def inspect_adapter(path: str | Path, *, token_dim: int = 384, **read_options: Any) -> AdapterReport:
+def inspect_adapter(
+    path: str | Path, *, token_dim: int | str = 384, transpose_b: bool = False, **read_options: Any
+) -> AdapterReport:
     """Report on one checkpoint; NaN and Inf are counted, not refused.
 
     Raises:
         LoraTokenizerError: it cannot be read.
     """
     adapter = read_adapter(path, check_values=False, **read_options)
-    return report_on(adapter, str(path), token_dim=token_dim)
+    return report_on(adapter, str(path), token_dim=token_dim, transpose_b=transpose_b)
 
 
-def report_on(adapter: LoraAdapter, path: str = "", *, token_dim: int = 384) -> AdapterReport:
+def report_on(
+    adapter: LoraAdapter, path: str = "", *, token_dim: int | str = 384, transpose_b: bool = False
+) -> AdapterReport:
     """Report on an adapter in memory."""
-    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens="auto")
+    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens="auto", transpose_b=transpose_b)
     modules = tuple(_module_report(adapter, module) for module in adapter.modules)
     return AdapterReport(
         path=path,
         config=adapter.config.to_peft(),
         num_parameters=adapter.num_parameters,
         dtypes=tuple(sorted({dtype_name(tensor.dtype) for tensor in adapter.tensors.values()})),
-        token_dim=token_dim,
+        token_dim=layout.token_dim,
         num_tokens=layout.num_tokens,
         grid=layout.grid,
         padding=layout.padding,
@@ -131,7 +135,12 @@ def _module_report(adapter: LoraAdapter, module: str) -> ModuleReport:
 
 
 def check_round_trip(
-    path: str | Path, *, token_dim: int = 384, max_tokens: int | str = 512, **read_options: Any
+    path: str | Path,
+    *,
+    token_dim: int | str = 384,
+    max_tokens: int | str = 512,
+    transpose_b: bool = False,
+    **read_options: Any,
 ) -> RoundTripReport:
     """Encode and decode one checkpoint, through the files too, and compare to the bit.
 
@@ -139,13 +148,13 @@ def check_round_trip(
         LoraTokenizerError: it cannot be read, or needs more than `max_tokens`.
     """
     adapter = read_adapter(path, **read_options)
-    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens=max_tokens)
+    layout = TokenLayout.from_adapter(adapter, token_dim=token_dim, max_tokens=max_tokens, transpose_b=transpose_b)
     again = TokenLayout.from_json(layout.to_json())
     decoded = again.decode(layout.encode(adapter))
     with tempfile.TemporaryDirectory() as folder:
         reread = read_adapter(write_adapter(decoded, Path(folder) / "adapter"))
     return RoundTripReport(
-        report=report_on(adapter, str(path), token_dim=token_dim),
+        report=report_on(adapter, str(path), token_dim=token_dim, transpose_b=transpose_b),
         tokens_equal=same_bits(adapter, decoded),
         files_equal=same_bits(adapter, reread) and reread.config == adapter.config,
         layout_equal=again == layout and again.fingerprint == layout.fingerprint,

@@ -1,4 +1,4 @@
-"""Moving values from tensors into tokens: one copy of each value, no Python work per token, no index tensor."""
+"""Moving values between tensors and tokens: one copy of each value, no Python work per token, no index tensor."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Span(NamedTuple):
     start: int
     end: int
     padded_end: int
+    transposed: bool
 
 
 def are_plain(tensors: Mapping[str, Tensor]) -> bool:
@@ -35,15 +36,29 @@ def copy_bytes(tensors: Mapping[str, Tensor], spans: Sequence[Span], dtype: torc
     faster for pieces of this size and hundreds of times slower when the cores are busy with something else. numpy
     also asks the system for large pages, which makes new memory several times cheaper to write to.
     """
-    as_integer = _INTEGERS.get(dtype)
-    kind = torch.empty(0, dtype=as_integer or dtype).numpy().dtype
-    flat = np.empty(spans[-1].padded_end, kind)
-    for name, start, end, padded_end in spans:
-        tensor = tensors[name] if as_integer is None else tensors[name].view(as_integer)
-        flat[start:end] = tensor.numpy().reshape(-1)
+    flat = np.empty(spans[-1].padded_end, _as_numpy(torch.empty(0, dtype=dtype)).dtype)
+    for name, start, end, padded_end, transposed in spans:
+        values = _as_numpy(tensors[name])
+        if transposed:
+            flat[start:end].reshape(values.shape[::-1])[:] = values.T
+        else:
+            flat[start:end] = values.reshape(-1)
         flat[end:padded_end] = 0
-    tokens = torch.from_numpy(flat)
-    return tokens if as_integer is None else tokens.view(dtype)
+    return torch.from_numpy(flat).view(dtype)
+
+
+def transpose_in_place(tokens: Tensor, spans: Sequence[Span], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Turn the values of every transposed span of plain tokens into its tensor's own, row-major order."""
+    flat = _as_numpy(tokens).reshape(-1)
+    for name, start, end, _, transposed in spans:
+        if transposed:
+            num_rows, num_columns = shapes[name]
+            flat[start:end] = flat[start:end].reshape(num_columns, num_rows).T.reshape(-1)
+
+
+def _as_numpy(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as numpy sees it; bfloat16 as integers."""
+    return tensor.view(_INTEGERS.get(tensor.dtype, tensor.dtype)).numpy()
 
 
 def concatenate(tensors: Mapping[str, Tensor], spans: Sequence[Span], dtype: torch.dtype) -> Tensor:
@@ -51,8 +66,9 @@ def concatenate(tensors: Mapping[str, Tensor], spans: Sequence[Span], dtype: tor
     device = next(iter(tensors.values())).device
     zeros = torch.zeros(max(span.padded_end - span.end for span in spans), dtype=dtype, device=device)
     pieces = []
-    for name, _, end, padded_end in spans:
-        pieces.append(tensors[name].reshape(-1))
+    for name, _, end, padded_end, transposed in spans:
+        tensor = tensors[name].mT if transposed else tensors[name]
+        pieces.append(tensor.reshape(-1))
         if padded_end > end:
             pieces.append(zeros[: padded_end - end])
     return torch.cat(pieces)

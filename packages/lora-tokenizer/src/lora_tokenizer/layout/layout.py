@@ -19,13 +19,15 @@ from lora_tokenizer.adapter import DTYPES, LoraAdapter, dtype_name
 from lora_tokenizer.canonical import canonical_form
 from lora_tokenizer.config import AdapterConfig
 from lora_tokenizer.errors import LoraTokenizerError
-from lora_tokenizer.layout.copying import Span, are_plain, concatenate, copy_bytes
+from lora_tokenizer.layout.copying import Span, are_plain, concatenate, copy_bytes, transpose_in_place
 from lora_tokenizer.layout.matching import check_same, fits
-from lora_tokenizer.layout.packing import Packing, Slot, check_budget, pack
+from lora_tokenizer.layout.packing import AUTO, Packing, Slot, auto_token_dim, check_budget, pack
 from lora_tokenizer.names import split_name
 
 FORMAT = 1
 """Version of the packing rules and of the JSON; it is part of every fingerprint."""
+FORMAT_TRANSPOSED = 2
+"""That of layouts with `transpose_b`, so that a version that does not know it refuses them."""
 
 MAX_TOKEN_DIM = 1 << 20
 _CONFIG_FIELDS = frozenset(field.name for field in fields(AdapterConfig))
@@ -58,32 +60,42 @@ class TokenLayout:
     """Place of each tensor."""
     canonical: str | None = None
     """None, or "svd": factors are brought to canonical form before they are encoded."""
+    transpose_b: bool = False
+    """B is laid out as `[r, out]`: its rows, as those of A, are rank components."""
 
     @classmethod
     def from_adapter(
         cls,
         adapter: LoraAdapter,
         *,
-        token_dim: int = 384,
+        token_dim: int | str = 384,
         max_tokens: int | str = 512,
         canonical: str | None = None,
+        transpose_b: bool = False,
     ) -> TokenLayout:
         """Lay out the tensors of `adapter`.
 
         Args:
             adapter: an adapter such as those to be encoded.
-            token_dim: W, values per token.
+            token_dim: W, values per token; "auto" for the widest, up to 1024, that divides all rows of all matrices, so
+                that no token holds pieces of two rows. Where all that divides them is below 16, it is 384, with a
+                warning.
             max_tokens: budget for N, or "auto" for as many as it takes.
             canonical: "svd" to encode canonical factors instead of the stored ones (`canonical_form`).
+            transpose_b: lay B `[out, r]` (of embeddings too) out as `[r, out]`, so that H is ordered by module, factor
+                and rank component.
 
         Raises:
             LoraTokenizerError: the adapter needs more tokens than `max_tokens` (the message says what would fit).
         """
-        _check_settings(token_dim, canonical)
+        _check_canonical(canonical)
         tensors = {name: (tuple(t.shape), dtype_name(t.dtype)) for name, t in adapter.tensors.items()}
-        packing = pack(tensors, token_dim)
-        check_budget(packing, token_dim, max_tokens)
-        return cls(config=adapter.config, token_dim=token_dim, packing=packing, canonical=canonical)
+        width = auto_token_dim(tensors, transpose_b=transpose_b) if token_dim == AUTO else _checked_width(token_dim)
+        packing = pack(tensors, width, transpose_b=transpose_b)
+        check_budget(packing, width, max_tokens)
+        return cls(
+            config=adapter.config, token_dim=width, packing=packing, canonical=canonical, transpose_b=transpose_b
+        )
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -132,8 +144,8 @@ class TokenLayout:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
     def _content(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
+        version = {"format": FORMAT_TRANSPOSED, "transpose_b": True} if self.transpose_b else {"format": FORMAT}
+        return version | {
             "token_dim": self.token_dim,
             "canonical": self.canonical,
             "grid": list(self.grid),
@@ -154,18 +166,29 @@ class TokenLayout:
         """
         try:
             content = json.loads(text)
-            if content["format"] != FORMAT:
+            if content["format"] not in (FORMAT, FORMAT_TRANSPOSED):
                 raise LoraTokenizerError(
-                    f"the token layout has format {content['format']!r} and this version reads {FORMAT}: make it again"
+                    f"the token layout has format {content['format']!r} and this version reads {FORMAT} and "
+                    f"{FORMAT_TRANSPOSED}: make it again"
                 )
-            _check_settings(content["token_dim"], content["canonical"])
+            transpose_b = content["format"] == FORMAT_TRANSPOSED
+            if content.get("transpose_b", False) is not transpose_b:
+                raise LoraTokenizerError(
+                    f"the token layout has format {content['format']} and transpose_b "
+                    f"{content.get('transpose_b')!r}, which do not go together: make it again"
+                )
+            token_dim = _checked_width(content["token_dim"])
+            _check_canonical(content["canonical"])
             layout = cls(
                 config=AdapterConfig(**content["config"]),
-                token_dim=content["token_dim"],
+                token_dim=token_dim,
                 packing=pack(
-                    {name: (tuple(shape), dtype) for name, shape, dtype in content["tensors"]}, content["token_dim"]
+                    {name: (tuple(shape), dtype) for name, shape, dtype in content["tensors"]},
+                    token_dim,
+                    transpose_b=transpose_b,
                 ),
                 canonical=content["canonical"],
+                transpose_b=transpose_b,
             )
             if layout.grid != tuple(content["grid"]):
                 raise LoraTokenizerError(f"the token layout claims another grid than its tensors make, {layout.grid}")
@@ -204,18 +227,27 @@ class TokenLayout:
     def decode(self, tokens_NW: Tensor) -> LoraAdapter:
         """The adapter that tokens stand for; each tensor in the dtype stored for it, padding is ignored.
 
-        The tensors share one new buffer; they do not alias the tokens.
+        The tensors are row-major and in new memory, which those on the CPU share; gradients flow.
 
         Raises:
             LoraTokenizerError: the tokens have another shape or are not floats.
         """
         self._check_tokens(tokens_NW, tokens_NW.shape)
         buffers = {name: tokens_NW.to(DTYPES[name], copy=True).contiguous() for name in self._dtypes}
-        tensors = {name: buffers[dtype].as_strided(*view) for name, dtype, view in self._views}
+        if tokens_NW.is_cpu and not tokens_NW.requires_grad:
+            if self.transpose_b:
+                for buffer in buffers.values():
+                    transpose_in_place(buffer, self._spans, self._shapes)
+            tensors = {name: buffers[dtype].as_strided(*view) for name, dtype, view in self._views}
+        else:
+            batches = {dtype: self.tensors(buffer[None]) for dtype, buffer in buffers.items()}
+            tensors = {slot.name: batches[slot.dtype][slot.name][0].contiguous() for slot in self.slots}
         return LoraAdapter(config=self.config, tensors=tensors)
 
     def tensors(self, tokens_BNW: Tensor) -> dict[str, Tensor]:
         """The tensors `[B, *shape]` that a batch of tokens stands for, by name: views in the tokens' own dtype.
+
+        Where B is transposed in the tokens, it is a view with the axes turned back.
 
         Gradients flow, through one concatenation for all tensors together. Apart from dtypes, `tensors(t[None])` holds
         what `decode(t)` does.
@@ -225,7 +257,7 @@ class TokenLayout:
         """
         self._check_tokens(tokens_BNW, tokens_BNW.shape[1:])
         pieces = torch.split(tokens_BNW.flatten(1), self._piece_sizes, dim=1)
-        return {slot.name: values.view(-1, *slot.shape) for slot, values in zip(self.slots, pieces[::2], strict=True)}
+        return {slot.name: slot.shaped(values) for slot, values in zip(self.slots, pieces[::2], strict=True)}
 
     def _check_tokens(self, tokens: Tensor, shape_NW: torch.Size) -> None:
         if tuple(shape_NW) != (self.num_tokens, self.token_dim) or not tokens.is_floating_point():
@@ -237,7 +269,7 @@ class TokenLayout:
     @functools.cached_property
     def _piece_sizes(self) -> list[int]:
         """Of each slot the number of its values and of the padding behind them, one after the other."""
-        return [size for _, start, end, padded in self._spans for size in (end - start, padded - end)]
+        return [size for span in self._spans for size in (span.end - span.start, span.padded_end - span.end)]
 
     @functools.cached_property
     def _dtypes(self) -> tuple[str, ...]:
@@ -249,9 +281,13 @@ class TokenLayout:
         starts = [slot.start * self.token_dim for slot in self.slots]
         ends = [*starts[1:], self.num_tokens * self.token_dim]
         return tuple(
-            Span(slot.name, start, start + slot.num_values, end)
+            Span(slot.name, start, start + slot.num_values, end, slot.transposed)
             for slot, start, end in zip(self.slots, starts, ends, strict=True)
         )
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {slot.name: slot.shape for slot in self.slots}
 
     @functools.cached_property
     def _names(self) -> frozenset[str]:
@@ -259,7 +295,7 @@ class TokenLayout:
 
     @functools.cached_property
     def _views(self) -> tuple[tuple[str, str, tuple[tuple[int, ...], tuple[int, ...], int]], ...]:
-        """Name, dtype, and shape, strides and offset of each tensor in a buffer of `[N, W]`."""
+        """Name, dtype, and shape, strides and offset of each tensor, row-major, in a buffer of `[N, W]`."""
         return tuple(
             (slot.name, slot.dtype, (slot.shape, _row_major(slot.shape), slot.start * self.token_dim))
             for slot in self.slots
@@ -270,8 +306,12 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) if len(shape) == 1 else (shape[1], 1)
 
 
-def _check_settings(token_dim: object, canonical: object) -> None:
+def _checked_width(token_dim: object) -> int:
     if not isinstance(token_dim, int) or isinstance(token_dim, bool) or not 0 < token_dim <= MAX_TOKEN_DIM:
         raise LoraTokenizerError(f"token_dim is {token_dim!r}, where a number from 1 to {MAX_TOKEN_DIM} belongs")
+    return token_dim
+
+
+def _check_canonical(canonical: object) -> None:
     if canonical not in (None, "svd"):
         raise LoraTokenizerError(f"canonical is {canonical!r}, where None or 'svd' belongs")

@@ -24,6 +24,7 @@ _DECIDED_ELSEWHERE = {
 }
 # Larger than any: what a kernel must fit into is known once the checkpoints are.
 _ANY_GRID = (1 << 15, 1 << 15)
+_SOME_OUTPUT_DIM = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,11 @@ class ModelConfig:
     """Most tokens the generator may write; ``auto``: as many as the adapters need."""
     num_hyperconv_blocks: int = 3
     """Number of HyperConv blocks."""
-    output_dim: int = 384
-    """Values per token."""
+    output_dim: int | Literal["auto"] = 384
+    """Values per token; ``auto``: the most, up to 1024, that divide all rows of the adapters' matrices, so that no
+    token holds pieces of two rows."""
+    transpose_b: bool = False
+    """Lay B out as r rows, as A is, so that all tokens are pieces of rank components."""
     kernel_size: int = 3
     """Kernel of the convolutions over tokens and layers, odd."""
     num_basis: int | Literal["auto"] = "auto"
@@ -74,7 +78,8 @@ class ModelConfig:
                 f"model.num_basis is {self.num_basis}, but model.generator.num_basis {self.generator.num_basis}; leave "
                 "one out."
             )
-        self.network(condition_dim=1, grid=_ANY_GRID)
+        width = _SOME_OUTPUT_DIM if self.output_dim == "auto" else self.output_dim
+        self.network(condition_dim=1, grid=(*_ANY_GRID, width))
 
     @property
     def parsed_condition(self) -> Condition:
@@ -84,26 +89,35 @@ class ModelConfig:
         except ValueError as error:
             raise LoragenTrainError(f"model.{error}.") from error
 
-    def network(self, *, condition_dim: int, grid: tuple[int, int], num_tasks: int | None = None) -> GeneratorConfig:
+    def network(
+        self, *, condition_dim: int, grid: tuple[int, int, int], num_tasks: int | None = None
+    ) -> GeneratorConfig:
         """Return the options of the whole network.
 
         Args:
             condition_dim: Width of the embeddings.
-            grid: Transformer layers, and tokens of each.
+            grid: ``(L, H, W)``: transformer layers, tokens of each, and values of a token.
             num_tasks: Training tasks, which ``num_basis`` may depend on; None: they are not known yet.
 
         Raises:
             LoragenTrainError: An option is out of range, or a kernel is longer than an axis of the grid.
         """
-        names = ("hidden_dim", "num_hyperconv_blocks", "output_dim", "kernel_size")
+        names = ("hidden_dim", "num_hyperconv_blocks", "kernel_size")
         own = {name: getattr(self, name) for name in names}
         num_basis = self.generator.num_basis
         if self.num_basis != "auto":
             num_basis = self.num_basis
         elif num_tasks is not None and num_basis == GeneratorConfig().num_basis:
-            num_basis = num_basis_for(num_tasks, grid[0] * grid[1] * self.output_dim) if num_tasks > 1 else 2
+            num_basis = num_basis_for(num_tasks, math.prod(grid)) if num_tasks > 1 else 2
         try:
-            return replace(self.generator, condition_dim=condition_dim, grid=grid, num_basis=num_basis, **own)
+            return replace(
+                self.generator,
+                condition_dim=condition_dim,
+                grid=grid[:2],
+                output_dim=grid[2],
+                num_basis=num_basis,
+                **own,
+            )
         except HyperConvError as error:
             raise LoragenTrainError(f"model.{error}") from error
 

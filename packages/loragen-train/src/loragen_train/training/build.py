@@ -113,7 +113,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
     network = config.model.network(
-        condition_dim=encoder.embedding_dim, grid=zoo.layout.grid[:2], num_tasks=len(prompts.train)
+        condition_dim=encoder.embedding_dim, grid=zoo.layout.grid, num_tasks=len(prompts.train)
     )
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])

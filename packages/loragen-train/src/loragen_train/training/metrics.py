@@ -5,6 +5,7 @@ Legend: B batch, N tokens, W values per token, r rank, i inputs, o outputs of a 
 
 import torch
 from lora_tokenizer import TokenLayout, delta_inner
+from lora_tokenizer.layout.packing import Slot
 from lora_tokenizer.names import split_name
 
 __all__ = ["DeltaComparison"]
@@ -20,15 +21,14 @@ class DeltaComparison:
     """
 
     def __init__(self, layout: TokenLayout) -> None:
-        places: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {}
+        self._token_dim = layout.token_dim
+        self._slots: dict[str, dict[str, Slot]] = {}
         for slot in layout.slots:
             module, part = split_name(slot.name)
             if len(slot.shape) == 2:
                 factor = "A" if part.startswith(("lora_A", "lora_embedding_A")) else "B"
-                places.setdefault(module, {})[factor] = (slot.start * layout.token_dim, slot.num_values, slot.shape)
-        self.places = places
-        """Of each module and factor: first value in the flat tokens, number of values, shape."""
-        self.modules = list(places)
+                self._slots.setdefault(module, {})[factor] = slot
+        self.modules = list(self._slots)
         """Names of the modules."""
         self.scales = torch.tensor([layout.config.scaling(module) for module in self.modules])
         """The factor on B @ A of each module."""
@@ -45,8 +45,9 @@ class DeltaComparison:
     def factors(self, tokens_NW: torch.Tensor, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return A ``[..., r, i]`` and B ``[..., o, r]``, float32, of one module in tokens ``[..., N, W]``."""
         flat = tokens_NW.flatten(-2)
-        a_ri, b_or = (
-            flat[..., start : start + num_values].view(*flat.shape[:-1], *shape).float()
-            for start, num_values, shape in (self.places[module]["A"], self.places[module]["B"])
-        )
-        return a_ri, b_or
+        slots = self._slots[module]
+        return self._factor(flat, slots["A"]), self._factor(flat, slots["B"])
+
+    def _factor(self, flat: torch.Tensor, slot: Slot) -> torch.Tensor:
+        start = slot.start * self._token_dim
+        return slot.shaped(flat[..., start : start + slot.num_values]).float()

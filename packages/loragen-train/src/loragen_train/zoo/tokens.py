@@ -1,6 +1,7 @@
 """Reads the zoo: the checkpoints of every task as tokens under one layout, from the token cache."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -125,13 +126,16 @@ def _layout(files: Iterable[Path], data: DataConfig, model: ModelConfig) -> tupl
                 token_dim=model.output_dim,
                 max_tokens=model.max_seq_len,
                 canonical="svd" if data.canonical == "svd" else None,
+                transpose_b=model.transpose_b,
             )
         except LoraTokenizerError as error:
             limits = f"model.max_seq_len={model.max_seq_len} with model.output_dim={model.output_dim}"
             reason = str(error).replace("max_tokens", "model.max_seq_len")
             raise LoragenTrainError(f"{file} does not fit {limits}: {reason}") from error
         # Kernels that the grid is too small for are refused before anything is tokenized.
-        model.network(condition_dim=1, grid=layout.grid[:2])
+        model.network(condition_dim=1, grid=layout.grid)
+        if model.output_dim == "auto":
+            logger.info("Tokens have %d values (model.output_dim: auto).", layout.token_dim)
         if layout.canonical is not None:
             logger.info("Checkpoints are brought to their canonical form (%s).", layout.canonical)
         return layout, file
@@ -146,7 +150,8 @@ def _unusable(file: Path, problem: str) -> LoragenTrainError:
 
 def _statistics(tokens: TokenSet, cache_dir: Path) -> TokenStats:
     """Statistics of a set, kept in the cache under a hash of what is in it."""
-    contents = "".join(entry["content"] for entry in tokens.entries)
+    # The shape too: where nothing is padded, tokens of another width are the same bytes.
+    contents = json.dumps([[entry["content"], entry["dtype"], entry["shape"]] for entry in tokens.entries])
     file = cache_dir / "statistics" / f"{hashlib.sha256(contents.encode()).hexdigest()[:32]}.safetensors"
     try:
         return TokenStats.load(file)
