@@ -142,7 +142,8 @@ def measure_memory(root: Path, num_checkpoints: int) -> float:
     """The child of :func:`peak_memory`."""
     from dataclasses import replace
 
-    from loragen_train.training.pairs import PairLoader
+    from loragen_train.training.pairs import Pairs
+    from loragen_train.training.visits import VisitLoader
     from loragen_train.zoo.tokens import read_zoo
 
     config = fit_config(root)
@@ -151,7 +152,8 @@ def measure_memory(root: Path, num_checkpoints: int) -> float:
     read_zoo(replace(data, max_checkpoints=1), config.model, ["task"], root / f"memory-{num_checkpoints}-warm")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     zoo = read_zoo(data, config.model, ["task"], root / f"memory-{num_checkpoints}")
-    for _ in PairLoader(zoo, {"task": range(64)}, data, seed="0", shuffle=True):
+    pairs = Pairs(zoo, {"task": range(64)}, data.prompts_per_condition, "0")
+    for _ in VisitLoader(pairs, data.batch_size, "0", shuffle=True):
         pass
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 

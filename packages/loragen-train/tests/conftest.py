@@ -73,12 +73,12 @@ def make_adapter(seed: int, *, r: int = 2, num_layers: int = 3, width: int = 32,
     return LoraAdapter(config=AdapterConfig(r=r, **fields), tensors=tensors)
 
 
-def write_adapters(root: Path, tasks: tuple[str, ...], num_checkpoints: int) -> None:
+def write_adapters(root: Path, tasks: tuple[str, ...], num_checkpoints: int, **shape: int) -> None:
     """Checkpoints of ``tasks`` below ``root / "adapters"``."""
     for number, task in enumerate(tasks):
         for checkpoint in range(1, num_checkpoints + 1):
             # Checkpoints of one task differ little beside the distance between tasks, as those of one training do.
-            adapter, noise = make_adapter(seed=number), make_adapter(seed=100 * checkpoint + number)
+            adapter, noise = (make_adapter(seed, **shape) for seed in (number, 100 * checkpoint + number))
             tensors = {name: value + 0.1 * noise.tensors[name] for name, value in adapter.tensors.items()}
             noisy = LoraAdapter(config=adapter.config, tensors=tensors)
             write_adapter(noisy, root / "adapters" / task / f"checkpoint-{checkpoint}")
@@ -99,10 +99,18 @@ def make_zoo(root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), num_chec
 
 
 def make_manifest(
-    root: Path, tasks: tuple[str, ...] = ("sums", "spelling"), *, num_checkpoints: int = 2, **changes: dict[str, Any]
+    root: Path,
+    tasks: tuple[str, ...] = ("sums", "spelling"),
+    *,
+    num_checkpoints: int = 2,
+    base_model: Path | None = None,
+    **changes: dict[str, Any],
 ) -> ZooManifest:
-    """A zoo with a ``zoo.json`` in ``root``: of each task 40 samples to train on and 8 to test; ``changes`` by task."""
-    write_adapters(root, tasks, num_checkpoints)
+    """A zoo with a ``zoo.json`` in ``root``: of each task 40 samples to train on and 8 to test; ``changes`` by task.
+
+    With a ``base_model`` the adapters are of the shape of the tiny Llama's.
+    """
+    write_adapters(root, tasks, num_checkpoints, num_layers=3 if base_model is None else 2)
     listed = []
     for name in tasks:
         train = write_samples(root / "train" / f"{name}.jsonl", QUESTIONS[name][:40])
@@ -110,7 +118,7 @@ def make_manifest(
         files = {"prompts": SampleFile.of(train, root), "test": SampleFile.of(test, root)}
         adapters = [f"adapters/{name}/checkpoint-{number}" for number in range(1, num_checkpoints + 1)]
         listed.append(ZooTask(**{"name": name, **files, "adapters": adapters, **changes.get(name, {})}))
-    manifest = ZooManifest(base_model="tiny", tasks=listed, folder=root)
+    manifest = ZooManifest(base_model=str(base_model or "tiny"), tasks=listed, folder=root)
     manifest.write()
     return manifest
 

@@ -98,3 +98,25 @@ def test_a_trained_encoder_goes_into_the_bundle_and_the_processes_agree(content,
     before = PromptEncoder(one.text_encoder_name).module.state_dict()
     changed = sum(not torch.equal(before[name], value) for name, value in one.text_encoder_state.items())
     assert changed > 50
+
+
+def test_two_processes_share_the_tasks_of_a_step_through_the_language_model(make, tmp_path, tiny_lm):
+    make.manifest(tmp_path / "zoo", ("sums", "spelling", "capitals"), base_model=tiny_lm, capitals={"adapters": []})
+    content = {
+        "data": {"zoo": str(tmp_path / "zoo"), "cache_dir": str(tmp_path / "cache"), "prompts_per_condition": 3},
+        "model": {"hidden_dim": 16, "output_dim": 16, "num_hyperconv_blocks": 0},
+        "training": {
+            "objective": "lm",
+            "max_epochs": 3,
+            "accelerator": "cpu",
+            "learning_rate": 5e-3,
+            "lm": {"samples_per_task": 2, "precision": "fp32"},
+        },
+        "name": "shared",
+    }
+    one = run(content, tmp_path / "one", "--training.lm.tasks_per_step", "2")
+    words = ("--training.devices", "2", "--training.strategy", "ddp", "--training.lm.tasks_per_step", "1")
+    two = run(content, tmp_path / "two", *words)
+    for column in ("train_loss", "val_loss"):
+        assert losses(two, column) == pytest.approx(losses(one, column), rel=1e-4)
+    assert losses(one, "train_loss")[0] != losses(one, "train_loss")[-1]

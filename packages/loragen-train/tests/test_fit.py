@@ -166,7 +166,7 @@ def test_the_generator_may_be_of_bfloat16_while_targets_and_losses_are_not(confi
 
     def watched(self, batch, batch_idx):
         loss = original(self, batch, batch_idx)
-        seen.add((next(self.generator.parameters()).dtype, self.shift.dtype, batch.tokens.dtype, loss.dtype))
+        seen.add((next(self.generator.parameters()).dtype, self.objective.shift.dtype, batch.tokens.dtype, loss.dtype))
         return loss
 
     monkeypatch.setattr(GeneratorModule, "training_step", watched)

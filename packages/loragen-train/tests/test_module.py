@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import TokenLayout, TokenStats
 from loragen_train import LoragenTrainError
+from loragen_train.configs.objectives import PhaseConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.condition import FrozenCondition
 from loragen_train.training.module import GeneratorModule
+from loragen_train.training.objectives import ReconstructionObjective
 from loragen_train.training.optimization import make_optimizer, make_schedule
 from loragen_train.training.pairs import Batch
 
@@ -33,10 +35,13 @@ def build(make):
             condition_dim=EMBEDDING_DIM, hidden_dim=8, grid=(num_layers, tokens_per_layer), output_dim=token_dim
         )
         condition = FrozenCondition(torch.randn(NUM_PROMPTS, EMBEDDING_DIM))
-        module = GeneratorModule(HyperConvGenerator(config), condition, layout, stats, TrainingConfig(**settings))
-        return module.eval()
+        training = TrainingConfig(**settings)
+        objectives = {"reconstruction": ReconstructionObjective(layout, stats, training)}
+        return GeneratorModule(HyperConvGenerator(config), condition, objectives, training).eval()
 
-    run.batch = Batch(torch.tensor([[0, 1], [2, 3]]), torch.stack(tokens[:2]), torch.ones(2))
+    run.batch = Batch(
+        torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 2, dtype=torch.bool), torch.stack(tokens[:2]), torch.ones(2)
+    )
     run.layout, run.stats = layout, stats
     return run
 
@@ -62,7 +67,7 @@ def test_the_loss_is_the_weighted_sum_over_real_positions(build, mse_weight, l1_
     assert not build.layout.mask().all()
     mse, l1 = by_hand(module, build)
     assert module.training_step(build.batch, 0).item() == pytest.approx(mse_weight * mse + l1_weight * l1, rel=1e-4)
-    logged = module.train_metrics.compute()
+    logged = module.objective.train_metrics.compute()
     assert logged["mse"].item() == pytest.approx(mse, rel=1e-4)
     assert logged["l1"].item() == pytest.approx(l1, rel=1e-4)
 
@@ -76,7 +81,7 @@ def test_importance_weighs_tokens_by_how_much_they_vary(build):
     assert module.training_step(build.batch, 0).item() == pytest.approx(mse + 0.1 * l1, rel=1e-4)
     # The plain errors beside it are not weighted.
     module.validation_step(build.batch, 0)
-    assert module.val_metrics.compute()["mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
+    assert module.objective.val_metrics.compute()["mae"].item() == pytest.approx(by_hand(module, build)[1], rel=1e-4)
 
 
 def test_padding_gets_no_gradient(build):
@@ -96,7 +101,7 @@ def test_metrics_are_in_z_scores_and_in_weights_and_cosines_are_of_weight_change
         for side in (predicted, target)
     ]
     difference = flat[0] - flat[1]
-    logged = {f"val_{name}": value.item() for name, value in module.val_metrics.compute().items()}
+    logged = {f"val_{name}": value.item() for name, value in module.objective.val_metrics.compute().items()}
     assert logged["val_weight_mae"] == pytest.approx(difference.abs().mean().item(), rel=1e-4)
     assert logged["val_weight_rmse"] == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-4)
     assert logged["val_weight_relative_error"] == pytest.approx((difference.norm() / flat[1].norm()).item(), rel=1e-4)
@@ -127,8 +132,10 @@ def test_the_metrics_of_an_epoch_do_not_depend_on_its_batches_and_repeats_do_not
         for number, part in enumerate(torch.arange(total).split(split)):
             counts = torch.cat([torch.ones(len(part)), torch.zeros(num_repeats)])
             rows = torch.cat([part, torch.zeros(num_repeats, dtype=torch.long)])
-            module.validation_step(Batch(prompts[rows], tokens[rows], counts), number)
-        seen.append({name: value.item() for name, value in module.val_metrics.compute().items()})
+            module.validation_step(
+                Batch(prompts[rows], torch.ones_like(prompts[rows], dtype=torch.bool), tokens[rows], counts), number
+            )
+        seen.append({name: value.item() for name, value in module.objective.val_metrics.compute().items()})
     assert seen[0] == pytest.approx(seen[1], rel=1e-4, abs=1e-6)
     assert seen[0]["rmse"] ** 2 == pytest.approx(seen[0]["mse"], rel=1e-4)
 
@@ -138,7 +145,7 @@ def test_training_is_measured_on_the_first_batch_of_validated_epochs(build):
     for max_epochs, batch_idx, is_measured in [(1, 0, True), (1, 1, False), (20, 0, False)]:
         module = build(max_epochs=max_epochs)
         module.training_step(build.batch, batch_idx)
-        logged = set(module.train_metrics.compute())
+        logged = set(module.objective.train_metrics.compute())
         assert losses <= logged
         assert (logged != losses) is is_measured
 
@@ -158,7 +165,7 @@ def test_noise_follows_from_the_number_of_the_step(build):
     for module in (noisy, plain):
         module.on_validation_epoch_start()
         module.validation_step(build.batch, 0)
-        losses.append(module.val_metrics.compute()["loss"])
+        losses.append(module.objective.val_metrics.compute()["loss"])
     assert losses[0] == losses[1]
 
 
@@ -166,7 +173,7 @@ def rates(num_steps: int = 10, **settings: object) -> list[float]:
     """The learning rate of every step, and the one after the last."""
     config = TrainingConfig(learning_rate=1e-3, **settings)
     optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], config)
-    schedule = make_schedule(optimizer, config, num_steps)
+    schedule = make_schedule(optimizer, config, [num_steps])
     seen = [optimizer.param_groups[0]["lr"]]
     for _ in range(num_steps):
         optimizer.step()
@@ -226,3 +233,20 @@ def test_an_optimizer_is_torchs_of_that_name(name, kind):
 def test_a_setting_out_of_range_is_named(values, message):
     with pytest.raises(LoragenTrainError, match=message):
         TrainingConfig(**values)
+
+
+def test_every_phase_has_a_schedule_of_its_own():
+    phases = [
+        PhaseConfig(objective="reconstruction", max_epochs=1, learning_rate=1e-3),
+        PhaseConfig(objective="lm", max_epochs=1, learning_rate=2e-4),
+    ]
+    config = TrainingConfig(phases=phases, scheduler_type="linear", warmup_steps=2)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], config)
+    schedule = make_schedule(optimizer, config, [6, 4])
+    seen = []
+    for _ in range(10):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule["scheduler"].step()
+    first, second = ([0, 0.5, 1, 0.75, 0.5, 0.25], [0, 0.5, 1, 0.5])
+    assert seen == pytest.approx([1e-3 * factor for factor in first] + [2e-4 * factor for factor in second])

@@ -145,13 +145,13 @@ def test_the_values_are_those_of_the_adapters_that_the_bundle_writes(config, tmp
 
 def test_training_sees_nothing_of_held_out_tasks(config, tmp_path, make, tiny_lm, monkeypatch):
     seen = []
-    original = GeneratorModule._step
+    original = GeneratorModule._loss
 
     def watched(self, batch, *args, **kwargs):
         seen.append(batch.prompts)
         return original(self, batch, *args, **kwargs)
 
-    monkeypatch.setattr(GeneratorModule, "_step", watched)
+    monkeypatch.setattr(GeneratorModule, "_loss", watched)
     last = replace(changed(config, tmp_path / "on", max_epochs=2), export=ExportConfig(weights="last"))
     with_them = fit(last)
     # Two tasks of 40 prompts each; those of the others are numbered after them.

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from hyperconv import GeneratorConfig, HyperConvError
+from hyperconv import GeneratorConfig, HyperConvError, num_basis_for
 from loragen_infer.encoder.condition import Condition
 
 from loragen_train.configs.collect import check_positive, check_task_names
@@ -51,6 +51,9 @@ class ModelConfig:
     """Lay B out as r rows, as A is, so that all tokens are pieces of rank components."""
     kernel_size: int = 3
     """Kernel of the convolutions over tokens and layers, odd."""
+    num_basis: int | Literal["auto"] = "auto"
+    """Learned patterns, each as large as an adapter; ``auto``: one less than there are training tasks, as far as 150
+    million parameters hold them, unless ``model.generator.num_basis`` says another number than its default."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
@@ -70,6 +73,11 @@ class ModelConfig:
             value = getattr(self.generator, name)
             if value not in (getattr(GeneratorConfig(), name), getattr(self, name, None)):
                 raise LoragenTrainError(f"model.generator.{name} is {value}, but {decided_by}; leave it out.")
+        if self.num_basis != "auto" and self.generator.num_basis not in (GeneratorConfig().num_basis, self.num_basis):
+            raise LoragenTrainError(
+                f"model.num_basis is {self.num_basis}, but model.generator.num_basis {self.generator.num_basis}; leave "
+                "one out."
+            )
         width = _SOME_OUTPUT_DIM if self.output_dim == "auto" else self.output_dim
         self.network(condition_dim=1, grid=(*_ANY_GRID, width))
 
@@ -81,16 +89,35 @@ class ModelConfig:
         except ValueError as error:
             raise LoragenTrainError(f"model.{error}.") from error
 
-    def network(self, *, condition_dim: int, grid: tuple[int, int, int]) -> GeneratorConfig:
-        """Return the options of the whole network, for embeddings of that width and tokens in that grid ``(L, H, W)``.
+    def network(
+        self, *, condition_dim: int, grid: tuple[int, int, int], num_tasks: int | None = None
+    ) -> GeneratorConfig:
+        """Return the options of the whole network.
+
+        Args:
+            condition_dim: Width of the embeddings.
+            grid: ``(L, H, W)``: transformer layers, tokens of each, and values of a token.
+            num_tasks: Training tasks, which ``num_basis`` may depend on; None: they are not known yet.
 
         Raises:
             LoragenTrainError: An option is out of range, or a kernel is longer than an axis of the grid.
         """
         names = ("hidden_dim", "num_hyperconv_blocks", "kernel_size")
         own = {name: getattr(self, name) for name in names}
+        num_basis = self.generator.num_basis
+        if self.num_basis != "auto":
+            num_basis = self.num_basis
+        elif num_tasks is not None and num_basis == GeneratorConfig().num_basis:
+            num_basis = num_basis_for(num_tasks, math.prod(grid)) if num_tasks > 1 else 2
         try:
-            return replace(self.generator, condition_dim=condition_dim, grid=grid[:2], output_dim=grid[2], **own)
+            return replace(
+                self.generator,
+                condition_dim=condition_dim,
+                grid=grid[:2],
+                output_dim=grid[2],
+                num_basis=num_basis,
+                **own,
+            )
         except HyperConvError as error:
             raise LoragenTrainError(f"model.{error}") from error
 
@@ -101,11 +128,19 @@ class TaskConfig:
 
     name: str
     """The task as it is called in the prompt files."""
-    checkpoint_dir: str | list[str]
-    """Folder that holds the task's checkpoints, at any depth; or a list of such folders and of files, the last last."""
+    checkpoint_dir: str | list[str] | None = None
+    """Folder that holds the task's checkpoints, at any depth; or a list of such folders and of files, the last last. A
+    task without any is trained on by ``lm`` and ``distill``, from the responses in ``prompts``."""
     prompts: str | None = None
     """A JSON/JSONL file with the task's samples, of which ``samples_per_prompt`` are joined to a prompt and a tenth of
-    the prompts is kept for validation; by default the task's prompts in ``prompts_dir``."""
+    the prompts is kept for validation; by default the task's prompts in ``prompts_dir``. Its responses are what ``lm``
+    and ``distill`` train on; they are in no prompt."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_dir is None and self.prompts is None:
+            raise LoragenTrainError(
+                f"data.tasks: the task {self.name!r} has neither a checkpoint_dir nor prompts; give it one at least."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +160,15 @@ class DataConfig:
     tasks: list[TaskConfig] = field(default_factory=list)
     """The tasks, each with its folder of LoRA checkpoints."""
     batch_size: int = 8
-    """Number of checkpoints per step and device."""
+    """Number of checkpoints per step and device; for ``lm`` see ``training.lm.tasks_per_step``."""
     samples_per_prompt: int | Literal["auto"] = "auto"
     """Number of samples joined to one prompt, for tasks of a zoo and those with ``prompts`` of their own; ``auto``: 1
     for tasks of a zoo, so that training sees what ``generate`` is given, and 4 for others."""
     prompts_per_condition: int = 8
-    """Number of a task's prompts drawn afresh for every visit of a checkpoint."""
+    """Most of a task's prompts drawn afresh for every visit of a checkpoint or task."""
+    random_prompt_counts: bool = True
+    """True: each visit in training is of 1 to ``prompts_per_condition`` prompts, so that one works as well as many.
+    False: of as many every time, as in validation."""
     max_checkpoints: int = 50
     """Most checkpoints used per task: the last ones in natural order."""
     cache_tokenized: bool = True

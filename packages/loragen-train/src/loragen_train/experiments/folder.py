@@ -34,6 +34,7 @@ __all__ = [
     "find_unfinished",
     "make_experiment_folder",
     "mark_failed",
+    "recorded_provenance",
     "write_config",
 ]
 
@@ -81,6 +82,15 @@ def write_config(folder: Path, config: FitConfig, provenance: dict[str, Any]) ->
     content = {**config.record(), "provenance": provenance}
     with atomic_file(folder / "config.yaml") as part:
         part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def recorded_provenance(folder: Path) -> dict[str, Any]:
+    """Return the provenance in ``config.yaml`` of an experiment; empty where it has none."""
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise LoragenTrainError(f"{folder / 'config.yaml'} cannot be read ({error}); resume needs it.") from error
+    return content.get("provenance") or {}
 
 
 def describe_versions() -> dict[str, str | None]:

@@ -3,17 +3,17 @@
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loragen_infer.samples import prompt_hash, read_jsonl
+from loragen_infer.samples import Example, prompt_hash, read_jsonl
 from loragen_infer.words import counted
 
 from loragen_train.configs.fit import DataConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.combine import PromptRow, combine, unused_samples
-from loragen_train.prompts.sources import Source, read_samples
+from loragen_train.prompts.sources import Samples, Source, read_samples
 
 __all__ = ["TaskPrompts", "read_prompts"]
 
@@ -34,11 +34,20 @@ class TaskPrompts:
     """Prompts to validate with, of the same tasks."""
     train_hashes: dict[str, frozenset[str]] = field(default_factory=dict)
     """Hashes of all samples that a task's training prompts show (:func:`loragen_infer.samples.prompt_hash`)."""
+    train_samples: dict[str, dict[str, Example]] = field(default_factory=dict)
+    """Of tasks with responses, the samples that the training prompts show, by where each of them stands."""
+    val_samples: dict[str, dict[str, Example]] = field(default_factory=dict)
+    """The same of the validation prompts."""
 
     def sha256(self, task: str) -> str:
         """Hash over all prompts of one task, in order."""
         text = "\0".join([*self.train[task], "\0", *self.val[task]])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def samples_sha256(self, task: str) -> str:
+        """Hash over the samples of one task that have responses, in order."""
+        parts = [*self.train_samples.get(task, {}).values(), *self.val_samples.get(task, {}).values()]
+        return hashlib.sha256("\0".join(f"{part.prompt}\0{part.response}" for part in parts).encode()).hexdigest()
 
 
 def read_prompts(data: DataConfig, seed: int, *, leave_out: Collection[str] = ()) -> TaskPrompts:
@@ -56,16 +65,23 @@ def read_prompts(data: DataConfig, seed: int, *, leave_out: Collection[str] = ()
         if missing := sorted(set(train) ^ set(val)):
             raise LoragenTrainError(f"The task {missing[0]!r} is in only one of the two prompt files in {folder}.")
         _check_tasks(data, list(train))
+    samples: tuple[dict[str, dict[str, Example]], dict[str, dict[str, Example]]] = {}, {}
     per_prompt = _SAMPLES_PER_PROMPT if data.samples_per_prompt == "auto" else data.samples_per_prompt
     for task in data.tasks:
         if task.prompts is not None:
-            train[task.name], val[task.name] = _join_samples(task.name, task.prompts, per_prompt, seed, leave_out)
+            source = _read_source(task.name, task.prompts, per_prompt, seed, leave_out)
+            train[task.name], val[task.name] = rows = combine(source, per_prompt, val_share=_VAL_SHARE, seed=seed)
+            for side, of_side in zip(samples, rows, strict=True):
+                if found := _with_responses(source, of_side):
+                    side[task.name] = found
     return TaskPrompts(
         train={task: [row.prompt for row in rows] for task, rows in train.items()},
         val={task: [row.prompt for row in rows] for task, rows in val.items()},
         train_hashes={
             task: frozenset(digest for row in rows for digest in row.sample_hashes) for task, rows in train.items()
         },
+        train_samples=samples[0],
+        val_samples=samples[1],
     )
 
 
@@ -100,12 +116,9 @@ def _check_tasks(data: DataConfig, prepared: list[str]) -> None:
         )
 
 
-def _join_samples(
-    task: str, file: str, samples_per_prompt: int, seed: int, leave_out: Collection[str]
-) -> tuple[list[PromptRow], list[PromptRow]]:
+def _read_source(task: str, file: str, samples_per_prompt: int, seed: int, leave_out: Collection[str]) -> Samples:
     source = Source(location=file, task=task)
     samples = read_samples(source, num_samples=None, seed=seed, purpose="prepare", leave_out=leave_out)
-    rows = combine(samples, samples_per_prompt, val_share=_VAL_SHARE, seed=seed)
     num_samples = len(samples.by_place)
     unused = unused_samples(
         num_duplicates=samples.num_duplicates,
@@ -114,4 +127,14 @@ def _join_samples(
     )
     if unused:
         logger.info("%s: %s%s.", task, counted(num_samples, "sample"), unused)
-    return rows
+    return samples
+
+
+def _with_responses(samples: Samples, rows: Iterable[PromptRow]) -> dict[str, Example]:
+    """The samples that prompts show, in the order of their file; those without a response are not among them."""
+    shown = sorted(place for row in rows for place in row.sample_ids)
+    return {
+        f"{samples.source.location}, row {place + 1}": samples.by_place[place]
+        for place in shown
+        if samples.by_place[place].response.strip()
+    }

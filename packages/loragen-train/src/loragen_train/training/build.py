@@ -1,7 +1,8 @@
-"""Builds what a training needs from its configuration: zoo, prompts, condition, generator, pairs."""
+"""Builds what a training needs from its configuration: zoo, prompts, condition, generator, objectives, visits."""
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
 from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import describe_versions
 from loragen_train.prompts.table import TaskPrompts, read_prompts
+from loragen_train.training.base_model import load_base
 from loragen_train.training.condition import FrozenCondition, PromptTable, TrainedCondition
+from loragen_train.training.data import TrainingDataModule
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
-from loragen_train.training.pairs import ZooDataModule
+from loragen_train.training.start import start_from_ridge
+from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
+from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.tokens import Zoo, read_zoo
 from loragen_train.zoo.training_data import read_training_data
 
@@ -44,71 +49,91 @@ class TrainingSetup:
     encoder: ConditionEncoder
     """What makes the condition of prompts."""
     module: GeneratorModule
-    """Generator, condition and loss."""
-    pairs: ZooDataModule
-    """The pairs of checkpoints and prompts to train and to validate with."""
+    """Generator, condition and objectives."""
+    data: TrainingDataModule
+    """What the steps of every phase see, and the validations."""
+    frozen: FrozenModel | None = None
+    """The base model, where it is trained through or held-out tasks are watched with it."""
     unseen: UnseenTasks | None = None
     """The held-out tasks that are watched."""
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
-        tasks = {}
-        for task in self.zoo.names:
-            checkpoints = "\n".join(self.zoo.content_hashes(task)).encode()
-            sha256 = hashlib.sha256(checkpoints).hexdigest()
-            tasks[task] = {"prompts": self.prompts.sha256(task), "checkpoints": sha256}
+        tasks, is_through_lm = {}, self.module.config.is_through_lm
+        for task in self.prompts.train:
+            tasks[task] = {"prompts": self.prompts.sha256(task)}
+            if contents := self.zoo.content_hashes(task):
+                tasks[task]["checkpoints"] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
+            if is_through_lm and task in self.prompts.train_samples:
+                tasks[task]["samples"] = self.prompts.samples_sha256(task)
         held_out = {"held_out": self.held_out} if self.held_out else {}
-        return {"versions": describe_versions(), "layout": self.zoo.layout.fingerprint, "tasks": tasks, **held_out}
+        precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
+        layout = self.zoo.layout.fingerprint
+        return {"versions": describe_versions(), "layout": layout, "tasks": tasks, **held_out, **precision}
 
 
-def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
+def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any] | None = None) -> TrainingSetup:
     """Read the data and make the network that ``config`` describes.
 
+    Args:
+        config: The training.
+        cache_dir: Where tokens and embeddings are kept.
+        before: The provenance of the training that is resumed: what was measured then is not measured again.
+
     Raises:
-        LoragenTrainError: Prompts and checkpoints do not belong together.
-        LoragenInferError: ``zoo.json``, a prompt file or the text encoder cannot be read.
+        LoragenTrainError: Prompts and checkpoints do not belong together, or an objective lacks what it needs.
+        LoragenInferError: ``zoo.json``, a prompt file, the text encoder or the base model cannot be read.
         LoraTokenizerError: A folder holds no checkpoints.
     """
-    training_data = read_training_data(config.data)
+    training = config.training
+    training_data = read_training_data(config.data, need_adapter=not training.can_do_without_adapters)
     data = training_data.data
-    prompts = read_prompts(data, config.training.seed, leave_out=training_data.test_hashes)
+    prompts = read_prompts(data, training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
     _warn_of_little_to_learn(zoo)
     watched = find_watched(config, training_data.test_hashes)
-    frozen_model = load_watching_model(config, zoo, watched) if watched else None
+    device = default_device(training.accelerator)
+    frozen: FrozenModel | None
+    if training.is_through_lm:
+        known = (before or {}).get("lm_precision")
+        frozen = load_base(training.lm, training_data, zoo.layout, device, known_precision=known)
+    else:
+        frozen = load_watching_model(config, zoo, watched) if watched else None
     table = PromptTable(prompts, {task.name: task.prompts for task in watched})
-    device = str(default_device(config.training.accelerator))
     encoder = load_encoder(
         config.model.parsed_condition,
         text_encoder=config.model.text_encoder_name,
         condition_model=config.model.condition_model or zoo.layout.config.base_model_name_or_path,
-        device=device,
+        device=str(device),
         cache_dir=cache_dir / "embeddings",
     )
-    frozen = config.model.freeze_text_encoder
+    is_frozen = config.model.freeze_text_encoder
     # The training prompts come first. With a trained encoder the network is centred on how it begins.
-    embeddings_nD = encoder.encode(table.texts if frozen else table.texts[: table.num_train])
-    if frozen:
+    embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
+    if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
-    network = config.model.network(condition_dim=encoder.embedding_dim, grid=zoo.layout.grid)
+    network = config.model.network(
+        condition_dim=encoder.embedding_dim, grid=zoo.layout.grid, num_tasks=len(prompts.train)
+    )
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
-    if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:
+    start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=data.prompts_per_condition)
+    if (dtype := HALF_WEIGHTS.get(training.precision)) is not None:
         for parameter in generator.parameters():
             parameter.data = parameter.data.to(dtype)
+    objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
     module = GeneratorModule(
         generator,
         TrainedCondition(encoder, table.texts)
-        if isinstance(encoder, PromptEncoder) and not frozen
+        if isinstance(encoder, PromptEncoder) and not is_frozen
         else FrozenCondition(embeddings_nD),
-        zoo.layout,
-        zoo.stats,
-        config.training,
+        objectives,
+        training,
         log_every_n_steps=config.logging.every_n_steps,
     )
-    training = config.training
-    pairs = ZooDataModule(zoo, table, data, seed=training.seed, num_workers=training.num_workers)
-    unseen = None if frozen_model is None else UnseenTasks(watched, table.held_out, frozen_model, zoo, config)
+    unseen = None
+    if frozen is not None and watched:
+        unseen = UnseenTasks(watched, table.held_out, frozen, zoo, config)
     return TrainingSetup(
         zoo=zoo,
         prompts=prompts,
@@ -116,7 +141,8 @@ def build_setup(config: FitConfig, cache_dir: Path) -> TrainingSetup:
         table=table,
         encoder=encoder,
         module=module,
-        pairs=pairs,
+        data=TrainingDataModule(visits, training),
+        frozen=frozen,
         unseen=unseen,
     )
 

@@ -6,10 +6,13 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loragen_infer.progress import ProgressBar
 
-__all__ = ["EpochProgress", "MachineUse", "ValidateLastEpoch"]
+from loragen_train.configs.training import TrainingConfig
+from loragen_train.training.module import GeneratorModule
+
+__all__ = ["BestWeights", "EpochProgress", "MachineUse", "StopEarlyInLastPhase", "ValidateOnTime"]
 
 _MEBIBYTE = 2**20
 
@@ -36,13 +39,42 @@ class EpochProgress(Callback):
             self._bar.close()
 
 
-class ValidateLastEpoch(Callback):
-    """Validates after the last epoch too, so that the last val_loss is of the final weights."""
+class ValidateOnTime(Callback):
+    """Validates after the epochs that the configuration says, the last of every phase among them.
+
+    So the last val_loss is of the final weights.
+    """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Not at the epoch's start: a resumed run may begin in the middle of the last epoch.
-        if trainer.current_epoch == (trainer.max_epochs or 0) - 1:
-            trainer.check_val_every_n_epoch = 1
+        # Not at the epoch's start: a resumed run may begin in the middle of an epoch.
+        never = (trainer.max_epochs or 0) + 1
+        trainer.check_val_every_n_epoch = 1 if _config_of(pl_module).is_validated(trainer.current_epoch) else never
+
+
+class BestWeights(ModelCheckpoint):
+    """Keeps the best weights: those of the last phase where val_loss tells, which is another quantity in others."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor != "val_loss" or _is_last_phase(trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+
+
+class StopEarlyInLastPhase(EarlyStopping):
+    """Stops early, but no phase in favour of the next."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _is_last_phase(trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+
+
+def _is_last_phase(trainer: Trainer, pl_module: LightningModule) -> bool:
+    config = _config_of(pl_module)
+    return config.place_of(trainer.current_epoch)[0] == len(config.schedule) - 1
+
+
+def _config_of(pl_module: LightningModule) -> TrainingConfig:
+    assert isinstance(pl_module, GeneratorModule), "no other is trained here"  # noqa: S101
+    return pl_module.config
 
 
 class MachineUse(Callback):
@@ -57,16 +89,19 @@ class MachineUse(Callback):
         self._process = psutil.Process()
         self._started = self._batch_ended = 0.0
         self._waited = 0.0
-        self._num_samples = 0
+        self._num_samples = self._num_batches = 0
+        self.seconds_per_batch = 0.0
+        """Of the last epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._batch_ended = time.perf_counter()
-        self._waited, self._num_samples = 0.0, 0
+        self._waited, self._num_samples, self._num_batches = 0.0, 0, 0
         self._process.cpu_percent()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._waited += time.perf_counter() - self._batch_ended
-        self._num_samples += len(batch[0]) * trainer.world_size
+        self._num_samples += batch.num_samples * trainer.world_size
+        self._num_batches += 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -76,6 +111,7 @@ class MachineUse(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Validation, where there was one, lies after the last batch.
         seconds = max(self._batch_ended - self._started, 1e-9)
+        self.seconds_per_batch = seconds / max(self._num_batches, 1)
         values = {
             "samples_per_second": self._num_samples / seconds,
             "data_wait_share": self._waited / seconds,

@@ -1,8 +1,13 @@
 """Tries a configuration: everything is built, the trainer takes two steps, and nothing is written."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
 from lightning.pytorch import seed_everything
 
 from loragen_train.configs.fit import FitConfig
+from loragen_train.configs.objectives import PhaseConfig
 from loragen_train.training.build import build_setup
 from loragen_train.training.callbacks import MachineUse
 from loragen_train.training.environment import cache_folder
@@ -12,33 +17,54 @@ __all__ = ["dry_run"]
 
 
 def dry_run(config: FitConfig) -> str:
-    """Build everything that ``config`` describes, take two steps of its training on one device, and say what it takes.
+    """Build everything that ``config`` describes, take two steps of each phase on one device, and say what it takes.
 
     Raises:
         LoragenTrainError, LoragenInferError, LoraTokenizerError: As :func:`loragen_train.training.fit.fit`.
     """
-    training = config.training
-    seed_everything(training.seed, workers=True, verbose=False)
+    seed_everything(config.training.seed, workers=True, verbose=False)
     num_processes = check_hardware(config)
+    schedule = config.training.schedule
     with cache_folder(config, keep=False) as cache_dir:
-        setup = build_setup(config, cache_dir)
-        trainer = make_trainer(
-            config,
-            **{"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False},
-            **{"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [MachineUse()]},
-        )
-        run_trainer(trainer, setup, config)
-        num_batches = -(-len(setup.pairs.train_dataloader()) // num_processes)
+        tries = [_try_phase(config, phase, cache_dir, num_processes) for phase in schedule]
+    hours, rest = divmod(round(sum(tried.seconds for tried in tries)), 3600)
+    losses = ", ".join(f"{tried.loss:.4f}" for tried in tries)
+    return (
+        f"{tries[0].described}\n"
+        f"loss {losses}, {max(tried.memory_mib for tried in tries):,.0f} MiB of memory\n"
+        f"{sum(tried.num_steps for tried in tries):,} steps, about {hours} h {rest // 60} min {rest % 60} s without "
+        "validation"
+    )
+
+
+class _Tried(NamedTuple):
+    """What two steps of one phase tell of all of it."""
+
+    described: str
+    loss: float
+    memory_mib: float
+    num_steps: int
+    seconds: float
+
+
+def _try_phase(config: FitConfig, phase: PhaseConfig, cache_dir: Path, num_processes: int) -> _Tried:
+    config = replace(config, training=replace(config.training, phases=[phase]))
+    setup, use = build_setup(config, cache_dir), MachineUse()
+    trainer = make_trainer(
+        config,
+        **{"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False},
+        **{"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [use]},
+    )
+    run_trainer(trainer, setup, config)
+    num_batches = -(-setup.data.num_batches[phase.objective] // num_processes)
     # They are of the second epoch, whose only step needs no warming up.
     metrics = trainer.callback_metrics
-    memory_mib = metrics.get("gpu_memory_mib", metrics["rss_mib"])
-    seconds_per_batch = config.data.batch_size / metrics["samples_per_second"].item()
-    num_steps = -(-num_batches // training.accumulate_grad_batches) * training.max_epochs
     num_trained = sum(value.numel() for value in setup.module.parameters() if value.requires_grad)
-    hours, rest = divmod(round(seconds_per_batch * num_batches * training.max_epochs), 3600)
-    return (
-        f"{len(setup.zoo.tasks)} checkpoints, {setup.module.generator.num_parameters():,} parameters in the generator "
-        f"({num_trained:,} are trained)\n"
-        f"loss {metrics['train_loss']:.4f}, {memory_mib:,.0f} MiB of memory\n"
-        f"{num_steps:,} steps, about {hours} h {rest // 60} min {rest % 60} s without validation"
+    return _Tried(
+        described=f"{len(setup.zoo.tasks)} checkpoints, {setup.module.generator.num_parameters():,} parameters in the "
+        f"generator ({num_trained:,} are trained)",
+        loss=metrics["train_loss"].item(),
+        memory_mib=metrics.get("gpu_memory_mib", metrics["rss_mib"]).item(),
+        num_steps=-(-num_batches // config.training.accumulate_grad_batches) * phase.max_epochs,
+        seconds=use.seconds_per_batch * num_batches * phase.max_epochs,
     )

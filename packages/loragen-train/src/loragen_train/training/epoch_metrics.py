@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from loragen_train.training.metrics import DeltaComparison
 
-__all__ = ["EpochMetrics", "error_sums", "errors", "token_losses"]
+__all__ = ["EpochMetrics", "TaskMean", "error_sums", "errors", "token_losses"]
 
 
 def token_losses(difference_BNW: torch.Tensor, weight_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,3 +115,31 @@ class EpochMetrics(Metric):
             "weight_cosine": cosines_M.mean(),
             "weight_cosine_worst_module": cosines_M.min(),
         }
+
+
+class TaskMean(Metric):
+    """The mean over all tasks of a loss that is known of each.
+
+    Args:
+        name: What it is called besides ``loss``.
+    """
+
+    full_state_update = False
+    total: torch.Tensor
+    num_tasks: torch.Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        for state in ("total", "num_tasks"):
+            self.add_state(state, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss_B: torch.Tensor, counts_B: torch.Tensor) -> None:
+        """Count the losses of the tasks where ``counts_B`` is 1; where it is 0 the task is a repeat."""
+        self.total += loss_B @ counts_B
+        self.num_tasks += counts_B.sum()
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """The mean under both names."""
+        mean = self.total / self.num_tasks
+        return {"loss": mean, self._name: mean}

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from loragen_infer.files import locked
 
 from loragen_train.configs.fit import FitConfig
@@ -21,10 +21,17 @@ from loragen_train.experiments.folder import (
     find_unfinished,
     make_experiment_folder,
     mark_failed,
+    recorded_provenance,
     write_config,
 )
 from loragen_train.training.build import TrainingSetup, build_setup
-from loragen_train.training.callbacks import EpochProgress, MachineUse, ValidateLastEpoch
+from loragen_train.training.callbacks import (
+    BestWeights,
+    EpochProgress,
+    MachineUse,
+    StopEarlyInLastPhase,
+    ValidateOnTime,
+)
 from loragen_train.training.environment import cache_folder, is_first_process
 from loragen_train.training.results import write_results
 from loragen_train.training.resume import ResumeCheckpoint, TrainingDivergedError
@@ -65,7 +72,8 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
         checkpoint = folder / LAST_CHECKPOINT if folder is not None else None
         if folder is not None and is_first_process():
             stack.enter_context(_held(folder))
-        setup = build_setup(config, stack.enter_context(cache_folder(config)))
+        before = None if folder is None else recorded_provenance(folder)
+        setup = build_setup(config, stack.enter_context(cache_folder(config)), before=before)
         if folder is None:
             folder = _new_experiment(config, setup)
             if is_first_process():
@@ -75,16 +83,16 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
         unseen = [] if setup.unseen is None else [setup.unseen]
         monitor = UNSEEN_NLL if unseen else "val_loss"
         # Right after the validation, so that what is saved to resume from knows of it.
-        best = ModelCheckpoint(
+        best = BestWeights(
             folder / LAST_CHECKPOINT.parent,
             f"{{epoch}}-{{{monitor}:.4f}}",
             monitor=monitor,
             save_on_train_epoch_end=False,
         )
         saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training, monitor)
-        own = [ValidateLastEpoch(), EpochProgress(), *unseen, best]
+        own = [ValidateOnTime(), EpochProgress(), *unseen, best]
         if patience := config.training.early_stopping_patience:
-            own.append(EarlyStopping(monitor, patience=patience, check_on_train_epoch_end=False))
+            own.append(StopEarlyInLastPhase(monitor, patience=patience, check_on_train_epoch_end=False))
         trainer = make_trainer(
             config,
             default_root_dir=folder,
@@ -148,6 +156,8 @@ def _new_experiment(config: FitConfig, setup: TrainingSetup) -> Path:
 def _log_start(setup: TrainingSetup, folder: Path) -> None:
     layout = setup.zoo.layout
     num_parameters = setup.module.generator.num_parameters()
+    if setup.frozen is not None:
+        logger.info("The base model computes in %s.", str(setup.frozen.model.dtype).removeprefix("torch."))
     logger.info(
         "%d checkpoints of %d tasks, %d tokens of %d values; the generator has %.1f M parameters. Experiment: %s",
         *(len(setup.zoo.tasks), len(setup.zoo.names), layout.num_tokens, layout.token_dim),
@@ -162,6 +172,6 @@ def _check_converged(saving: ResumeCheckpoint, setup: TrainingSetup, config: Fit
     if not is_finite:
         raise TrainingDivergedError(
             f"The training diverged (its weights or val_loss, {val_loss}, are not finite); lower "
-            f"training.learning_rate, which is {config.training.learning_rate}."
+            f"{config.training.rate_key}, which is {config.training.schedule[-1].learning_rate}."
         )
     return val_loss

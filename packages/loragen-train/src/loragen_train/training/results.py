@@ -58,5 +58,5 @@ def _bundle(setup: TrainingSetup, config: FitConfig) -> GeneratorBundle:
         stats=setup.zoo.stats,
         **encoder.record,
         text_encoder_state=encoder.module.state_dict() if isinstance(encoder, PromptEncoder) and is_trained else None,
-        training_tasks=TrainingTasks(names=tuple(setup.zoo.names), prompt_hashes=setup.prompts.train_hashes),
+        training_tasks=TrainingTasks(names=tuple(setup.prompts.train), prompt_hashes=setup.prompts.train_hashes),
     )

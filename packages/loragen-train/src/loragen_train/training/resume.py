@@ -68,7 +68,7 @@ class ResumeCheckpoint(Callback):
 
     def __init__(self, file: Path, config: TrainingConfig, monitor: str = "val_loss") -> None:
         self._file, self._every_n_steps = file, config.checkpoint_every_n_steps
-        self._learning_rate, self._monitor = config.learning_rate, monitor
+        self._config, self._monitor = config, monitor
         self._received = 0
         self._before: dict[int, Any] = {}
         self._is_due = False
@@ -110,7 +110,7 @@ class ResumeCheckpoint(Callback):
         if not math.isfinite(self.val_loss):
             raise TrainingDivergedError(
                 f"The training diverged (in epoch {trainer.current_epoch} the val_loss is {self.val_loss}); lower "
-                f"training.learning_rate, which is {self._learning_rate}."
+                f"{self._config.rate_key}, which is {self._config.phase_of(trainer.current_epoch).learning_rate}."
             )
         self._is_due = True
 

@@ -47,10 +47,13 @@ def make_trainer(config: FitConfig, **options: Any) -> Trainer:
         **_hardware(config),
         # Of weights that are half as wide Lightning would make all of it so, statistics and targets too.
         "precision": "32-true" if training.precision in HALF_WEIGHTS else training.precision,
-        "max_epochs": training.max_epochs,
+        "max_epochs": training.num_epochs,
         "accumulate_grad_batches": training.accumulate_grad_batches,
         "gradient_clip_val": training.gradient_clip_val or None,
-        "check_val_every_n_epoch": training.epochs_between_validations,
+        # The batches of another phase are other ones.
+        "reload_dataloaders_every_n_epochs": int(len(training.schedule) > 1),
+        # Under it the buffers that a language model makes could not be trained through later.
+        "inference_mode": not training.is_through_lm,
         "log_every_n_steps": config.logging.every_n_steps,
         "deterministic": True,
         "num_sanity_val_steps": 0,
@@ -87,15 +90,22 @@ def run_trainer(trainer: Trainer, setup: TrainingSetup, config: FitConfig, check
         with warnings.catch_warnings():
             # What they advise (more workers, a logging interval) is not the user's to change or does not matter.
             warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-            trainer.fit(setup.module, datamodule=setup.pairs, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(setup.module, datamodule=setup.data, ckpt_path=checkpoint, weights_only=True)
     except (MemoryError, RuntimeError) as error:
         is_gpu = isinstance(error, torch.OutOfMemoryError)
         if not (is_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
             raise
+        which = "GPU" if is_gpu else "machine"
+        if setup.frozen is not None and setup.module.phase.objective != "reconstruction":
+            budget = setup.frozen.tokens_per_pass
+            raise LoragenTrainError(
+                f"The {which}'s memory does not hold {budget} tokens at once in the language model; set "
+                f"training.lm.tokens_per_pass to {max(1, budget // 2)}, or training.lm.gradient_checkpointing to true."
+            ) from error
         half = config.data.batch_size // 2
         hint = f"try data.batch_size {half}" if half else "lower model.hidden_dim or use more memory"
         raise LoragenTrainError(
-            f"The {'GPU' if is_gpu else 'machine'}'s memory does not hold a step with data.batch_size "
+            f"The {which}'s memory does not hold a step with data.batch_size "
             f"{config.data.batch_size}; {hint}, and training.accumulate_grad_batches "
             f"{2 * config.training.accumulate_grad_batches} for the same result."
         ) from error

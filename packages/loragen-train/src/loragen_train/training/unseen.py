@@ -131,7 +131,7 @@ class UnseenTasks(Callback):
         self._mask_TP = pad_sequence([torch.ones_like(own, dtype=torch.bool) for own in prompts], batch_first=True)
         self._tests = [[tokenize_example(frozen.tokenizer, test) for test in task.tests] for task in tasks]
         self._frozen, self._zoo = frozen, zoo
-        self._batch_size, self._learning_rate = config.data.batch_size, config.training.learning_rate
+        self._batch_size, self._training = config.data.batch_size, config.training
         self._num_wrong = min(config.training.unseen.num_wrong_tasks, len(tasks) - 1)
         self._nll_T = torch.zeros(len(tasks))
         self.start_nll = math.inf
@@ -165,7 +165,8 @@ class UnseenTasks(Callback):
         """
         if math.isfinite(trainer.callback_metrics["val_loss"]):
             where = f"in epoch {trainer.current_epoch}, although val_loss is finite"
-            self._check_finite(f"{where}; lower training.learning_rate, which is {self._learning_rate}")
+            rate = self._training.phase_of(trainer.current_epoch).learning_rate
+            self._check_finite(f"{where}; lower {self._training.rate_key}, which is {rate}")
 
     def state_dict(self) -> dict[str, Any]:
         """What the training started from."""

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from loragen_infer.adapters import AdapterStack, BatchedLora
-from loragen_infer.likelihood import read_tokens, response_nll
+from loragen_infer.likelihood import ResponseLogits, read_tokens, response_logits, response_nll
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import TokenizedExample, num_common_tokens
 from loragen_infer.zoo import TaskQuality
@@ -115,6 +115,11 @@ class FrozenModel:
             is_checkpointed=gradient_checkpointing,
         )
 
+    @property
+    def precision(self) -> Precision:
+        """What it computes in."""
+        return "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
+
     def choose_attention(self, tasks: Iterable[Sequence[TokenizedExample]]) -> None:
         """Take the implementation of attention that is fastest for samples of this length."""
         longest = max((len(item.input_ids) for task in tasks for item in task), default=0)
@@ -143,6 +148,27 @@ class FrozenModel:
 
         A backward pass belongs into the block. Without adapters it is that of the model alone.
         """
+        with self._reading(adapters, samples, num_shared=num_shared, dropout=dropout) as inputs:
+            yield response_nll(self.model, **inputs)
+
+    @contextmanager
+    def response_logits(
+        self, adapters: AdapterStack | None, samples: Sequence[Sequence[TokenizedExample]], *, num_shared: int
+    ) -> Iterator[ResponseLogits]:
+        """Yield the logits of each response token; samples are counted as above."""
+        with self._reading(adapters, samples, num_shared=num_shared) as inputs:
+            yield response_logits(self.model, **inputs)
+
+    @contextmanager
+    def _reading(
+        self,
+        adapters: AdapterStack | None,
+        samples: Sequence[Sequence[TokenizedExample]],
+        *,
+        num_shared: int,
+        dropout: float = 0.0,
+    ) -> Iterator[dict[str, Any]]:
+        """Read what all prompts begin with, once an adapter; yield the rest as the model takes it."""
 
         def applied(num_samples: list[int]) -> AbstractContextManager[None]:
             if adapters is None:
@@ -159,7 +185,7 @@ class FrozenModel:
         if read is not None:
             read = read.rows([place for place, number in enumerate(num_samples) for _ in range(number)])
         with applied(num_samples):
-            yield response_nll(self.model, items, padding=self._padding, after=read)
+            yield {"items": items, "padding": self._padding, "after": read}
 
     @torch.no_grad()  # under inference mode the buffers that a model makes could not be trained through later
     def mean_nll(

@@ -2,10 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loragen_infer.samples import Example, TokenizedExample, read_examples, tokenize_example
 from loragen_infer.words import counted
@@ -15,7 +15,7 @@ from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
 
-__all__ = ["AdapterTask", "joint_settings", "joint_task", "mean_length", "tokenize_task"]
+__all__ = ["AdapterTask", "joint_settings", "joint_task", "mean_length", "tokenize_samples", "tokenize_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,32 +88,72 @@ def _hash_samples(task: CollectTask, output_dir: Path) -> str:
 
 def _tokenize(file: Path, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
     training = config.training
-    items, num_changed = [], 0
-    for number, sample in enumerate(read_examples(file), start=1):
-        item = tokenize_example(tokenizer, sample)
-        if len(item.input_ids) > training.max_length:
-            num_changed += 1
-            if training.too_long == "error":
-                raise LoragenTrainError(
-                    f"{file}, row {number} has {len(item.input_ids)} tokens, over training.max_length, which is "
-                    f"{training.max_length}; raise it, or set training.too_long to drop or truncate."
-                )
-            if training.too_long == "drop":
-                continue
-            item = _truncate(sample, item, training.max_length, tokenizer, f"{file}, row {number}")
-        items.append(item)
+    samples = {f"{file}, row {number}": sample for number, sample in enumerate(read_examples(file), start=1)}
+    items = tokenize_samples(
+        samples,
+        tokenizer,
+        max_length=training.max_length,
+        too_long=training.too_long,
+        source=str(file),
+        section="training.",
+    )
     if not items:
         raise LoragenTrainError(
             f"{file} has no sample of at most {training.max_length} tokens; raise training.max_length."
         )
+    return list(items.values())
+
+
+def tokenize_samples(
+    samples: Mapping[str, Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    too_long: Literal["error", "drop", "truncate"],
+    source: str,
+    section: str,
+) -> dict[str, TokenizedExample]:
+    """Return the samples, by where each stands, as token ids; those that are too long as ``too_long`` says.
+
+    Args:
+        samples: The samples by where they stand, which errors name.
+        tokenizer: The language model's.
+        max_length: Most tokens of a sample.
+        too_long: What becomes of a longer one: an error, it is left out, or its prompt loses its end.
+        source: What all of them are called in a warning.
+        section: The section of the configuration that has both options, with its dot.
+
+    Raises:
+        LoragenTrainError: A sample is too long, or its response is, so that no prompt has room.
+    """
+    items, num_changed = {}, 0
+    for where, sample in samples.items():
+        item = tokenize_example(tokenizer, sample)
+        if len(item.input_ids) > max_length:
+            num_changed += 1
+            if too_long == "error":
+                raise LoragenTrainError(
+                    f"{where} has {len(item.input_ids)} tokens, over {section}max_length, which is {max_length}; raise "
+                    f"it, or set {section}too_long to drop or truncate."
+                )
+            if too_long == "drop":
+                continue
+            item = _truncate(sample, item, tokenizer, where, max_length=max_length, section=section)
+        items[where] = item
     if num_changed:
-        done = "left out" if training.too_long == "drop" else "cut off"
-        logger.warning("%s: %s over training.max_length %s.", file, counted(num_changed, "sample"), done)
+        done = "left out" if too_long == "drop" else "cut off"
+        logger.warning("%s: %s over %smax_length %s.", source, counted(num_changed, "sample"), section, done)
     return items
 
 
 def _truncate(
-    sample: Example, item: TokenizedExample, max_length: int, tokenizer: PreTrainedTokenizerBase, where: str
+    sample: Example,
+    item: TokenizedExample,
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    *,
+    max_length: int,
+    section: str,
 ) -> TokenizedExample:
     """Shorten the prompt at its end, where what is asked stands less often than at its start."""
     prompt_ids = tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
@@ -123,7 +163,7 @@ def _truncate(
         prompt = str(tokenizer.decode(prompt_ids, skip_special_tokens=True))
         if not prompt.strip():
             raise LoragenTrainError(
-                f"{where} leaves no room for a prompt within {max_length} tokens; raise training.max_length."
+                f"{where} leaves no room for a prompt within {max_length} tokens; raise {section}max_length."
             )
         item = tokenize_example(tokenizer, replace(sample, prompt=prompt))
     return item

@@ -20,6 +20,7 @@ __all__ = [
     "check_base_model",
     "check_settings",
     "decide_precision",
+    "faster_precision",
     "hash_weights",
     "read_record",
     "shared_settings",
@@ -114,13 +115,13 @@ def decide_precision(config: CollectConfig, output_dir: Path) -> Precision:
     record = read_record(file)
     known: Precision | None = record.get("precision")
     if known is None:
-        known = _faster_precision()
+        known = faster_precision()
         logger.info("training.precision is auto: measured, and kept for this zoo: %s.", known)
         write_json(file, {**record, "precision": known})
     return known
 
 
-def _faster_precision() -> Precision:
+def faster_precision() -> Precision:
     """``bf16`` if a matrix product of the size of a small layer takes under 3/4 of the time in bfloat16."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 

@@ -61,8 +61,15 @@ class Zoo:
 def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], cache_dir: Path) -> Zoo:
     """Tokenize the checkpoints that ``data`` names, or find their tokens in the cache.
 
-    A single ``data.checkpoint_dir`` is that of the first of ``task_names``.
+    A single ``data.checkpoint_dir`` is that of the first of ``task_names``; tasks without any have no part in it.
     """
+    bare = {task.name for task in data.tasks if task.checkpoint_dir is None}
+    task_names = [name for name in task_names if name not in bare]
+    if not task_names:
+        raise LoragenTrainError(
+            "No task has a checkpoint, and shapes and statistics of generated adapters are those of checkpoints; give "
+            "the zoo a few, which loragen-train collect trains."
+        )
     files = _find_checkpoints(data, task_names)
     layout, first = _layout(files, data, model)
 
@@ -87,7 +94,7 @@ def read_zoo(data: DataConfig, model: ModelConfig, task_names: Sequence[str], ca
 
 def _find_checkpoints(data: DataConfig, task_names: Sequence[str]) -> dict[Path, str]:
     """Every checkpoint, by its absolute path, and the task that it is of."""
-    places = {task.name: task.checkpoint_dir for task in data.tasks}
+    places = {task.name: task.checkpoint_dir for task in data.tasks if task.checkpoint_dir is not None}
     if data.checkpoint_dir is not None:
         places = {task_names[0]: data.checkpoint_dir}
     files: dict[Path, str] = {}

@@ -7,12 +7,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from loragen_infer.samples import read_examples
 from loragen_infer.words import counted
 from loragen_infer.zoo import MANIFEST_NAME, ZooManifest, ZooTask
 
 from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.combine import hashes_of_test_examples
+from loragen_train.zoo.held_out import base_model_of
 
 __all__ = ["TrainingData", "read_training_data"]
 
@@ -29,23 +31,41 @@ class TrainingData:
     """Hashes of the test examples of all tasks of the zoo."""
     held_out: list[str] = field(default_factory=list)
     """The tasks of the zoo that are held out."""
+    manifest: ZooManifest | None = None
+    """The zoo; None where the tasks are listed in the configuration."""
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model of the zoo."""
+        return None if self.manifest is None else base_model_of(self.manifest)
 
 
-def read_training_data(data: DataConfig) -> TrainingData:
+def read_training_data(data: DataConfig, *, need_adapter: bool = True) -> TrainingData:
     """Return the tasks of ``data``, those of its zoo listed.
 
     Tasks of the zoo that cannot be trained on, or should not (``data.min_gain``), are named in a warning each kind.
 
+    Args:
+        data: The section of the configuration.
+        need_adapter: False: a task without an adapter counts, if it has responses.
+
     Raises:
         LoragenInferError: There is no ``zoo.json``, it is damaged, or a file of samples is not the one it describes.
-        LoragenTrainError: No task is left.
+        LoragenTrainError: No task is left, or one that is listed lacks what is needed.
     """
     if data.zoo is None:
+        if need_adapter and (bare := next((task.name for task in data.tasks if task.checkpoint_dir is None), None)):
+            raise LoragenTrainError(
+                f"data.tasks: {bare!r} has no checkpoint_dir, and no phase of the training can do without; give it "
+                "one, or set training.objective to lm."
+            )
         return TrainingData(data=data)
     manifest = ZooManifest.read(data.zoo)
     held_out = [task.name for task in manifest.held_out_tasks]
     others = [task for task in manifest.tasks if not task.held_out]
-    unusable = {task.name: reason for task in others if (reason := _why_unusable(task)) is not None}
+    unusable = {
+        task.name: reason for task in others if (reason := _why_unusable(manifest, task, need_adapter)) is not None
+    }
     usable = [task for task in others if task.name not in unusable]
     weak = {task.name: reason for task in usable if (reason := _why_weak(task, data.min_gain)) is not None}
     _warn(unusable, "that cannot be trained on")
@@ -69,13 +89,20 @@ def read_training_data(data: DataConfig) -> TrainingData:
         ),
         test_hashes=hashes_of_test_examples(manifest),
         held_out=held_out,
+        manifest=manifest,
     )
 
 
-def _why_unusable(task: ZooTask) -> str | None:
-    if task.failure is not None or not task.adapters:
+def _why_unusable(manifest: ZooManifest, task: ZooTask, need_adapter: bool) -> str | None:
+    if task.failure is not None or (need_adapter and not task.adapters):
         return task.failure or "it has no adapter"
-    return "it has no prompts" if task.prompts is None else None
+    if task.prompts is None:
+        return "it has no prompts"
+    if not task.adapters:
+        samples = read_examples(manifest.samples(task.prompts), need_response=False)
+        if not any(sample.response.strip() for sample in samples):
+            return "it has neither an adapter nor responses"
+    return None
 
 
 def _why_weak(task: ZooTask, min_gain: float | None) -> str | None:
@@ -94,6 +121,6 @@ def _listed(manifest: ZooManifest, task: ZooTask) -> TaskConfig:
     assert task.prompts is not None, "such a task is left out"  # noqa: S101
     return TaskConfig(
         name=task.name,
-        checkpoint_dir=[str(manifest.path(path)) for path in task.adapters],
+        checkpoint_dir=[str(manifest.path(path)) for path in task.adapters] or None,
         prompts=str(manifest.samples(task.prompts)),
     )
