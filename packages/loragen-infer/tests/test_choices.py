@@ -90,20 +90,20 @@ def likeliest(model, tokenizer, prompt, choices):
     return min(choices, key=nll)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_accuracy_is_the_share_of_answers_that_are_the_likeliest_choice(batch_size, make, llama):
+@pytest.mark.parametrize("tokens_per_pass", [1, 120, 2500])
+def test_accuracy_is_the_share_of_answers_that_are_the_likeliest_choice(tokens_per_pass, make, llama):
     tokenizer = make.tokenizer(template=True)
     choices = ("a", "bc", "no way at all", "zz top")
     examples = [
         TestExample(prompt=f"question {number}", response=choices[number % 4], choices=choices) for number in range(24)
     ]
     expected = [likeliest(llama, tokenizer, e.prompt, choices) == e.response for e in examples]
-    scores = Scorer(tokenizer, examples, batch_size=batch_size).score(llama)
+    scores = Scorer(tokenizer, examples, tokens_per_pass=tokens_per_pass).score(llama)
     assert list(scores.correct) == expected
     assert 0 < sum(expected) < 24
     # The other scores are those of the responses alone.
     plain = Scorer(
-        tokenizer, [dataclasses.replace(example, choices=()) for example in examples], batch_size=batch_size
+        tokenizer, [dataclasses.replace(example, choices=()) for example in examples], tokens_per_pass=tokens_per_pass
     ).score(llama)
     assert plain.correct is None
     assert scores.nll == pytest.approx(plain.nll, rel=1e-6)
@@ -120,7 +120,7 @@ def test_a_model_that_prefers_nothing_gets_nothing_right(make, llama):
         TestExample(prompt="p", response="a", choices=("a", "b")),
         TestExample(prompt="p", response="b", choices=("a", "b")),
     ]
-    assert Scorer(make.tokenizer(), examples, batch_size=4).score(flat).correct == (False, False)
+    assert Scorer(make.tokenizer(), examples, tokens_per_pass=160).score(flat).correct == (False, False)
 
 
 def test_solved_examples_come_first_and_count_as_prompt(make):

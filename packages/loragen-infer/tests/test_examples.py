@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
 from loragen_infer.files import write_jsonl
-from loragen_infer.samples import Example, batches_by_length, read_examples, read_jsonl, tokenize_example
+from loragen_infer.samples import (
+    Example,
+    num_common_tokens,
+    read_examples,
+    read_jsonl,
+    shared_beginnings,
+    tokenize_example,
+)
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -116,15 +123,29 @@ def test_half_a_character_is_named(tmp_path):
         read_examples(tmp_path / "x.jsonl")
 
 
-@given(lengths=st.lists(st.integers(min_value=1, max_value=50), max_size=40), batch_size=st.integers(1, 9))
-def test_batches_are_a_partition_with_the_longest_first(lengths, batch_size):
-    batches = batches_by_length(lengths, batch_size)
-    flat = [index for batch in batches for index in batch]
-    assert sorted(flat) == list(range(len(lengths)))
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert all(0 < len(batch) <= batch_size for batch in batches)
-    in_order = [lengths[index] for index in flat]
-    assert in_order == sorted(lengths, reverse=True)
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=9))
+def test_groups_spare_as_much_reading_as_any_other_groups_would(sequences):
+    num_common = num_common_tokens(sequences)
+    groups = shared_beginnings(sequences, num_common=num_common)
+    members = [index for _, group in groups for index in group]
+    assert len(set(members)) == len(members)
+    for length, group in groups:
+        assert len({tuple(sequences[index][:length]) for index in group}) == 1
+        assert all(len(sequences[index]) >= length for index in group)
+
+    def most(prefix):
+        """The most that beginnings from ``prefix`` on can spare, by trying all."""
+        count = sum(tuple(sequence[: len(prefix)]) == prefix for sequence in sequences)
+        here = (count - 1) * (len(prefix) - num_common) if count else 0
+        return max(here, most((*prefix, 0)) + most((*prefix, 1))) if len(prefix) < 6 and count else max(here, 0)
+
+    assert sum((len(group) - 1) * (length - num_common) for length, group in groups) == most(())
+
+
+def test_deeply_branching_sequences_are_cut_somewhere():
+    nested = [[1] * length for length in range(1, 400)]
+    groups = shared_beginnings(nested)
+    assert sum((len(group) - 1) * length for length, group in groups) > 0
 
 
 EXAMPLE = Example(prompt="2+2?", response="4.")

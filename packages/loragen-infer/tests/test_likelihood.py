@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loragen_infer.likelihood import last_logits, pad_left, read_prefix, response_nll
+from loragen_infer.likelihood import last_logits, pad_left, read_tokens, response_nll
 from loragen_infer.samples import Example, TokenizedExample, tokenize_example
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -32,9 +32,9 @@ def test_a_batch_is_as_likely_as_its_samples_one_by_one(make, items, num_read, a
     model = make.llama()
     model.set_attn_implementation(attention)
     with torch.inference_mode():
-        cache = read_prefix(model, items[0].input_ids[:num_read], num_rows=len(items))
-        assert (cache is None) == (num_read == 0)
-        found = response_nll(model, items, padding=2, cache=cache, num_read=num_read)
+        read = read_tokens(model, [items[0].input_ids[:num_read]] * len(items), padding=2)
+        assert (read is None) == (num_read == 0)
+        found = response_nll(model, items, padding=2, after=read)
         torch.testing.assert_close(found, one_by_one(model, items), atol=1e-3, rtol=1e-5)
     assert found.dtype == torch.float32
 
@@ -50,8 +50,8 @@ def test_gradients_pass_through_the_common_beginning(make, items):
     gradients = []
     for num_read in (0, len(PREFIX)):
         model = make.llama()
-        cache = read_prefix(model, items[0].input_ids[:num_read], num_rows=len(items))
-        response_nll(model, items, padding=2, cache=cache, num_read=num_read).sum().backward()
+        read = read_tokens(model, [items[0].input_ids[:num_read]] * len(items), padding=2)
+        response_nll(model, items, padding=2, after=read).sum().backward()
         gradients.append({name: value.grad for name, value in model.named_parameters()})
     model = make.llama()
     one_by_one(model, items).sum().backward()
@@ -68,7 +68,7 @@ def test_a_model_that_forgets_reads_everything(make, items):
     config = MistralConfig(vocab_size=100, num_key_value_heads=2, sliding_window=8, initializer_range=0.2, **size)
     model = MistralForCausalLM(config).eval()
     with torch.inference_mode():
-        assert read_prefix(model, items[0].input_ids[: len(PREFIX)], num_rows=3) is None
+        assert read_tokens(model, [items[0].input_ids[: len(PREFIX)]] * 3, padding=2) is None
         torch.testing.assert_close(
             response_nll(model, items, padding=2), one_by_one(model, items), atol=1e-3, rtol=1e-5
         )
@@ -92,8 +92,36 @@ def test_the_last_logits_are_those_of_all_and_asked_for_by_their_places(make, it
     assert asked[0].tolist() == list(range(length - 4, length))
 
 
-def test_a_padded_row_counts_its_positions_from_its_first_token():
-    inputs = pad_left([[5, 6, 7], [8]], padding=2, device="cpu", num_before=10)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("common", ["", PREFIX])
+def test_samples_go_on_from_beginnings_of_different_lengths(make, attention, common):
+    """Twice: what all begin with, and what some do, which is padded when it is read; neither is used up."""
+    model, tokenizer = make.llama(), make.tokenizer()
+    model.set_attn_implementation(attention)
+    beginnings = ["Add: ", "Take the square root of "]
+    owners = [0, 1, 1, 0, 1]
+    items = [
+        tokenize_example(tokenizer, Example(prompt=f"{common}{beginnings[owner]}{row}?", response="yes" * (row + 1)))
+        for row, owner in enumerate(owners)
+    ]
+
+    def ids(text):
+        return tokenizer(text)["input_ids"][: len(text)]
+
+    with torch.inference_mode():
+        whole = read_tokens(model, [ids(common)], padding=2)
+        after = None if whole is None else whole.rows([0, 0])
+        read = read_tokens(model, [ids(text) for text in beginnings], padding=2, after=after)
+        assert read.num_tokens == tuple(len(common + text) for text in beginnings)
+        expected = one_by_one(model, items)
+        for _ in range(2):
+            found = response_nll(model, items, padding=2, after=read.rows(owners))
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
+
+
+def test_a_padded_row_counts_its_positions_from_its_first_token(llama):
+    read = read_tokens(llama, [[9, 9], [9]], padding=2)
+    inputs = pad_left([[5, 6, 7], [8]], padding=2, device="cpu", after=read)
     assert inputs["input_ids"].tolist() == [[5, 6, 7], [2, 2, 8]]
-    assert inputs["attention_mask"].tolist() == [[1] * 13, [1] * 10 + [0, 0, 1]]
-    assert inputs["position_ids"].tolist() == [[10, 11, 12], [10, 10, 10]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 1, 0, 0, 1]]
+    assert inputs["position_ids"].tolist() == [[2, 3, 4], [1, 1, 1]]

@@ -18,6 +18,7 @@ from loragen_infer.evaluation.scoring import ExampleScores, Scorer
 from loragen_infer.evaluation.store import (
     Cost,
     FinishedRow,
+    RowKey,
     RowStore,
     fingerprint,
     fingerprint_of_adapter,
@@ -42,7 +43,7 @@ def config(zoo, make, tmp_path):
         base_model=str(zoo.model),
         tasks=tasks,
         output_dir=str(tmp_path / "r"),
-        batch_size=4,
+        tokens_per_pass=1000,
         num_resamples=200,
     )
 
@@ -51,16 +52,21 @@ def finished_rows(config, tmp_path):
     return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "r/rows").glob("*.json")}
 
 
-def refuse():
+def refuse(_):
     raise AssertionError("this row is finished")
+
+
+def finish(store, row, score=refuse, *, wait=False):
+    """One row."""
+    return store.finish([RowKey(*row)], score, wait=wait)[0]
 
 
 def test_a_row_comes_back_as_it_was_scored(tmp_path):
     store = RowStore(tmp_path)
     bare = dataclasses.replace(ROW, scores=dataclasses.replace(ROW.scores, correct=None), cost=None)
     for key, row in (("0f", ROW), ("1f", bare)):
-        assert store.finish("a task/..", "wrong prompts", key, lambda row=row: row, wait=False) == row
-        assert store.finish("a task/..", "wrong prompts", key, refuse, wait=False) == row
+        assert finish(store, ("a task/..", "wrong prompts", key), lambda _, row=row: [row]) == row
+        assert finish(store, ("a task/..", "wrong prompts", key)) == row
     names = sorted(path.name for path in (tmp_path / "rows").glob("[!.]*"))
     assert names == ["a-task-.wrong-prompts.0f.json", "a-task-.wrong-prompts.1f.json"]
 
@@ -69,41 +75,63 @@ def test_a_row_is_scored_by_one_at_a_time(tmp_path):
     first, second = RowStore(tmp_path), RowStore(tmp_path)
     found = []
 
-    def score():
-        assert second.finish("t", "base", "0f", refuse, wait=False) is None
-        assert second.finish("t", "base", "1f", lambda: ROW, wait=False) == ROW
+    def score(_):
+        assert finish(second, ("t", "base", "0f")) is None
+        assert finish(second, ("t", "base", "1f"), lambda _: [ROW]) == ROW
         thread.start()
         time.sleep(0.1)
         assert not found
-        return ROW
+        return [ROW]
 
-    thread = threading.Thread(target=lambda: found.append(second.finish("t", "base", "0f", refuse, wait=True)))
-    assert first.finish("t", "base", "0f", score, wait=False) == ROW
+    thread = threading.Thread(target=lambda: found.append(finish(second, ("t", "base", "0f"), wait=True)))
+    assert finish(first, ("t", "base", "0f"), score) == ROW
     thread.join(timeout=10)
     assert found == [ROW]
 
 
-# Ends itself, as kill -9 would, in the middle of the fourth row, with a file half written beside the finished ones.
+def test_of_several_rows_those_that_are_missing_are_scored_together_and_kept_as_they_come(tmp_path):
+    store, keys = RowStore(tmp_path), [RowKey("t", "base", f"{place}f") for place in range(4)]
+    assert store.finish(keys[1:2], lambda _: [ROW]) == [ROW]
+    asked = []
+
+    def score(missing):
+        asked.append(missing)
+        yield ROW
+        # A process beside this one finds the first kept, and the others taken.
+        assert RowStore(tmp_path).finish(keys[1:], refuse) == [ROW, None, None]
+        if len(asked) == 1:
+            raise LoragenInferError("the second is no good")
+        yield from [ROW] * (len(missing) - 1)
+
+    with pytest.raises(LoragenInferError, match="the second"):
+        store.finish(keys, score)
+    assert (tmp_path / "rows/t.base.0f.json").is_file()
+    assert store.finish(keys, score) == [ROW] * 4
+    assert asked == [[0, 2, 3], [2, 3]]
+
+
+# Ends itself, as kill -9 would, in the middle of the second task's rows, with a file half written beside the others.
 KILLED = """
 import json, os, signal, sys, torch
 from pathlib import Path
 from lora_tokenizer.io.atomic import atomic_file
 from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
 from loragen_infer.evaluation import run
+from loragen_infer.evaluation.scoring import Scorer
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 settings = json.loads(sys.argv[1])
-score, scored = run.Scorer.score, []
+score, scored = Scorer._score, []
 
-def dying(self, model):
+def dying(self, *args):
     if len(scored) == 3:
         with atomic_file(Path(settings["output_dir"]) / "rows" / "half.json") as part:
             part.write_text("{")
             os.kill(os.getpid(), signal.SIGKILL)
-    scored.append(score(self, model))
+    scored.append(score(self, *args))
     return scored[-1]
 
-run.Scorer.score = dying
+Scorer._score = dying
 run.evaluate(EvaluateConfig(**{**settings, "tasks": [EvaluateTask(**task) for task in settings["tasks"]]}))
 """
 
@@ -112,7 +140,8 @@ def test_after_kill_9_what_is_finished_is_kept_and_the_rest_is_as_if_nothing_had
     command = [sys.executable, "-c", KILLED, json.dumps(dataclasses.asdict(config))]
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -9
     kept = finished_rows(config, tmp_path)
-    assert len(kept) == 3
+    # Each task has base, and then adapters, which are scored together.
+    assert len(kept) == 7
     assert not (tmp_path / "r/evaluation.json").exists()
     assert list((tmp_path / "r/rows").glob(".half.json.*"))
     resumed = evaluate(config)
@@ -128,13 +157,13 @@ def test_after_kill_9_what_is_finished_is_kept_and_the_rest_is_as_if_nothing_had
 
 
 def test_two_at_once_share_the_rows_and_find_the_same(config, monkeypatch):
-    scored, score = [], Scorer.score
+    scored, score = [], Scorer._score
 
-    def spy(self, model):
-        scored.append(threading.get_ident())
-        return score(self, model)
+    def spy(self, model, num_adapters, applied):
+        scored.extend([threading.get_ident()] * num_adapters)
+        return score(self, model, num_adapters, applied)
 
-    monkeypatch.setattr(Scorer, "score", spy)
+    monkeypatch.setattr(Scorer, "_score", spy)
     found = {}
     threads = [threading.Thread(target=lambda index=index: found.update({index: evaluate(config)})) for index in (0, 1)]
     for thread in threads:

@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from lora_tokenizer import read_adapter
+from loragen_infer import AdapterStack, BatchedLora, adapter_attached
+from loragen_infer.evaluation.applying import Applier
 from loragen_infer.evaluation.examples import TestExample
 from loragen_infer.evaluation.scoring import ExampleScores, Scorer, mean_scores
 from loragen_infer.samples import tokenize_example
@@ -57,11 +60,11 @@ def half_trained(make, llama):
 
 
 @pytest.mark.parametrize("template", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
-def test_nll_equals_the_plain_computation(make, llama, template, batch_size):
+@pytest.mark.parametrize("tokens_per_pass", [1, 80, 160, 4000])
+def test_nll_equals_the_plain_computation(make, llama, template, tokens_per_pass):
     tokenizer = make.tokenizer(template=template)
     examples = EXAMPLES + SUMS
-    score = Scorer(tokenizer, examples, batch_size=batch_size).score(llama)
+    score = Scorer(tokenizer, examples, tokens_per_pass=tokens_per_pass).score(llama)
     assert score.nll == pytest.approx(plain_nll(llama, tokenizer, examples), rel=1e-5)
     assert len(score.exact) == len(examples)
 
@@ -69,7 +72,7 @@ def test_nll_equals_the_plain_computation(make, llama, template, batch_size):
 @pytest.mark.parametrize("variant", [{"eos": False}, {"pad": False}])
 def test_tokenizers_without_an_end_or_a_padding_token(make, llama, variant):
     tokenizer = make.tokenizer(**variant)
-    score = Scorer(tokenizer, EXAMPLES, batch_size=4).score(llama)
+    score = Scorer(tokenizer, EXAMPLES, tokens_per_pass=160).score(llama)
     assert score.nll == pytest.approx(plain_nll(llama, tokenizer, EXAMPLES), rel=1e-5)
 
 
@@ -77,20 +80,20 @@ def test_tokenizers_without_an_end_or_a_padding_token(make, llama, variant):
 def test_padding_does_not_matter_to_either_attention(make, llama, attention):
     model, tokenizer = copy.deepcopy(llama), make.tokenizer()
     model.set_attn_implementation(attention)
-    one_by_one = [Scorer(tokenizer, [example], batch_size=1).score(model).nll for example in EXAMPLES]
+    one_by_one = [Scorer(tokenizer, [example], tokens_per_pass=40).score(model).nll for example in EXAMPLES]
     lengths = [len(example.response) + 1 for example in EXAMPLES]
     expected = sum(nll * length for nll, length in zip(one_by_one, lengths, strict=True)) / sum(lengths)
-    assert Scorer(tokenizer, EXAMPLES, batch_size=6).score(model).nll == pytest.approx(expected, rel=1e-5)
+    assert Scorer(tokenizer, EXAMPLES, tokens_per_pass=240).score(model).nll == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_exact_match_is_what_greedy_decoding_does(make, half_trained, batch_size):
+@pytest.mark.parametrize("tokens_per_pass", [1, 160])
+def test_exact_match_is_what_greedy_decoding_does(make, half_trained, tokens_per_pass):
     tokenizer = make.tokenizer()
     decoded = [decodes_exactly(half_trained, tokenizer, example) for example in EXAMPLES]
     assert 0 < sum(decoded) < len(decoded), "the test needs a model that knows some answers and not others"
     for example, is_exact in zip(EXAMPLES, decoded, strict=True):
-        assert Scorer(tokenizer, [example], batch_size=1).score(half_trained).exact == (is_exact,)
-    assert list(Scorer(tokenizer, EXAMPLES, batch_size=batch_size).score(half_trained).exact) == decoded
+        assert Scorer(tokenizer, [example], tokens_per_pass=40).score(half_trained).exact == (is_exact,)
+    assert list(Scorer(tokenizer, EXAMPLES, tokens_per_pass=tokens_per_pass).score(half_trained).exact) == decoded
 
 
 def test_one_wrong_character_or_a_missing_end_is_no_match(make, half_trained):
@@ -98,12 +101,12 @@ def test_one_wrong_character_or_a_missing_end_is_no_match(make, half_trained):
     known = next(example for example in EXAMPLES if decodes_exactly(half_trained, tokenizer, example))
     for response in (known.response[:-1] + "!", known.response + "x", known.response[:-1] or "?"):
         changed = TestExample(prompt=known.prompt, response=response)
-        assert Scorer(tokenizer, [changed], batch_size=1).score(half_trained).exact == (False,)
+        assert Scorer(tokenizer, [changed], tokens_per_pass=40).score(half_trained).exact == (False,)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("batch_size", [1, 2, 6])
-def test_a_common_beginning_is_read_once_and_changes_nothing(make, llama, attention, batch_size):
+@pytest.mark.parametrize("tokens_per_pass", [1, 80, 1000])
+def test_a_common_beginning_is_read_once_and_changes_nothing(make, llama, attention, tokens_per_pass):
     model, tokenizer = copy.deepcopy(llama), make.tokenizer(template=True)
     model.set_attn_implementation(attention)
     shots = [
@@ -122,7 +125,7 @@ def test_a_common_beginning_is_read_once_and_changes_nothing(make, llama, attent
     hook = model.register_forward_pre_hook(
         lambda _, args, kwargs: read.append((args or [kwargs["input_ids"]])[0].numel()), with_kwargs=True
     )
-    scores = Scorer(tokenizer, EXAMPLES, batch_size=batch_size, shots=shots).score(model)
+    scores = Scorer(tokenizer, EXAMPLES, tokens_per_pass=tokens_per_pass, shots=shots).score(model)
     hook.remove()
     assert list(scores.answer_nll) == pytest.approx(expected, rel=1e-4)
     # Far fewer tokens than there are: the shots are read once.
@@ -133,7 +136,7 @@ def test_prompts_that_share_nothing_and_one_prompt_alone(make, llama):
     tokenizer = make.tokenizer()
     apart = [TestExample(prompt="a b", response="c"), TestExample(prompt="x y", response="z")]
     for examples in (apart, apart[:1], [apart[0], apart[0]]):
-        score = Scorer(tokenizer, examples, batch_size=2).score(llama)
+        score = Scorer(tokenizer, examples, tokens_per_pass=80).score(llama)
         assert score.nll == pytest.approx(plain_nll(llama, tokenizer, examples), rel=1e-5)
 
 
@@ -155,13 +158,59 @@ def test_a_model_with_sliding_windows_is_read_from_the_start(make):
         bos_token_id=None,
     )
     model, tokenizer = MistralForCausalLM(config).eval(), make.tokenizer()
-    score = Scorer(tokenizer, EXAMPLES, batch_size=3).score(model)
+    score = Scorer(tokenizer, EXAMPLES, tokens_per_pass=120).score(model)
     assert score.nll == pytest.approx(plain_nll(model, tokenizer, EXAMPLES), rel=1e-5)
 
 
 def test_a_scorer_scores_again_the_same(make, llama):
-    scorer = Scorer(make.tokenizer(), EXAMPLES, batch_size=2)
+    scorer = Scorer(make.tokenizer(), EXAMPLES, tokens_per_pass=80)
     assert scorer.score(llama) == scorer.score(llama)
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 150, 5000])
+@pytest.mark.parametrize("template", [False, True])
+def test_adapters_together_score_what_each_does_alone(make, tmp_path, tokens_per_pass, template):
+    """With prompts of two wordings and one that is like no other, choices, and several ranks."""
+    model, tokenizer = make.llama(), make.tokenizer(template=template)
+    folders = [make.adapter(model, tmp_path / str(r), seed=r, r=r, lora_alpha=12) for r in (1, 2, 4)]
+    adapters = [read_adapter(folder) for folder in folders]
+    texts = [("Spell {} backward.", word) for word in WORDS] + [("Now say the word {}", word) for word in WORDS[:3]]
+    examples = [
+        TestExample(prompt=text.format(word), response=word, choices=(word, word[::-1] + "!", "no"))
+        for text, word in [*texts, ("{}?", "elephantine")]
+    ]
+    scorer = Scorer(tokenizer, examples, tokens_per_pass=tokens_per_pass)
+    assert scorer.num_together >= 1
+    batched = BatchedLora(model, adapters[0].modules)
+    found = scorer.score_adapters(model, batched, AdapterStack.of(adapters))
+    batched.remove()
+    for adapter, together in zip(adapters, found, strict=True):
+        with adapter_attached(model, adapter) as adapted:
+            alone = Scorer(tokenizer, examples, tokens_per_pass=40).score(adapted)
+            assert together.nll == pytest.approx(plain_nll(adapted, tokenizer, examples), rel=1e-5)
+        assert together.answer_nll == pytest.approx(alone.answer_nll, rel=1e-4, abs=1e-4)
+        assert (together.exact, together.correct) == (alone.exact, alone.correct)
+    assert len({scores.nll for scores in found}) == 3
+
+
+def test_adapters_that_cannot_be_applied_in_a_batch_are_attached_alone(make, tmp_path):
+    model, tokenizer = make.llama(), make.tokenizer()
+    options = [{}, {"use_dora": True}, {"target_modules": ["k_proj"]}, {"lora_bias": True}, {}]
+    folders = [
+        make.adapter(model, tmp_path / str(seed), seed=seed, **of_adapter) for seed, of_adapter in enumerate(options)
+    ]
+    adapters = [read_adapter(folder) for folder in folders]
+    before = {name: id(module) for name, module in model.named_modules()}
+    scorer, applier = Scorer(tokenizer, EXAMPLES, tokens_per_pass=500), Applier(model)
+    for adapter in adapters:
+        applier.check(adapter)
+    found = applier.score(scorer, adapters)
+    applier.remove()
+    assert {name: id(module) for name, module in model.named_modules()} == before
+    assert all(not module._forward_hooks for module in model.modules())
+    for adapter, scores in zip(adapters, found, strict=True):
+        with adapter_attached(model, adapter) as adapted:
+            assert scores.nll == pytest.approx(plain_nll(adapted, tokenizer, EXAMPLES), rel=1e-5)
 
 
 def test_the_mean_of_scores_is_taken_example_by_example():

@@ -3,6 +3,8 @@ from .adapters import BatchedLora as BatchedLora
 from .adapters import adapter_attached as adapter_attached
 from .adapters import add_adapter as add_adapter
 from .adapters import swap_adapter as swap_adapter
+from .adapters import tune as tune
+from .adapters import tune_many as tune_many
 from .bundle import GeneratorBundle as GeneratorBundle
 from .bundle import TrainingTasks as TrainingTasks
 from .encoder import PromptEncoder as PromptEncoder

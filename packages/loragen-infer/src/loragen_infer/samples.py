@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "TUNE_LEARNING_RATE",
+    "TUNE_STEPS",
     "Example",
     "TokenizedExample",
-    "batches_by_length",
     "example_of",
     "iter_jsonl",
     "iter_lines",
@@ -29,10 +30,17 @@ __all__ = [
     "prompt_hash",
     "read_examples",
     "read_jsonl",
+    "shared_beginnings",
     "tokenize_example",
 ]
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text")
+TUNE_STEPS = 16
+"""Gradient steps on a few samples, by default."""
+TUNE_LEARNING_RATE = 1e-3
+"""Learning rate of the first of them, by default."""
+# Sequences that branch more often than this on their way are read as if they branched here for the last time.
+_MAX_LEVELS = 100
 RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
 
 
@@ -223,10 +231,29 @@ def num_common_tokens(sequences: Iterable[Sequence[int]]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
-def batches_by_length(lengths: Iterable[int], batch_size: int) -> list[list[int]]:
-    """Return the indices of ``lengths`` in batches of like length, the longest first, so that little is padded."""
-    order = [index for index, _ in sorted(enumerate(lengths), key=lambda pair: -pair[1])]
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+def shared_beginnings(sequences: Sequence[Sequence[int]], *, num_common: int = 0) -> list[tuple[int, list[int]]]:
+    """Return groups of sequences that begin alike, each with how many tokens: those that spare most of all reading.
+
+    A group's beginning is read once for all that are in it. All sequences begin with the same ``num_common`` tokens,
+    which count for nothing; what shares no more with another is in no group. No sequence is in two.
+    """
+    order = sorted(range(len(sequences)), key=lambda index: list(sequences[index]))
+    common = [num_common_tokens([sequences[one], sequences[other]]) for one, other in itertools.pairwise(order)]
+
+    def best(start: int, end: int, level: int) -> tuple[int, list[tuple[int, list[int]]]]:
+        """How many tokens need not be read of the sequences from ``start`` to ``end`` of the order, and the groups."""
+        if end - start < 2:
+            return 0, []
+        depth = min(common[start : end - 1])
+        whole = (end - start - 1) * (depth - num_common), [(depth, order[start:end])]
+        if level == _MAX_LEVELS:
+            return whole
+        cuts = [start, *(place + 1 for place in range(start, end - 1) if common[place] == depth), end]
+        parts = [best(first, last, level + 1) for first, last in itertools.pairwise(cuts)]
+        spared = sum(part[0] for part in parts)
+        return max(whole, (spared, [group for part in parts for group in part[1]]), key=lambda found: found[0])
+
+    return [group for group in best(0, len(order), 0)[1] if group[0] > num_common]
 
 
 def prompt_hash(prompt: str) -> str:

@@ -45,10 +45,17 @@ def test_every_row_is_there_with_what_it_needs(full):
     assert second.notes == {
         "few-shot": "2 examples",
         "nearest": second.notes["nearest"],
+        "tuned": "2 examples",
+        "tuned from mean": "2 examples",
         "wrong prompts": "prompts of one",
     }
     assert first.scores["ridge"].nll_above_ridge == 0
-    for row in ("nearest", "ridge", "generated", "wrong prompts", "junk"):
+    # Tuning is worth something even on a model this small, and differs by where it starts.
+    for row, source in (("tuned", "generated"), ("tuned from mean", "mean")):
+        assert first.scores[row].nll != first.scores[source].nll
+        assert first.costs[row].seconds > first.costs[source].seconds
+    assert first.scores["tuned"].nll != first.scores["tuned from mean"].nll
+    for row in ("nearest", "ridge", "generated", "tuned", "tuned from mean", "wrong prompts", "junk"):
         assert first.costs[row].seconds > 0
         assert first.costs[row].cpu_seconds >= 0
     assert "base" not in first.costs
@@ -155,12 +162,13 @@ def test_rows_are_chosen_by_name(config, caplog):
 
 
 def test_a_finished_row_is_not_scored_again(full, monkeypatch, tmp_path):
-    full = dataclasses.replace(full, rows=["base", "few-shot", "ridge", "generated", "own", "wrong prompts"])
+    full = dataclasses.replace(full, rows=["base", "few-shot", "ridge", "generated", "tuned", "own", "wrong prompts"])
     found = evaluate(full)
     written = (tmp_path / "r/evaluation.json").read_text(encoding="utf-8")
-    monkeypatch.setattr("loragen_infer.evaluation.run.Scorer.score", None)  # calling it would be a TypeError
+    monkeypatch.setattr("loragen_infer.evaluation.row_scorer.tune_many", None)
+    monkeypatch.setattr("loragen_infer.evaluation.scoring.Scorer._score", None)  # calling it would be a TypeError
     # Another batch size changes no more than round-off.
-    assert evaluate(dataclasses.replace(full, batch_size=3)) == found
+    assert evaluate(dataclasses.replace(full, tokens_per_pass=30)) == found
     assert evaluate(full) == found
     assert (tmp_path / "r/evaluation.json").read_text(encoding="utf-8") == written
 
@@ -231,7 +239,7 @@ def test_the_adapters_own_base_model_is_the_default(config):
 
 
 def test_limits_on_prompts_and_examples_hold(config):
-    limited = evaluate(dataclasses.replace(config, rows=["base"], num_examples=1, batch_size=1))
+    limited = evaluate(dataclasses.replace(config, rows=["base"], num_examples=1, tokens_per_pass=10))
     assert [task.scores["base"].num_examples for task in limited.tasks] == [1, 1]
 
 

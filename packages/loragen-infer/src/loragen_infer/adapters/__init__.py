@@ -3,5 +3,6 @@
 from loragen_infer.adapters.attach import adapter_attached, add_adapter, swap_adapter
 from loragen_infer.adapters.batched import BatchedLora
 from loragen_infer.adapters.stack import AdapterStack
+from loragen_infer.adapters.tuning import tune, tune_many
 
-__all__ = ["AdapterStack", "BatchedLora", "adapter_attached", "add_adapter", "swap_adapter"]
+__all__ = ["AdapterStack", "BatchedLora", "adapter_attached", "add_adapter", "swap_adapter", "tune", "tune_many"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from lora_tokenizer import LoraAdapter
 from torch import Tensor, nn
 
 from loragen_infer.adapters.applied import Applied, add_adapters, check_layout, find_misfit
@@ -92,6 +93,14 @@ class BatchedLora:
         except BaseException:
             self.remove()
             raise
+
+    def fits(self, adapter: LoraAdapter) -> bool:
+        """Whether ``adapter`` is of the layers that were named and of their shapes."""
+        if set(adapter.modules) != set(self._layers):
+            return False
+        factors = {name: adapter.factors(name) for name in adapter.modules}
+        features = {name: (a_ri.shape[1], b_or.shape[0]) for name, (a_ri, b_or) in factors.items()}
+        return features == {name: (layer.in_features, layer.out_features) for name, layer in self._layers.items()}
 
     def remove(self) -> None:
         """Take the hooks off the model and thaw what was not frozen before."""

@@ -95,6 +95,14 @@ class AdapterStack:
 
         return AdapterStack(a_Kri=chosen(self.a_Kri), b_Kor=chosen(self.b_Kor), scaling_K=chosen(self.scaling_K))
 
+    def to(self, device: "torch.device | str") -> "AdapterStack":
+        """Return the stack on ``device``."""
+
+        def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        return AdapterStack(a_Kri=moved(self.a_Kri), b_Kor=moved(self.b_Kor), scaling_K=moved(self.scaling_K))
+
 
 def _check_plain(adapter: LoraAdapter, number: int) -> None:
     for option in ("use_dora", "lora_bias"):

@@ -13,6 +13,7 @@ from loragen_infer.cli.command_line import Command, UsageError, run_command_line
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.generation.config import GenerateConfig
+from loragen_infer.samples import TUNE_LEARNING_RATE, TUNE_STEPS
 
 __all__ = ["main"]
 
@@ -93,6 +94,9 @@ def _add_generate_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--omit-prompts", action="store_true", help="Leave the prompts out of card and manifest.")
     parser.add_argument("--scale", type=float, default=1.0, help="Factor on the effect of the adapters.")
+    parser.add_argument("--tune", metavar="FILE", help="Tune the adapter on solved samples: JSON lines with responses.")
+    parser.add_argument("--tune-steps", type=int, default=TUNE_STEPS, help="Gradient steps of --tune.")
+    parser.add_argument("--tune-learning-rate", type=float, default=TUNE_LEARNING_RATE, help="Learning rate of --tune.")
     parser.add_argument("--batch-size", type=int, default=16, help="Adapters generated together.")
     parser.add_argument("--cache-dir", help="Folder of an embedding cache, which training may share.")
     parser.add_argument("--device", default="cpu", help="Torch device, such as cpu or cuda.")

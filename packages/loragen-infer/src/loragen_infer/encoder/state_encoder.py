@@ -206,9 +206,10 @@ class StateEncoder(CachedEncoder):
         self._state_nSD = output[0] if isinstance(output, tuple) else output
 
     def _read_prefix(self) -> Any:
-        from loragen_infer.likelihood import read_prefix
+        from loragen_infer.likelihood import read_tokens
 
-        return read_prefix(self._model, self._prefix)
+        read = read_tokens(self._model, [self._prefix], padding=0)
+        return None if read is None else read.cache
 
 
 def _keep_layers(model: "PreTrainedModel", name: str, number: int) -> "torch.nn.Module":

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["draw_chart"]
 
 _COLOURS = {
-    **dict.fromkeys(("base", "few-shot", "mean", "joint"), "#80868b"),  # needs no prompts
+    **dict.fromkeys(("base", "few-shot", "mean", "joint", "tuned from mean"), "#80868b"),  # needs no prompts
     **dict.fromkeys(("nearest", "ridge"), "#a142f4"),  # baselines that do
-    "generated": "#1a73e8",
+    **dict.fromkeys(("generated", "tuned"), "#1a73e8"),
     "own": "#188038",
     **dict.fromkeys(("wrong prompts", "junk"), "#e8710a"),  # controls
 }

@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.samples import TUNE_LEARNING_RATE, TUNE_STEPS
 from loragen_infer.words import nearest
 
 __all__ = ["ROWS", "EvaluateConfig", "EvaluateTask", "TrainingTask"]
 
-ROWS = ("base", "few-shot", "mean", "nearest", "ridge", "joint", "generated", "own", "wrong prompts", "junk")
+SHOWN_ROWS = ("few-shot", "tuned", "tuned from mean")
+"""Rows that a few solved examples make."""
+ROWS = (
+    *("base", "few-shot", "mean", "nearest", "ridge", "joint", "generated", "tuned", "tuned from mean", "own"),
+    *("wrong prompts", "junk"),
+)
 """Every row, in the order in which they are shown."""
 
 
@@ -29,7 +35,8 @@ class EvaluateTask:
     adapter: str | None = None
     """The task's own trained adapter (a PEFT folder, or a folder of checkpoints, of which the last is taken)."""
     shots: str | None = None
-    """JSON/JSONL file with training examples and their responses, the first of which the row ``few-shot`` shows."""
+    """JSON/JSONL file with training examples and their responses, the first of which the row ``few-shot`` shows; the
+    rows ``tuned`` and ``tuned from mean`` are tuned on them."""
     choices: list[str] | None = None
     """What all examples can be answered with, for a file without a ``choices`` column, such as [yes, no]."""
     choice_pattern: str | None = None
@@ -84,30 +91,36 @@ class EvaluateConfig:
     tasks: list[EvaluateTask] = field(default_factory=list)
     """The tasks; at least two for the row ``wrong prompts``, which takes the prompts of others."""
     rows: list[str] | None = None
-    """What to score: base, few-shot, mean, nearest, ridge, joint, generated, own, wrong prompts, junk; by default each
-    one that has what it needs."""
+    """What to score: base, few-shot, mean, nearest, ridge, joint, generated, tuned, tuned from mean, own,
+    wrong prompts, junk; by default each one that has what it needs."""
     training_tasks: list[TrainingTask] | None = None
     """The training tasks, for ``nearest`` and ``ridge``; by default those whose means lie beside the bundle."""
     joint_adapter: str | None = None
     """One adapter trained on all training tasks together, for the row ``joint``; by default the zoo's."""
     num_shots: int = 4
-    """Number of examples that the row ``few-shot`` shows before the prompt."""
+    """Number of examples that the row ``few-shot`` shows before the prompt, and that tuned adapters are tuned on."""
+    tune_steps: int = TUNE_STEPS
+    """Steps of AdamW that the rows ``tuned`` and ``tuned from mean`` take on the examples."""
+    tune_learning_rate: float = TUNE_LEARNING_RATE
+    """Learning rate of the first of them, from which it falls to zero."""
     base_model: str | None = None
     """The language model, a hub name, folder or .gguf file; by default the zoo's, or that the adapters name."""
     output_dir: str = "results"
     """Folder for ``evaluation.json``, ``evaluation.png`` and the finished rows."""
     num_prompts: int = 8
     """Most prompts to generate an adapter from: the first of the file."""
-    num_wrong_tasks: int = 4
-    """Most other tasks whose prompts the row ``wrong prompts`` is generated from; its scores are the mean over them."""
+    num_wrong_tasks: int | None = None
+    """Most other tasks whose prompts the row ``wrong prompts`` is generated from; its scores are the mean over them. By
+    default all others."""
     num_examples: int | None = None
     """Most test examples per task; by default all of the file."""
     num_resamples: int = 10_000
     """Number of bootstrap resamples behind each 95 % interval."""
     seed: int = 0
     """Seed of the resamples and of the junk text."""
-    batch_size: int = 16
-    """Number of sequences per forward pass of the language model."""
+    tokens_per_pass: int | Literal["auto"] = "auto"  # noqa: S105  # no password
+    """Most tokens, padding included, that go through the language model at once; ``auto``: 512 on a CPU, 16,384
+    elsewhere."""
     device: str = "cpu"
     """Torch device, such as ``cpu`` or ``cuda``."""
     dtype: str | None = None
@@ -134,10 +147,13 @@ class EvaluateConfig:
             names = [task.name for task in getattr(self, key) or []]
             if len(set(names)) < len(names):
                 raise LoragenInferError(f"{key} has two of one name: {', '.join(sorted(names))}.")
-        counts = ("num_prompts", "num_wrong_tasks", "num_examples", "batch_size", "num_shots")
+        counts = ("num_prompts", "num_wrong_tasks", "num_examples", "tokens_per_pass", "num_shots", "tune_steps")
         for key, least in {**dict.fromkeys(counts, 1), "num_resamples": 100, "seed": 0}.items():
-            if (value := getattr(self, key)) is not None and value < least:
+            if (value := getattr(self, key)) not in (None, "auto") and value < least:
                 raise LoragenInferError(f"{key} is {value}, but must be at least {least}.")
+
+        if not 0 < self.tune_learning_rate < float("inf"):
+            raise LoragenInferError(f"tune_learning_rate is {self.tune_learning_rate}, but must be above 0.")
 
     @property
     def wanted_rows(self) -> tuple[str, ...]:

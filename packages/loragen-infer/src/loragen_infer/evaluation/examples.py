@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
+from loragen_infer.evaluation.config import SHOWN_ROWS, EvaluateConfig, EvaluateTask
 from loragen_infer.samples import Example, example_of, prompt_hash, read_examples, read_jsonl
 
 __all__ = ["TaskInputs", "TestExample", "read_inputs", "read_task_prompts", "read_test_examples"]
@@ -54,7 +54,7 @@ def read_inputs(task: EvaluateTask, config: EvaluateConfig, *, seen: Collection[
             )
     examples = read_test_examples(task)[: config.num_examples]
     shots: list[Example] = []
-    if task.shots is not None and "few-shot" in config.wanted_rows:
+    if task.shots is not None and set(SHOWN_ROWS) & set(config.wanted_rows):
         shots = read_examples(Path(task.shots))[: config.num_shots]
         if len(shots) < config.num_shots:
             raise LoragenInferError(

@@ -7,20 +7,22 @@ import json
 import logging
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.baselines import Ridge, nearest_task
-from loragen_infer.evaluation.config import EvaluateConfig
+from loragen_infer.evaluation.config import SHOWN_ROWS, EvaluateConfig
 from loragen_infer.evaluation.examples import TaskInputs
 from loragen_infer.evaluation.store import Cost
 from loragen_infer.evaluation.training_tasks import Training
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.samples import Example
+from loragen_infer.words import counted
 
 __all__ = ["TRAINED_ROWS", "Row", "RowMaker"]
 
@@ -37,6 +39,8 @@ class Row:
 
     adapter: LoraAdapter | None = None
     shots: tuple[Example, ...] = ()
+    tuned_on: tuple[Example, ...] = ()
+    """What the adapter is still to be tuned on."""
     cost: Cost | None = None
     note: str = ""
 
@@ -51,6 +55,8 @@ class RowMaker:
         self._prompts = {inputs.task.name: inputs.prompts for inputs in tasks}
         self._ridge = None if training.means is None else Ridge(training.means)
         self._is_warm = False
+        # Each task is a wrong one for all others; the adapters of very many would only take memory.
+        self._generated = lru_cache(maxsize=32)(self._generate)
 
     def names(self, inputs: TaskInputs) -> list[str]:
         """Return the rows that a task has, in the order in which they are shown."""
@@ -84,19 +90,20 @@ class RowMaker:
         if row == "base":
             return Row()
         if row == "few-shot":
-            count = len(inputs.shots)
-            return Row(shots=tuple(inputs.shots), note=f"{count} {'example' if count == 1 else 'examples'}")
+            return Row(shots=tuple(inputs.shots), note=_examples(inputs))
         if row in TRAINED_ROWS:
             adapter, path = self.trained(inputs, row)
             return Row(adapter=adapter, cost=_training_cost(path))
-        if not self._is_warm:
-            # The first call of an encoder takes longer than all later ones.
-            self._generator.generate(inputs.prompts)
-            self._is_warm = True
-        started, cpu_started = time.perf_counter(), time.process_time()
-        adapter, note = self._make(inputs, row, wrong_task)
-        cost = Cost(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu_started)
-        return Row(adapter=adapter, cost=cost, note=note)
+        if row == "generated":
+            return self._generated(inputs.task.name)
+        if row in ("tuned", "tuned from mean"):
+            source = self.make(inputs, "generated" if row == "tuned" else "mean")
+            return replace(source, tuned_on=tuple(inputs.shots), note=_examples(inputs))
+        if wrong_task is not None:
+            others = self.wrong_tasks(inputs)
+            note = f"prompts of {others[0]}" if len(others) == 1 else f"mean over the prompts of {len(others)} tasks"
+            return replace(self._generated(wrong_task), note=note)
+        return self._timed(lambda: self._make(inputs, row))
 
     def trained(self, inputs: TaskInputs, row: str) -> tuple[LoraAdapter, Path]:
         """Return the adapter of one of :data:`TRAINED_ROWS`, of a folder of checkpoints the last, and where it lies."""
@@ -115,15 +122,17 @@ class RowMaker:
         Every task is as often a wrong one for another.
         """
         names = list(self._prompts)
-        place, count = names.index(inputs.task.name), min(self._config.num_wrong_tasks, len(names) - 1)
+        wanted = self._config.num_wrong_tasks
+        place, count = names.index(inputs.task.name), len(names) - 1
+        count = count if wanted is None else min(wanted, count)
         steps = [1 + index * (len(names) - 1) // count for index in range(count)]
         return [names[(place + step) % len(names)] for step in steps]
 
     def _lacks(self, inputs: TaskInputs) -> dict[str, str]:
         """By row that a task does not have, what it lacks."""
-        lacks = {}
+        lacks: dict[str, str] = {}
         if not inputs.shots:
-            lacks["few-shot"] = "no task has shots"
+            lacks |= dict.fromkeys(SHOWN_ROWS, "no task has shots")
         if self._ridge is None:
             lacks["nearest"] = lacks["ridge"] = _NO_MEANS
         if self._config.joint_adapter is None:
@@ -132,15 +141,23 @@ class RowMaker:
             lacks["own"] = "no task has an adapter"
         return lacks
 
-    def _make(self, inputs: TaskInputs, row: str, wrong_task: str | None) -> tuple[LoraAdapter, str]:
-        if wrong_task is not None:
-            others = self.wrong_tasks(inputs)
-            note = f"prompts of {others[0]}" if len(others) == 1 else f"mean over the prompts of {len(others)} tasks"
-            return self._generator.generate(self._prompts[wrong_task]), note
+    def _generate(self, task: str) -> Row:
+        """Generate from the prompts of one task."""
+        if not self._is_warm:
+            # The first call of an encoder takes longer than all later ones.
+            self._generator.generate(self._prompts[task])
+            self._is_warm = True
+        return self._timed(lambda: (self._generator.generate(self._prompts[task]), ""))
+
+    def _timed(self, make: Callable[[], tuple[LoraAdapter, str]]) -> Row:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        adapter, note = make()
+        cost = Cost(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu_started)
+        return Row(adapter=adapter, cost=cost, note=note)
+
+    def _make(self, inputs: TaskInputs, row: str) -> tuple[LoraAdapter, str]:
         if row == "mean":
             return self._generator.mean_adapter(), ""
-        if row == "generated":
-            return self._generator.generate(inputs.prompts), ""
         if row == "junk":
             return self._generator.generate(self._junk(inputs.prompts)), ""
         means, layout = self._training.means, self._generator.bundle.layout
@@ -160,6 +177,10 @@ class RowMaker:
             "".join(draw.choice(_LETTERS) if place % 6 else " " for place in range(1, len(prompt) + 1))
             for prompt in prompts
         ]
+
+
+def _examples(inputs: TaskInputs) -> str:
+    return counted(len(inputs.shots), "example")
 
 
 def _training_cost(adapter: Path) -> Cost | None:

@@ -3,50 +3,27 @@
 What can be wrong with the files is found before the language model is loaded.
 """
 
-import logging
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from loragen_infer.adapters.attach import adapter_attached
 from loragen_infer.bundle import find_bundle
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.chart import draw_chart
 from loragen_infer.evaluation.config import EvaluateConfig
-from loragen_infer.evaluation.examples import TaskInputs, read_inputs
-from loragen_infer.evaluation.methods import TRAINED_ROWS, Row, RowMaker
+from loragen_infer.evaluation.examples import read_inputs
+from loragen_infer.evaluation.methods import TRAINED_ROWS, RowMaker
 from loragen_infer.evaluation.results import Evaluation, TaskResult, summarise, to_json
-from loragen_infer.evaluation.scoring import Scorer, mean_scores
-from loragen_infer.evaluation.store import (
-    FinishedRow,
-    RowStore,
-    fingerprint,
-    fingerprint_of_adapter,
-    fingerprint_of_model,
-)
+from loragen_infer.evaluation.row_scorer import RowScorer, named
+from loragen_infer.evaluation.scoring import mean_scores
 from loragen_infer.evaluation.training_tasks import read_training
 from loragen_infer.evaluation.zoo_tasks import with_tasks_of_zoo
 from loragen_infer.files import write_json
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.models.base_model import load_base_model
-from loragen_infer.progress import ProgressBar
-from loragen_infer.samples import Example
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["evaluate"]
 
-logger = logging.getLogger(__name__)
-
 _NEEDED = ("matplotlib", "peft")
-
-# By task and row, each with its note; of ``wrong prompts`` a part for every other task.
-_Finished = dict[tuple[str, str], list[tuple[FinishedRow, str]]]
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -88,14 +65,18 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     model, tokenizer = load_base_model(
         base_model, dtype=config.dtype, device=config.device, device_map=config.device_map
     )
-    for inputs, row in trained:
-        with _named(inputs, row), adapter_attached(model, maker.trained(inputs, row)[0]):
-            pass
-    finished = _score_rows(config, tasks, maker, model, tokenizer)
+    scoring = RowScorer(config, tasks, maker, model, tokenizer)
+    try:
+        for inputs, row in trained:
+            with named(inputs, row):
+                scoring.applier.check(maker.trained(inputs, row)[0])
+        finished = scoring.finish()
+    finally:
+        scoring.applier.remove()
 
     results = []
     for inputs in tasks:
-        rows = {row: finished[inputs.task.name, row] for row in maker.names(inputs)}
+        rows = finished[inputs.task.name]
         results.append(
             TaskResult(
                 task=inputs.task.name,
@@ -110,67 +91,3 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     draw_chart(evaluation, output_dir / "evaluation.png")
     write_json(output_dir / "evaluation.json", to_json(given, evaluation))
     return evaluation
-
-
-def _score_rows(
-    config: EvaluateConfig,
-    tasks: Sequence[TaskInputs],
-    maker: RowMaker,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-) -> _Finished:
-    """Score what is not finished; what another process is at comes last."""
-    store, model_key = RowStore(Path(config.output_dir)), fingerprint_of_model(model)
-    max_tokens: int | None = getattr(model.config, "max_position_embeddings", None)
-
-    @lru_cache(maxsize=2)  # of one task without and with shots; more would only take memory
-    def scorer_of(place: int, shots: tuple[Example, ...]) -> Scorer:
-        examples = tasks[place].examples
-        return Scorer(tokenizer, examples, batch_size=config.batch_size, shots=shots, max_tokens=max_tokens)
-
-    finished: _Finished = defaultdict(list)
-    pending = [
-        (place, row, wrong_task)
-        for place, inputs in enumerate(tasks)
-        for row in maker.names(inputs)
-        for wrong_task in (maker.wrong_tasks(inputs) if row == "wrong prompts" else [None])
-    ]
-    with ProgressBar("evaluate", total=len(pending), unit="row") as bar:
-        for wait in (False, True):
-            taken = []
-            for piece in pending:
-                place, name, wrong_task = piece
-                task = tasks[place].task.name
-                row = maker.make(tasks[place], name, wrong_task)
-                with _named(tasks[place], name):
-                    scorer = scorer_of(place, row.shots)
-                    # The name is part of the key because the cost depends on how an adapter is made.
-                    key = fingerprint(
-                        name, fingerprint_of_adapter(row.adapter), scorer.fingerprint, model_key, str(model.device)
-                    )
-                    found = store.finish(task, name, key, partial(_score, scorer, model, row), wait=wait)
-                if found is None:
-                    taken.append(piece)
-                    continue
-                finished[task, name].append((found, row.note))
-                bar.advance(task=task, row=name, nll=f"{found.scores.nll:.3f}")
-            if taken:
-                logger.info("Waiting for another process, which scores %d of the rows.", len(taken))
-            pending = taken
-    return finished
-
-
-def _score(scorer: Scorer, model: "PreTrainedModel", row: Row) -> FinishedRow:
-    if row.adapter is None:
-        return FinishedRow(scores=scorer.score(model), cost=None)
-    with adapter_attached(model, row.adapter) as adapted:
-        return FinishedRow(scores=scorer.score(adapted), cost=row.cost)
-
-
-@contextmanager
-def _named(inputs: TaskInputs, row: str) -> Iterator[None]:
-    """Say in an error of the block what it is about."""
-    try:
-        yield
-    except LoragenInferError as error:
-        raise LoragenInferError(f"The row {row!r} of the task {inputs.task.name!r}: {error}") from error

@@ -5,30 +5,45 @@ prefix, the most likely token is the answer's next one; so the logits that the l
 would do. A choice is the answer with the least negative log-likelihood per token, its end included; answers that tie
 with the right one count as a wrong choice, so that a model that prefers nothing scores nothing.
 
-What all prompts begin with (a system prompt, solved examples, the wording of the task) passes through the model once.
+What all prompts begin with (a system prompt, solved examples), and then what some of them do (one wording of the task,
+one question with several choices), passes through the model once. Many adapters are scored together, each on all
+examples: then samples of the same length fill a pass, and nothing is padded.
 
-Legend: B batch, P length of the common beginning, S sequence length, V vocabulary.
+Legend: B batch, R response tokens, V vocabulary.
 """
 
-import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
+from loragen_infer.adapters import AdapterStack, BatchedLora
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.examples import TestExample
-from loragen_infer.likelihood import last_logits, pad_left, read_prefix
-from loragen_infer.samples import Example, TokenizedExample, batches_by_length, num_common_tokens, tokenize_example
+from loragen_infer.likelihood import ReadTokens, read_tokens, response_logits
+from loragen_infer.samples import (
+    Example,
+    TokenizedExample,
+    num_common_tokens,
+    shared_beginnings,
+    tokenize_example,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["ExampleScores", "Scorer", "mean_scores"]
+
+# As many times the tokens of a pass may be kept for those that go on from them.
+_KEPT_PER_PASS = 4
+
+_Applied = Callable[[int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +65,12 @@ class ExampleScores:
         """Mean negative log-likelihood per answer token, in nats."""
         return math.fsum(self.answer_nll) / sum(self.num_tokens)
 
+    def check(self) -> None:
+        """Refuse likelihoods that are not finite."""
+        for value in self.answer_nll:
+            if not math.isfinite(value):
+                raise LoragenInferError(f"The model gives a likelihood of {value}; its weights are no good.")
+
 
 def mean_scores(parts: Sequence[ExampleScores]) -> ExampleScores:
     """Return the mean of the scores of several models on the same examples, example by example."""
@@ -67,18 +88,21 @@ def mean_scores(parts: Sequence[ExampleScores]) -> ExampleScores:
 
 
 class Scorer:
-    """Scores models on a fixed list of examples, each after the ``shots``; a model takes at most ``max_tokens``."""
+    """Scores models on a fixed list of examples, each after the ``shots``; a model takes at most ``max_tokens``.
+
+    At most ``tokens_per_pass`` tokens go through the model at once, unless an example has more.
+    """
 
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
         examples: Sequence[TestExample],
         *,
-        batch_size: int,
+        tokens_per_pass: int,
         shots: Sequence[Example] = (),
         max_tokens: int | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._padding, self._tokens_per_pass = int(tokenizer.pad_token_id or 0), tokens_per_pass
         self._items: list[TokenizedExample] = []
         self._answers: list[range] = []
         self._has_choices = any(example.choices for example in examples)
@@ -86,15 +110,23 @@ class Scorer:
             answers = example.answers
             self._answers.append(range(len(self._items), len(self._items) + len(answers)))
             self._items += [tokenize_example(tokenizer, answer, shots=shots) for answer in answers]
-        lengths = [len(item.input_ids) for item in self._items]
-        if max_tokens is not None and max(lengths) > max_tokens:
+        longest = max(len(item.input_ids) for item in self._items)
+        if max_tokens is not None and longest > max_tokens:
             raise LoragenInferError(
-                f"An example has {max(lengths)} tokens{f' with its {len(shots)} shots' if shots else ''}, but the "
+                f"An example has {longest} tokens{f' with its {len(shots)} shots' if shots else ''}, but the "
                 f"language model takes {max_tokens}; {'lower num_shots' if shots else 'drop the example'}."
             )
-        self._batches = batches_by_length(lengths, batch_size)
         # The last token of a prompt, which predicts the answer, never counts.
-        self._num_common = num_common_tokens(item.input_ids[: item.num_prompt_tokens][:-1] for item in self._items)
+        prompts = [item.input_ids[: item.num_prompt_tokens - 1] for item in self._items]
+        self._num_common = num_common_tokens(prompts)
+        groups = shared_beginnings(prompts, num_common=self._num_common)
+        self._beginnings = [prompts[members[0]][self._num_common : length] for length, members in groups]
+        self._group_of = {index: group for group, (_, members) in enumerate(groups) for index in members}
+        widest = self._num_common + max(map(len, self._beginnings), default=0)
+        kept = max(widest * len(self._beginnings), longest)
+        news = [len(item.input_ids) - self._num_read(index) for index, item in enumerate(self._items)]
+        self.num_together = max(1, min(_KEPT_PER_PASS * tokens_per_pass // kept, tokens_per_pass // max(news)))
+        """How many adapters at once make the best of a pass."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,18 +136,83 @@ class Scorer:
             digest.update(f"{item.input_ids} {item.num_prompt_tokens}\n".encode())
         return digest.hexdigest()
 
-    @torch.inference_mode()
     def score(self, model: Any) -> ExampleScores:
         """Return the scores of ``model``, a causal language model in eval mode, with or without an adapter."""
-        nll = [0.0] * len(self._items)
-        exact = [False] * len(self._items)
-        common = read_prefix(model, self._items[0].input_ids[: self._num_common])
-        for batch in self._batches:
-            scored = self._score_batch(model, [self._items[index] for index in batch], common)
-            for index, (nll[index], exact[index]) in zip(batch, scored, strict=True):
-                if not math.isfinite(nll[index]):
-                    raise LoragenInferError(f"The model gives a likelihood of {nll[index]}; its weights are no good.")
-        lengths = [len(item.input_ids) - item.num_prompt_tokens for item in self._items]
+        return self._score(model, 1, lambda _: nullcontext())[0]
+
+    def score_adapters(self, model: Any, batched: BatchedLora, adapters: AdapterStack) -> list[ExampleScores]:
+        """Return the scores of ``model`` with each of ``adapters``, whose places in it are ``batched``'s."""
+        number = adapters.num_adapters
+        return self._score(model, number, lambda count: batched.applied(adapters, num_samples=[count] * number))
+
+    @torch.inference_mode()
+    def _score(self, model: Any, num_adapters: int, applied: _Applied) -> list[ExampleScores]:
+        """Score each adapter that a block of ``applied``, with so many samples of each, puts on the model."""
+        nll = [[0.0] * len(self._items) for _ in range(num_adapters)]
+        exact = [[False] * len(self._items) for _ in range(num_adapters)]
+        for samples, after in self._passes(model, num_adapters, applied):
+            items = [self._items[index] for index in samples] * num_adapters
+            with applied(len(samples)):
+                found = response_logits(model, items, padding=self._padding, after=after)
+            nll_R = cross_entropy(found.logits_RV, found.answer_R, reduction="none")
+            wrong_R = (found.logits_RV.argmax(dim=-1) != found.answer_R).to(nll_R.dtype)
+            nll_B, wrong_B = (
+                value_R.new_zeros(len(items)).index_add(0, found.row_R, value_R).tolist()
+                for value_R in (nll_R, wrong_R)
+            )
+            for place, index in enumerate(samples * num_adapters):
+                adapter = place // len(samples)
+                nll[adapter][index], exact[adapter][index] = nll_B[place], wrong_B[place] == 0
+        return [self._scores_of(*values) for values in zip(nll, exact, strict=True)]
+
+    def _passes(
+        self, model: Any, num_adapters: int, applied: _Applied
+    ) -> Iterator[tuple[list[int], ReadTokens | None]]:
+        """Yield samples of like length, and for every adapter in turn what it has read of each of them."""
+        common, read = self._items[0].input_ids[: self._num_common], None
+        with applied(1) if common else nullcontext():
+            common_read = read_tokens(model, [common] * num_adapters, padding=self._padding)
+        can_go_on = not common or common_read is not None
+        number = len(self._beginnings) if can_go_on else 0
+        if number:
+            after = common_read and common_read.rows([row for row in range(num_adapters) for _ in range(number)])
+            with applied(number):
+                read = read_tokens(model, self._beginnings * num_adapters, padding=self._padding, after=after)
+        groups = {} if read is None else self._group_of
+        alone = [index for index in range(len(self._items)) if index not in groups]
+        for samples in self._cut(alone, num_adapters, can_go_on=common_read is not None):
+            rows = [row for row in range(num_adapters) for _ in samples]
+            yield samples, common_read and common_read.rows(rows)
+        for samples in self._cut(list(groups), num_adapters):
+            assert read is not None, "else there are no groups"  # noqa: S101
+            rows = [row * number + groups[index] for row in range(num_adapters) for index in samples]
+            yield samples, read.rows(rows)
+
+    def _cut(self, indices: Sequence[int], num_adapters: int, *, can_go_on: bool = True) -> Iterator[list[int]]:
+        """Yield samples, so many that for all adapters they fill a pass, the longest first."""
+        sizes = {index: len(self._items[index].input_ids) for index in indices}
+        news = {index: size - self._num_read(index) if can_go_on else size for index, size in sizes.items()}
+        samples: list[int] = []
+        most_new = most = 0
+        for index in sorted(indices, key=lambda index: (-news[index], -len(self._items[index].response_ids))):
+            rows, longest = (len(samples) + 1) * num_adapters, max(most, sizes[index])
+            is_full = rows * most_new > self._tokens_per_pass or rows * longest > _KEPT_PER_PASS * self._tokens_per_pass
+            if samples and is_full:
+                yield samples
+                samples, longest = [], sizes[index]
+            # The first of a pass is the one with most to read.
+            most_new, most = most_new if samples else news[index], longest
+            samples.append(index)
+        if samples:
+            yield samples
+
+    def _num_read(self, index: int) -> int:
+        """How many tokens of a sample are read before it, where the model can go on from them."""
+        group = self._group_of.get(index)
+        return self._num_common + (0 if group is None else len(self._beginnings[group]))
+
+    def _scores_of(self, nll: Sequence[float], exact: Sequence[bool]) -> ExampleScores:
+        lengths = [len(item.response_ids) for item in self._items]
         responses = [answers[0] for answers in self._answers]
         correct = None
         if self._has_choices:
@@ -129,28 +226,3 @@ class Scorer:
             exact=tuple(exact[index] for index in responses),
             correct=correct,
         )
-
-    def _score_batch(self, model: Any, items: list[TokenizedExample], common: Any) -> Iterator[tuple[float, bool]]:
-        """Yield each item's summed NLL over its answer tokens, and whether all of them are the most likely ones."""
-        num_common = 0 if common is None else self._num_common
-        inputs: dict[str, Any] = dict(
-            pad_left(
-                [item.input_ids[num_common:] for item in items],
-                padding=int(self._tokenizer.pad_token_id or 0),
-                device=model.device,
-                num_before=num_common,
-            )
-        )
-        if common is not None:
-            # The model appends to the cache that it is given.
-            inputs["past_key_values"] = copy.deepcopy(common)
-            inputs["past_key_values"].batch_repeat_interleave(len(items))
-        # Sequences end together, so the longest answer's length of logits is all that is needed of a big vocabulary.
-        num_logits = 1 + max(len(item.input_ids) - item.num_prompt_tokens for item in items)
-        logits_BSV = last_logits(model, inputs, num_logits).float()
-        for item, logits_SV in zip(items, logits_BSV, strict=True):
-            answer_S = torch.tensor(item.input_ids[item.num_prompt_tokens :], device=logits_SV.device)
-            # The logits at one position predict the next token.
-            predicted_SV = logits_SV[-1 - len(answer_S) : -1]
-            nll = torch.nn.functional.cross_entropy(predicted_SV, answer_S, reduction="sum").item()
-            yield nll, bool((predicted_SV.argmax(dim=-1) == answer_S).all())

@@ -1,19 +1,20 @@
 """Finished rows on disk, as ``<output_dir>/rows/<task>.<row>.<key>.json``, so that a stopped evaluation goes on.
 
 The key is a fingerprint of all that decides the scores: adapter, sequences, the language model's weights, and device.
-The batch size is left out: it changes no more than round-off, and who has run out of memory should be able to go on
-with a smaller one. A process that scores a row holds its lock, which the system lets go of when the process dies;
-another one on the same folder scores other rows meanwhile.
+How much goes through the model at once is left out: it changes no more than round-off, and who has run out of memory
+should be able to go on with less. A process that scores rows holds their locks, which the system lets go of when the
+process dies; another one on the same folder scores other rows meanwhile.
 """
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from lora_tokenizer.io.atomic import clear_leftovers
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["Cost", "FinishedRow", "RowStore", "fingerprint", "fingerprint_of_adapter", "fingerprint_of_model"]
+__all__ = ["Cost", "FinishedRow", "RowKey", "RowStore", "fingerprint", "fingerprint_of_adapter", "fingerprint_of_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,14 @@ class FinishedRow:
     cost: Cost | None
 
 
+class RowKey(NamedTuple):
+    """What a row is kept under: the names of its task and its own, and its fingerprint."""
+
+    task: str
+    row: str
+    key: str
+
+
 class RowStore:
     """The finished rows below one output folder, in which ``rows`` is made."""
 
@@ -66,23 +75,43 @@ class RowStore:
             ) from error
 
     def finish(
-        self, task: str, row: str, key: str, score: Callable[[], FinishedRow], *, wait: bool
-    ) -> FinishedRow | None:
-        """Return a row, from the disk or scored now and kept there; or None while another process scores it."""
-        # The name is for people; the key alone says what it is.
-        plain_task, plain_row = (re.sub(r"[^A-Za-z0-9_-]+", "-", name) for name in (task, row))
-        path = self._folder / f"{plain_task[:60]}.{plain_row}.{key}.json"
+        self, rows: Sequence[RowKey], score: Callable[[list[int]], Iterable[FinishedRow]], *, wait: bool = False
+    ) -> list[FinishedRow | None]:
+        """Return rows, from the disk or scored now together and kept there; None for one that another process scores.
+
+        Args:
+            rows: The rows.
+            score: Yields the finished rows of those places in ``rows``, each of which is kept as it comes.
+            wait: Wait for another process instead; of a single row, since two processes might wait for each other.
+        """
+        assert not wait or len(rows) == 1, "see above"  # noqa: S101
+        found: list[FinishedRow | None] = [None] * len(rows)
         try:
-            with FileLock(self._folder / f".{key}.lock", blocking=wait):
-                finished = _read(path)
-                if finished is None:
-                    finished = score()
-                    write_json(path, {"format": _FORMAT, "task": task, "row": row, **asdict(finished)})
-                return finished
-        except Timeout:
-            return None
+            with ExitStack() as stack:
+                missing = []
+                for place, row in enumerate(rows):
+                    try:
+                        lock = stack.enter_context(FileLock(self._folder / f".{row.key}.lock", blocking=wait))
+                    except Timeout:
+                        continue
+                    found[place] = _read(self._path(row))
+                    if found[place] is None:
+                        missing.append(place)
+                    else:
+                        lock.release()
+                scored = score(missing) if missing else ()
+                for place, finished in zip(missing, scored, strict=True):
+                    row, found[place] = rows[place], finished
+                    content = {"format": _FORMAT, "task": row.task, "row": row.row, **asdict(finished)}
+                    write_json(self._path(row), content)
         except OSError as error:
             raise LoragenInferError(f"{self._folder} cannot be written to: {error.strerror or error}.") from error
+        return found
+
+    def _path(self, row: RowKey) -> Path:
+        # The name is for people; the key alone says what it is.
+        plain_task, plain_row = (re.sub(r"[^A-Za-z0-9_-]+", "-", name) for name in (row.task, row.row))
+        return self._folder / f"{plain_task[:60]}.{plain_row}.{row.key}.json"
 
 
 def _read(path: Path) -> FinishedRow | None:

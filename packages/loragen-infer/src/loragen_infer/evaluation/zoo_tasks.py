@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loragen_infer.bundle import TrainingTasks
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.evaluation.config import EvaluateConfig, EvaluateTask
+from loragen_infer.evaluation.config import SHOWN_ROWS, EvaluateConfig, EvaluateTask
 from loragen_infer.samples import read_examples
 from loragen_infer.words import counted
 from loragen_infer.zoo import MANIFEST_NAME, ZooManifest, ZooTask
@@ -68,13 +68,14 @@ def _listed(manifest: ZooManifest, task: ZooTask, config: EvaluateConfig) -> Eva
     assert task.test is not None, "such a task is left out"  # noqa: S101
     assert task.prompts is not None, "as above"  # noqa: S101
     prompts = manifest.samples(task.prompts)
+    needs_shots = bool(set(SHOWN_ROWS) & set(config.wanted_rows))
     return EvaluateTask(
         name=task.name,
         test=str(manifest.samples(task.test)),
         prompts=str(prompts),
         unseen_prompts=True,
         adapter=str(manifest.path(task.adapters[-1])) if task.adapters else None,
-        shots=str(prompts) if "few-shot" in config.wanted_rows and _can_be_shown(prompts, config.num_shots) else None,
+        shots=str(prompts) if needs_shots and _can_be_shown(prompts, config.num_shots) else None,
         # What is not held out was chosen because the generator was trained on it.
         held_out=True if task.held_out else None,
     )

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from loragen_infer.generation.prompt_file import Request
+from loragen_infer.words import counted
 
 __all__ = ["CARD_NAME", "model_card", "read_request_fingerprint"]
 
@@ -23,6 +24,7 @@ def model_card(
     request_fingerprint: str,
     scale: float,
     omit_prompts: bool,
+    num_tuned_on: int = 0,
 ) -> str:
     """Return the text of the card; with ``omit_prompts`` it does not say what the prompts were."""
     from huggingface_hub import ModelCardData
@@ -36,13 +38,16 @@ def model_card(
         loragen_generator=generator_fingerprint,
     )
     count = f"{len(request.prompts)} prompt{'s' if len(request.prompts) > 1 else ''}"
+    trained = (
+        f"then it was tuned on {counted(num_tuned_on, 'sample')}" if num_tuned_on else "it was not trained on them"
+    )
     return f"""---
 {data.to_yaml()}
 ---
 
 # LoRA adapter generated from {count}
 
-A hypernetwork wrote this adapter from prompts; it was not trained on them. Check it before relying on it:
+A hypernetwork wrote this adapter from prompts; {trained}. Check it before relying on it:
 `loragen-infer verify .`
 
 - base model: `{base}`

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.samples import TUNE_LEARNING_RATE, TUNE_STEPS
 
 __all__ = ["GenerateConfig"]
 
@@ -42,6 +43,12 @@ class GenerateConfig:
     """``peft``, ``safetensors``, ``pt`` or ``tokens``; None: what the ending of ``output`` says, or ``peft``."""
     scale: float = 1.0
     """Factor on the effect of the adapters."""
+    tune: str | None = None
+    """JSON/JSONL file with solved samples of the task that the generated adapter goes on from with gradient steps."""
+    tune_steps: int = TUNE_STEPS
+    """Number of those steps."""
+    tune_learning_rate: float = TUNE_LEARNING_RATE
+    """Learning rate of the first of them, from which it falls to zero."""
     device: str = "cpu"
     """Torch device of encoder and generator."""
     dtype: str = "float32"
@@ -60,6 +67,12 @@ class GenerateConfig:
             raise LoragenInferError("--prompt and --prompt-file together need --pool, which makes one task of them")
         if self.batch_size < 1:
             raise LoragenInferError(f"--batch-size is {self.batch_size}, where a number from 1 belongs")
+        if self.tune is not None and self.is_batch:
+            raise LoragenInferError("--tune has samples of one task, but each line of --prompt-file is one; add --pool")
+        if self.tune_steps < 1:
+            raise LoragenInferError(f"--tune-steps is {self.tune_steps}, where a number from 1 belongs")
+        if not 0 < self.tune_learning_rate < math.inf:
+            raise LoragenInferError(f"--tune-learning-rate is {self.tune_learning_rate}, where one above 0 belongs")
         if not math.isfinite(self.scale):
             raise LoragenInferError(f"--scale is {self.scale}, where a finite number belongs")
         if self.kind not in _ENDINGS:

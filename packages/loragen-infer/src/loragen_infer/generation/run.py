@@ -22,7 +22,7 @@ from loragen_infer.files import locked, write_jsonl, writing
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file
 from loragen_infer.progress import ProgressBar
-from loragen_infer.samples import iter_jsonl
+from loragen_infer.samples import Example, iter_jsonl, read_examples
 
 if TYPE_CHECKING:
     from lora_tokenizer import LoraAdapter
@@ -71,8 +71,9 @@ def run_generate(config: GenerateConfig) -> Outcome:
         pooled = [prompt for request in file or () for prompt in request.prompts]
     request = Request(id=output.stem or "adapter", prompts=(*config.prompts, *pooled))
     check_prompts(request.prompts)
+    samples = tuple(read_examples(Path(config.tune))) if config.tune is not None else ()
     _check_new(output)
-    return _Run(config, _load(config)).single(request, output)
+    return _Run(config, _load(config), samples).single(request, output)
 
 
 def _load(config: GenerateConfig) -> "LoraGenerator":
@@ -118,16 +119,29 @@ def _is_free(path: Path) -> bool:
 class _Run:
     """One call of the command, with its generator loaded."""
 
-    def __init__(self, config: GenerateConfig, generator: "LoraGenerator") -> None:
+    def __init__(self, config: GenerateConfig, generator: "LoraGenerator", samples: tuple[Example, ...] = ()) -> None:
         self._config, self._generator, self._layout = config, generator, generator.bundle.layout
+        self._samples = samples
         self._bundle_fingerprint, self._fingerprint = generator.bundle.fingerprint, generator.fingerprint
 
     def single(self, request: Request, output: Path) -> Outcome:
         """Make one adapter."""
         if self._is_done(output, self._fingerprint_of(request)):
             return self._outcome(0, 1)
-        self._write(request, self._generator.generate(request.prompts, scale=self._config.scale), output)
+        adapter = self._generator.generate(request.prompts, scale=self._config.scale)
+        self._write(request, self._tuned(adapter) if self._samples else adapter, output)
         return self._outcome(1, 0)
+
+    def _tuned(self, adapter: "LoraAdapter") -> "LoraAdapter":
+        from loragen_infer.adapters.tuning import tune
+        from loragen_infer.models.base_model import load_base_model
+
+        config, base_model = self._config, self._generator.base_model
+        if base_model is None:
+            raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
+        model, tokenizer = load_base_model(base_model, device=config.device)
+        steps, rate = config.tune_steps, config.tune_learning_rate
+        return tune(model, tokenizer, adapter, self._samples, num_steps=steps, learning_rate=rate)
 
     def batch_in_folder(self, file: PromptFile, output: Path) -> Outcome:
         """Make an adapter per request under its id; what is there is skipped, and what is made is listed."""
@@ -184,7 +198,10 @@ class _Run:
 
     def _fingerprint_of(self, request: Request) -> str:
         config = self._config
-        settings = (config.kind, repr(float(config.scale)), self._generator.base_model or "", str(config.omit_prompts))
+        settings = [config.kind, repr(float(config.scale)), self._generator.base_model or "", str(config.omit_prompts)]
+        if self._samples:
+            settings += [str(config.tune_steps), repr(config.tune_learning_rate)]
+            settings += [text for sample in self._samples for text in (sample.prompt, sample.response)]
         return request.fingerprint(self._fingerprint, settings)
 
     def _is_done(self, path: Path, fingerprint: str) -> bool:
@@ -211,6 +228,7 @@ class _Run:
             generator_fingerprint=self._bundle_fingerprint,
             request_fingerprint=fingerprint,
             scale=self._config.scale,
+            num_tuned_on=len(self._samples),
             omit_prompts=self._config.omit_prompts,
         )
         kind, layout = self._config.kind, self._layout

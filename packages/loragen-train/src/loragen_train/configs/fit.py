@@ -123,7 +123,7 @@ class ModelConfig:
         if self.num_basis != "auto":
             num_basis = self.num_basis
         elif num_tasks is not None and num_basis == GeneratorConfig().num_basis:
-            values = grid[0] * grid[1] * grid[2]
+            values = math.prod(grid)
             corrections = (1 + self.generator.num_corrections) * values if num_remembered else 0
             budget = max(1, _MAX_PARAMETERS - corrections)
             num_basis = num_basis_for(num_tasks, values, budget) if num_tasks > 1 else 2

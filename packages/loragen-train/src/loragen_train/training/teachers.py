@@ -158,11 +158,12 @@ def _ask(
     for part in passes(lengths, frozen.tokens_per_pass):
         chosen = [[items[index][row] for row in rows] for index, rows in zip(*part, strict=True)]
         used = None if adapters is None else adapters.select(part.adapters)
-        with frozen.response_logits(used, chosen, num_shared=num_shared) as (logits_RV, _):
-            top = (logits_RV / config.temperature).topk(min(config.top_k, logits_RV.shape[1]), dim=1)
+        with frozen.response_logits(used, chosen, num_shared=num_shared) as asked:
+            logits_RV = asked.logits_RV / config.temperature
+            top = logits_RV.topk(min(config.top_k, logits_RV.shape[1]), dim=1)
         sizes = [len(item.response_ids) for of_adapter in chosen for item in of_adapter]
-        found = zip(*(torch.split(part, sizes) for part in (top.indices, top.values.softmax(dim=1))), strict=True)
+        parts = zip(*(torch.split(part, sizes) for part in (top.indices, top.values.softmax(dim=1))), strict=True)
         for index, rows in zip(*part, strict=True):
             for row in rows:
-                answers[index][row] = TopTokens(*next(found))
+                answers[index][row] = TopTokens(*next(parts))
     return [answer for of_adapter in answers for answer in of_adapter if answer is not None]

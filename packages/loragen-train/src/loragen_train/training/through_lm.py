@@ -141,11 +141,12 @@ class ThroughLm:
             ]
             adapters = self._adapters.stack(denormalize(leaf_BNW[part.adapters]))
             items = [[self._items[number] for number in of_task] for of_task in chosen]
-            with self._frozen.response_logits(adapters, items, num_shared=self._num_shared) as (logits_RV, row_R):
-                weighted_R = position_loss(logits_RV, numbers) * torch.tensor(weights).to(row_R.device)[row_R]
+            with self._frozen.response_logits(adapters, items, num_shared=self._num_shared) as found:
+                weight_R = torch.tensor(weights).to(found.row_R.device)[found.row_R]
+                weighted_R = position_loss(found.logits_RV, numbers) * weight_R
                 if is_trained:
                     torch.autograd.backward(weighted_R.sum())
-            loss_B.index_add_(0, task_S[row_R.to(loss_B.device)], weighted_R.detach().to(loss_B.device))
+            loss_B.index_add_(0, task_S[found.row_R.to(loss_B.device)], weighted_R.detach().to(loss_B.device))
         loss = loss_B.mean()
         if leaf_BNW.grad is None:
             return loss, loss_B

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from loragen_infer.adapters import AdapterStack, BatchedLora
-from loragen_infer.likelihood import read_prefix, response_logits, response_nll
+from loragen_infer.likelihood import ResponseLogits, read_tokens, response_logits, response_nll
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import TokenizedExample, num_common_tokens
 from loragen_infer.zoo import TaskQuality
@@ -154,8 +154,8 @@ class FrozenModel:
     @contextmanager
     def response_logits(
         self, adapters: AdapterStack | None, samples: Sequence[Sequence[TokenizedExample]], *, num_shared: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the logits of each response token, ``[R, V]``, and the sample of each, ``[R]``, counted as above."""
+    ) -> Iterator[ResponseLogits]:
+        """Yield the logits of each response token; samples are counted as above."""
         with self._reading(adapters, samples, num_shared=num_shared) as inputs:
             yield response_logits(self.model, **inputs)
 
@@ -177,19 +177,15 @@ class FrozenModel:
 
         num_samples = [len(of_adapter) for of_adapter in samples]
         items = [item for of_adapter in samples for item in of_adapter]
-        cache = None
+        read = None
         if num_shared:
             with applied([1] * len(samples)):
-                cache = read_prefix(self.model, items[0].input_ids[:num_shared], num_rows=len(samples))
-        if cache is None:
-            num_shared = 0
-        elif len(set(num_samples)) == 1:
-            cache.batch_repeat_interleave(num_samples[0])
-        else:
-            counts = torch.tensor(num_samples, device=self.model.device)
-            cache.batch_select_indices(torch.arange(len(samples), device=self.model.device).repeat_interleave(counts))
+                prefixes = [items[0].input_ids[:num_shared]] * len(samples)
+                read = read_tokens(self.model, prefixes, padding=self._padding)
+        if read is not None:
+            read = read.rows([place for place, number in enumerate(num_samples) for _ in range(number)])
         with applied(num_samples):
-            yield {"items": items, "padding": self._padding, "cache": cache, "num_read": num_shared}
+            yield {"items": items, "padding": self._padding, "after": read}
 
     @torch.no_grad()  # under inference mode the buffers that a model makes could not be trained through later
     def mean_nll(

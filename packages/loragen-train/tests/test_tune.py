@@ -1,0 +1,42 @@
+"""The command tune: from an adapter folder and samples to another adapter folder."""
+
+import dataclasses
+
+import pytest
+import torch
+from lora_tokenizer import read_adapter, write_adapter
+from loragen_infer.models.base_model import load_base_model
+
+
+@pytest.fixture
+def adapter(make, tiny_lm, tmp_path):
+    model, _ = load_base_model(str(tiny_lm))
+    width = model.get_submodule("model.layers.0.self_attn.q_proj").in_features
+    made = make.adapter(0, num_layers=model.config.num_hidden_layers, width=width)
+    config = dataclasses.replace(made.config, base_model_name_or_path=str(tiny_lm))
+    return write_adapter(dataclasses.replace(made, config=config), tmp_path / "adapter")
+
+
+def test_an_adapter_is_tuned_and_written_beside(make, adapter, tmp_path, capsys):
+    samples, output = make.samples(tmp_path / "samples.jsonl", ["one", "two", "three"]), tmp_path / "tuned"
+    words = ["tune", str(adapter), "--samples", str(samples), "--steps", "3", "--output", str(output)]
+    assert make.cli(*words) == 0
+    assert "after 3 steps on 3 samples" in capsys.readouterr().out
+    before, after = read_adapter(adapter), read_adapter(output)
+    assert after.config == before.config
+    assert all(not torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
+    assert make.cli(*words) == 1
+    assert f"{output} exists already; choose another --output" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(make, adapter, tmp_path, capsys):
+    samples = make.samples(tmp_path / "samples.jsonl", ["one"])
+    where = ["--output", str(tmp_path / "tuned")]
+    assert make.cli("tune", str(adapter), "--samples", str(tmp_path / "none.jsonl"), *where) == 1
+    assert "none.jsonl is not a file" in capsys.readouterr().err
+    assert make.cli("tune", str(tmp_path / "none"), "--samples", str(samples), *where) == 1
+    assert "none" in capsys.readouterr().err
+    rate = ["--learning-rate", "1e30"]
+    assert make.cli("tune", str(adapter), "--samples", str(samples), *where, *rate) == 1
+    assert "lower the learning rate (1e+30)" in capsys.readouterr().err
+    assert not (tmp_path / "tuned").exists()
