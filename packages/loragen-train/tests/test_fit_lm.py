@@ -23,6 +23,7 @@ from loragen_train.training.module import GeneratorModule
 from loragen_train.training.resume import Interrupted
 from loragen_train.training.samples import NONE
 from loragen_train.training.unseen import UNSEEN_NLL, UnseenTasks
+from loragen_train.training.visits import Visit
 
 TASKS = ("sums", "spelling", "capitals", "more", "last")
 LM = LmConfig(tasks_per_step=2, samples_per_task=2, precision="fp32")
@@ -120,6 +121,31 @@ def test_what_is_answered_and_what_is_asked_stay_apart(config, tmp_path, monkeyp
     assert seen["train"] <= {number for numbers in examples.train.values() for number in numbers}
     assert seen["val"] <= {number for numbers in examples.val.values() for number in numbers}
     assert len(seen["train"]) > 20
+
+
+def test_a_task_is_trained_as_one_that_was_never_seen(config, tmp_path):
+    """Its own adapter has no part in what is generated for it, and a task without one gets the whole regression."""
+    setup = build_setup(config, tmp_path)
+    module, zoo = setup.module, setup.zoo
+    assert module.generator.config.num_tasks == 2
+    batch = setup.data._data["lm"].train.collate([setup.data._data["lm"].train[Visit(0, 0, task)] for task in range(3)])
+    assert batch.regression_tasks.tolist() == [0, 1, -1]
+    seen: list[torch.Tensor] = []
+    module.objective.forward = lambda predicted_BNW, *_, **__: seen.append(predicted_BNW) or predicted_BNW.sum()
+    module._loss(batch, is_training=True, is_measured=False)
+    # Of two tasks the regression without one is the other's adapter.
+    means_KNW = zoo.stats.normalize(torch.stack([mean_NW for _, mean_NW in zoo.task_means()]))
+    torch.testing.assert_close(seen[0][:2], means_KNW.flip(0), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(seen[0][2], means_KNW[0], atol=1e-2)
+
+
+def test_remembering_can_be_left(config, tmp_path):
+    plain = replace(config, model=replace(config.model, remember_tasks=False))
+    setup = build_setup(plain, tmp_path)
+    assert setup.module.generator.config.num_tasks == 0
+    assert setup.module.left_out is None
+    seen = replace(config, training=replace(config.training, lm=replace(LM, leave_own_out=False)))
+    assert build_setup(seen, tmp_path).module.left_out is None
 
 
 def test_every_phase_has_its_objective_its_epochs_and_its_rate(config, tmp_path):
