@@ -80,6 +80,9 @@ class GeneratorConfig:
     num_corrections: int = 16
     """Patterns that training adds, mixed by as many features of the start, beside one that is always added; where tasks
     are remembered."""
+    correction_gain: float = 30.0
+    """Factor on the corrections: how much faster training moves them than all other weights, which it starts small; in
+    z-scored tokens, whose unit is the spread over the tasks."""
     feature_scale: float = 1.0
     """Root mean square, at the start, of the features that mix the patterns; what the tokens are does not depend on it,
     but how fast training moves them does, as with basis_gain (expander "linear")."""
@@ -126,7 +129,7 @@ class GeneratorConfig:
         if self.num_hyperconv_blocks:
             check_kernel_fits("kernel_size", self.kernel_size, {"L": L, "H": H, "W": self.hidden_dim})
             check_kernel_fits("kernel_size_w", self.kernel_size_w, {"L": L, "H": H})
-        for name in ("feature_scale", "basis_gain", "output_scale"):
+        for name in ("correction_gain", "feature_scale", "basis_gain", "output_scale"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise HyperConvError(f"{name} is {value!r}, expected a finite number greater than 0.")

@@ -46,8 +46,8 @@ class LinearExpander(nn.Module):
     at the center, which is like no task more than another, gives the offset.
 
     With a memory (`num_tasks`) of which the prompts are recognised by a share g, the features are
-    `(1 - g) · strength · f + g · own` with the features that give the task's own tokens, and `(1 - g) · (corrections[0]
-    + sum_r f_r / R · corrections[r])` is added. Then corrections and strength are all that learns here.
+    `(1 - g) · strength · f + g · own` with the features that give the task's own tokens, and `(1 - g) · gain ·
+    (corrections[0] + sum_r f_r / R · corrections[r])` is added. Then corrections and strength are all that learns here.
     """
 
     center: Tensor
@@ -73,6 +73,7 @@ class LinearExpander(nn.Module):
             self.memory = TaskMemory(config.num_tasks, D, device=factory["device"])
             own_TK = torch.zeros(config.num_tasks, K, device=factory["device"], dtype=torch.float32)
             self.register_buffer("own_TK", own_TK)
+            self.correction_gain = config.correction_gain
             num_corrections = 1 + min(K, config.num_corrections)
             self.corrections = nn.Parameter(torch.zeros(num_corrections, *config.grid, W, **factory))
             for parameter in (self.features.weight, self.basis, self.offset):
@@ -101,7 +102,7 @@ class LinearExpander(nn.Module):
             )
             if novelty_B is not None:
                 mixing_BR = mixing_BR * novelty_B[:, None]
-            tokens_BV = torch.addmm(tokens_BV, mixing_BR, self.corrections.flatten(1))
+            tokens_BV = torch.addmm(tokens_BV, mixing_BR * self.correction_gain, self.corrections.flatten(1))
         tokens_BLHW = tokens_BV.view(-1, *self.offset.shape)
         blocks_BLHC = to_blocks(tokens_BLHW, self.lift, self.position) if self.has_blocks else None
         return Expanded(blocks_BLHC, tokens_BLHW, novelty_B)
