@@ -17,8 +17,9 @@ __all__ = ["draw", "readme_section", "replace_section", "write_page"]
 Found = dict[str, Any]
 _COLOURS = {
     "generated": "#1a73e8",
+    "tuned": "#1a73e8",
     "ridge": "#a142f4",
-    "nearest": "#a142f4",
+    "nearest": "#d09ef8",
     "own": "#188038",
     "wrong prompts": "#e8710a",
     "junk": "#e8710a",
@@ -46,7 +47,12 @@ def readme_section(found: Found | None) -> str:
         "",
         *_markdown(*_row_table(found["held_out"])),
         "",
-        *_markdown(*_difference_table(found["generated_minus"])),
+        *(
+            line
+            for row, table in found["differences"].items()
+            for line in [*_markdown(*_difference_table(row, table)), ""]
+        ),
+        f"By the number of training tasks (seed {found['seeds'][0]}; NLL / exact match, %):",
         "",
         *_markdown(*_curve_table(found["curve"])),
         "",
@@ -106,9 +112,9 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         f'<img alt="The scores of the tables below" src="data:image/png;base64,{image}">',
         "<h2>Held-out tasks</h2>",
         _html(*_row_table(found["held_out"])),
-        _html(*_difference_table(found["generated_minus"])),
+        *(_html(*_difference_table(row, table)) for row, table in found["differences"].items()),
         "<h2>By the number of training tasks</h2>",
-        f"<p>Seed {found['seeds'][0]}, the same number of steps.</p>",
+        f"<p>Seed {found['seeds'][0]}, the same number of steps. NLL per answer token / exact match, %.</p>",
         _html(*_curve_table(found["curve"])),
         "<h2>Training tasks</h2>",
         _html(*_row_table(found["seen"])),
@@ -145,8 +151,8 @@ def _row_table(table: Found, caption: str = "row") -> Table:
     return head, lines
 
 
-def _difference_table(table: Found) -> Table:
-    head = ["generated minus", "NLL", "better on", "exact match, points", "better on "]
+def _difference_table(name: str, table: Found) -> Table:
+    head = [f"{name} minus", "NLL", "better on", "exact match, points", "better on "]
     return head, [
         [
             row,
@@ -161,7 +167,7 @@ def _difference_table(table: Found) -> Table:
 
 def _curve_table(curve: list[Found]) -> Table:
     rows = list(curve[0]["rows"])
-    return ["training tasks", *(f"{row}: NLL / exact match, %" for row in rows)], [
+    return ["training tasks", *rows], [
         [
             str(point["num_tasks"]),
             *(
@@ -195,14 +201,15 @@ def _html(head: list[str], lines: list[list[str]]) -> str:
 def _draw_rows(axes: Axes, table: Found, name: str, label: str, factor: float) -> None:
     for place, (row, scores) in enumerate(table.items()):
         value = factor * scores[name]["mean"]
-        low, high = (factor * end for end in scores[name]["interval"] or (scores[name]["mean"],) * 2)
+        ends = [factor * end for end in scores[name]["interval"] or ()]
         axes.barh(row, value, color=_COLOURS.get(row, _OTHERS), height=0.75)
-        axes.plot([low, high], [place, place], color="black", linewidth=0.7, marker="|", markersize=3)
+        axes.plot(ends, [place] * len(ends), color="black", linewidth=0.7, marker="|", markersize=3)
         axes.annotate(
-            f"{value:.3g}", (max(value, high), place), (4, 0), textcoords="offset points", fontsize=7, va="center"
+            f"{value:.3g}", (max([value, *ends]), place), (4, 0), textcoords="offset points", fontsize=7, va="center"
         )
     axes.invert_yaxis()
     axes.margins(x=0.15)
+    axes.set_xlim(left=0)
     axes.set_title(label, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from loragen_infer.files import write_json
 from loragen_infer.zoo import ZooManifest, path_in_zoo
+from loragen_train.configs.objectives import LmConfig
 
 from demo.steps import ROOT, Steps
 from results import page, summary, twins
@@ -83,8 +84,9 @@ class Run:
 
     def fit(self, manifest: ZooManifest, name: str, seed: int) -> str:
         """Return the experiment of a training on the training tasks of a zoo."""
-        config, tasks_per_step = self._config("generator"), 4
-        epochs = math.ceil(self._plan.num_steps / math.ceil(len(manifest.training_tasks) / tasks_per_step))
+        config = self._config("generator")
+        steps_per_epoch = math.ceil(len(manifest.training_tasks) / LmConfig().tasks_per_step)
+        epochs = math.ceil(self._plan.num_steps / steps_per_epoch)
         experiments = self._plan.work / "experiments"
         printed = self.steps.run(
             f"loragen-train fit --config {config} --zoo {path_in_zoo(manifest.folder, ROOT)} --name {name} "
@@ -196,7 +198,7 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         "num_training_tasks": len(manifest.training_tasks),
         "seeds": list(plan.seeds),
         "held_out": summary.group_table(scores),
-        "generated_minus": summary.compared(scores, "generated"),
+        "differences": {row: table for row in ("generated", "tuned") if (table := summary.compared(scores, row))},
         "seen": summary.group_table(summary.scores_by_task([seen], held_out=False)),
         "curve": [
             {"num_tasks": size, "rows": summary.group_table(summary.scores_by_task([one], held_out=True))}

@@ -71,6 +71,9 @@ def test_the_full_run_has_enough_tasks_and_none_of_a_held_out_generator_to_train
     assert not held_out & trained
     assert len(trained) < len(kinds[False])  # settings vary within a family
     assert all(task["own_adapter"] for task in kinds[True])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"collects {len(kinds[False])} short tasks" in readme
+    assert f"and {len(kinds[True])} held-out ones" in readme
 
 
 def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path):
@@ -136,7 +139,7 @@ def found() -> dict:
         "num_training_tasks": 70,
         "seeds": [0],
         "held_out": table,
-        "generated_minus": summary.compared(scores, "generated"),
+        "differences": {"generated": summary.compared(scores, "generated")},
         "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
         "curve": [{"num_tasks": number, "rows": table} for number in (10, 70)],
         "by_seed": {"0": {row: {name: table[row][name]["mean"] for name in ("nll", "exact_match")} for row in table}},

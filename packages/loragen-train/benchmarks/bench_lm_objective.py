@@ -109,7 +109,9 @@ class Bench:
         )
         generator = HyperConvGenerator(network).to(self.fabric.device)
         known = {name: range(NUM_PROMPTS) for name in names}
-        visits = TaskVisits(names, known, table.train, table.train, NUM_PROMPTS, SAMPLES_PER_TASK, 0, "0")
+        visits = TaskVisits(
+            names, [-1] * len(names), known, table.train, table.train, NUM_PROMPTS, SAMPLES_PER_TASK, 0, "0"
+        )
         loader = VisitLoader(visits, TASKS_PER_STEP, "0", shuffle=True)
         batches = itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), num_steps)
         moved = (type(batch)(*(part.to(self.fabric.device) for part in batch)) for batch in batches)

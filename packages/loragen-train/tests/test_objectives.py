@@ -60,7 +60,9 @@ class Parts:
         samples[1, 1] = NONE
         shown = torch.tensor([[[list(self.table.train[task])[-1], NONE]] * 2 for task in TASKS])
         prompts = torch.zeros(3, 1, dtype=torch.long)
-        return TaskBatch(prompts, prompts == 0, torch.arange(3), samples, shown, torch.tensor([1.0, 1.0, 0.0]))
+        return TaskBatch(
+            prompts, prompts == 0, torch.arange(3), torch.arange(3), samples, shown, torch.tensor([1.0, 1.0, 0.0])
+        )
 
     def adapter(self, tokens_NW: torch.Tensor) -> LoraAdapter:
         return self.layout.decode(tokens_NW)

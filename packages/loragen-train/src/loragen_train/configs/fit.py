@@ -18,10 +18,12 @@ _DECIDED_ELSEWHERE = {
     "condition_dim": "the text encoder decides it",
     "grid": "the checkpoints decide it",
     "output_dim": "model.output_dim decides it",
+    "num_tasks": "model.remember_tasks decides whether tasks are remembered",
     "hidden_dim": "model.hidden_dim decides it",
     "num_hyperconv_blocks": "model.num_hyperconv_blocks decides it",
     "kernel_size": "model.kernel_size decides it",
 }
+_MAX_PARAMETERS = 150_000_000
 # Larger than any: what a kernel must fit into is known once the checkpoints are.
 _ANY_GRID = (1 << 15, 1 << 15)
 _SOME_OUTPUT_DIM = 384
@@ -54,6 +56,10 @@ class ModelConfig:
     num_basis: int | Literal["auto"] = "auto"
     """Learned patterns, each as large as an adapter; ``auto``: one less than there are training tasks, as far as 150
     million parameters hold them, unless ``model.generator.num_basis`` says another number than its default."""
+    remember_tasks: bool | Literal["auto"] = "auto"
+    """Recognise the prompts of training tasks, and answer them with their own adapters; all else gets the regression
+    that the generator starts from, and on top what training adds. ``auto``: where it is trained through the language
+    model (generator.expander ``linear`` only)."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
@@ -90,25 +96,37 @@ class ModelConfig:
             raise LoragenTrainError(f"model.{error}.") from error
 
     def network(
-        self, *, condition_dim: int, grid: tuple[int, int, int], num_tasks: int | None = None
+        self,
+        *,
+        condition_dim: int,
+        grid: tuple[int, int, int],
+        num_tasks: int | None = None,
+        is_through_lm: bool = False,
     ) -> GeneratorConfig:
         """Return the options of the whole network.
 
         Args:
             condition_dim: Width of the embeddings.
-            grid: ``(L, H, W)``: transformer layers, tokens of each, and values of a token.
-            num_tasks: Training tasks, which ``num_basis`` may depend on; None: they are not known yet.
+            grid: Transformer layers, tokens of each, and values of a token.
+            num_tasks: Training tasks with adapters; None: they are not known yet.
+            is_through_lm: Whether the network is trained through the language model.
 
         Raises:
             LoragenTrainError: An option is out of range, or a kernel is longer than an axis of the grid.
         """
         names = ("hidden_dim", "num_hyperconv_blocks", "kernel_size")
         own = {name: getattr(self, name) for name in names}
+        is_linear = self.generator.expander == "linear"
+        remembers = is_through_lm if self.remember_tasks == "auto" else self.remember_tasks
+        num_remembered = (num_tasks or 0) if remembers and is_linear else 0
         num_basis = self.generator.num_basis
         if self.num_basis != "auto":
             num_basis = self.num_basis
         elif num_tasks is not None and num_basis == GeneratorConfig().num_basis:
-            num_basis = num_basis_for(num_tasks, math.prod(grid)) if num_tasks > 1 else 2
+            values = math.prod(grid)
+            corrections = (1 + self.generator.num_corrections) * values if num_remembered else 0
+            budget = max(1, _MAX_PARAMETERS - corrections)
+            num_basis = num_basis_for(num_tasks, values, budget) if num_tasks > 1 else 2
         try:
             return replace(
                 self.generator,
@@ -116,6 +134,7 @@ class ModelConfig:
                 grid=grid[:2],
                 output_dim=grid[2],
                 num_basis=num_basis,
+                num_tasks=num_remembered,
                 **own,
             )
         except HyperConvError as error:

@@ -113,11 +113,14 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
     network = config.model.network(
-        condition_dim=encoder.embedding_dim, grid=zoo.layout.grid, num_tasks=len(prompts.train)
+        condition_dim=encoder.embedding_dim,
+        grid=zoo.layout.grid,
+        num_tasks=len(zoo.names),
+        is_through_lm=training.is_through_lm,
     )
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
-    start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=data.prompts_per_condition)
+    left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=data.prompts_per_condition)
     if (dtype := HALF_WEIGHTS.get(training.precision)) is not None:
         for parameter in generator.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -129,6 +132,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         else FrozenCondition(embeddings_nD),
         objectives,
         training,
+        left_out=left_out if training.lm.leave_own_out else None,
         log_every_n_steps=config.logging.every_n_steps,
     )
     unseen = None

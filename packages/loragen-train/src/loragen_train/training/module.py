@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from hyperconv import HyperConvGenerator
+from hyperconv.condition import mean_embedding
+from hyperconv.linear import LeftOut
 from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import Metric
@@ -31,6 +33,8 @@ class GeneratorModule(LightningModule):
         condition: Turns numbers of prompts ``[B, P]`` into embeddings ``[B, P, D]``.
         objectives: Those of all phases, by name.
         config: Phases, noise, optimizer and schedule.
+        left_out: Through the language model a task is trained and validated as one that was never seen: its features
+            are then those of the regression without it.
         log_every_n_steps: Steps between logged losses of single steps; 0: none.
     """
 
@@ -40,6 +44,8 @@ class GeneratorModule(LightningModule):
         condition: nn.Module,
         objectives: Mapping[ObjectiveName, Objective],
         config: TrainingConfig,
+        *,
+        left_out: LeftOut | None = None,
         log_every_n_steps: int = 0,
     ) -> None:
         super().__init__()
@@ -47,6 +53,7 @@ class GeneratorModule(LightningModule):
         self.condition = condition
         self.objectives = nn.ModuleDict({str(name): objective for name, objective in objectives.items()})
         self.config = config
+        self.left_out = left_out
         self._log_every_n_steps = log_every_n_steps
 
     @property
@@ -113,7 +120,10 @@ class GeneratorModule(LightningModule):
         condition_BPD = self.condition(batch.prompts)
         if is_training and self.config.condition_noise:
             condition_BPD = condition_BPD + self.config.condition_noise * torch.randn_like(condition_BPD)
-        predicted_BNW = self.generator(condition_BPD, batch.mask).float()
+        features_BK = None
+        if self.left_out is not None and isinstance(batch, TaskBatch):
+            features_BK = self.left_out(mean_embedding(condition_BPD, batch.mask), batch.regression_tasks)
+        predicted_BNW = self.generator(condition_BPD, batch.mask, features=features_BK).float()
         with torch.autocast(self.device.type, enabled=False):
             loss: torch.Tensor = self.objective(predicted_BNW, batch, is_training=is_training, is_measured=is_measured)
         return loss

@@ -75,6 +75,8 @@ class TaskBatch(NamedTuple):
     """``[B, P]``, bool, true where a prompt counts."""
     tasks: torch.Tensor
     """``[B]``, numbers of tasks, int64."""
+    regression_tasks: torch.Tensor
+    """``[B]``, their numbers among the tasks that the start was fitted on, -1 for others, int64."""
     samples: torch.Tensor
     """``[B, n]``, numbers of samples to answer; :data:`NONE` where a task has fewer."""
     shown: torch.Tensor
@@ -94,6 +96,8 @@ class TaskVisits(Visits):
 
     tasks: Sequence[str]
     """The tasks by number."""
+    regression_tasks: Sequence[int]
+    """Their numbers among the tasks that the start was fitted on, -1 for others."""
     prompts: Mapping[str, range]
     """The numbers of each task's prompts."""
     samples: Mapping[str, range]
@@ -124,7 +128,8 @@ class TaskVisits(Visits):
         shown = [_draw(self.shown[task], self.num_shown, draw, but=sample) for sample in samples]
         shown_nE = torch.tensor(shown, dtype=torch.long).view(self.num_samples, self.num_shown)
         counts = torch.tensor(float(visit.number < len(self)))
-        return prompts_P, mask_P, torch.tensor(visit.member), torch.tensor(samples), shown_nE, counts
+        numbers = torch.tensor(visit.member), torch.tensor(self.regression_tasks[visit.member])
+        return prompts_P, mask_P, *numbers, torch.tensor(samples), shown_nE, counts
 
     def collate(self, drawn: list[tuple[torch.Tensor, ...]]) -> TaskBatch:
         """Return a batch of tasks."""

@@ -55,7 +55,7 @@ def objectives_of(
     through = ThroughLm(frozen, adapters, samples.items)
     if "lm" in names:
         objectives["lm"] = LmObjective(through, samples, zoo.stats)
-        visits["lm"] = _task_visits(training, data, table, samples, list(samples.train))
+        visits["lm"] = _task_visits(training, data, zoo, table, samples, list(samples.train))
     if "distill" in names:
         tasks, num_shown = list(samples.train), 0
         if training.distill.teacher == "own":
@@ -66,7 +66,7 @@ def objectives_of(
             num_shown = training.distill.num_examples
         temperature = training.distill.temperature
         objectives["distill"] = DistillObjective(through, samples, zoo.stats, teacher, temperature)
-        visits["distill"] = _task_visits(training, data, table, samples, tasks, num_shown=num_shown)
+        visits["distill"] = _task_visits(training, data, zoo, table, samples, tasks, num_shown=num_shown)
     return objectives, visits
 
 
@@ -82,6 +82,7 @@ def _pairs(training: TrainingConfig, data: DataConfig, zoo: Zoo, table: PromptTa
 def _task_visits(
     training: TrainingConfig,
     data: DataConfig,
+    zoo: Zoo,
     table: PromptTable,
     samples: SampleTable,
     tasks: list[str],
@@ -94,12 +95,14 @@ def _task_visits(
         raise LoragenTrainError(
             f"None of {counted(len(tasks), 'task')} has a response among its validation samples; add samples."
         )
+    known = {task: number for number, task in enumerate(zoo.names)}
+    of_train, of_val = ([known.get(task, -1) for task in some] for some in (tasks, judged))
     train_seed, val_seed = f"{training.seed}/train", f"{training.seed}/val"
     return ObjectiveData(
         train=TaskVisits(
-            tasks, table.train, samples.train, samples.train, *sizes, train_seed, data.random_prompt_counts
+            tasks, of_train, table.train, samples.train, samples.train, *sizes, train_seed, data.random_prompt_counts
         ),
-        val=TaskVisits(judged, table.val, samples.val, samples.train, *sizes, val_seed),
+        val=TaskVisits(judged, of_val, table.val, samples.val, samples.train, *sizes, val_seed),
         batch_size=training.lm.tasks_per_step,
     )
 
