@@ -76,7 +76,7 @@ class Bench:
             optimizer.zero_grad()
             if number:
                 tokens += sum(len(table.items[sample].input_ids) for sample in batch.samples.flatten().tolist())
-        float(loss)  # an accelerator is done now
+        loss.item()  # an accelerator is done now
         return tokens / (time.perf_counter() - started)
 
     def _parts(self, num_steps: int) -> tuple[Any, Any, Any, Any]:
