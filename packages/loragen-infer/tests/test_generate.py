@@ -387,26 +387,3 @@ def test_a_link_in_the_output_folder_is_not_followed_out_of_it(run, make, tmp_pa
     with pytest.raises(LoragenInferError, match="a exists already"):
         run(prompt_file=str(file), output=str(tmp_path / "out"))
     assert not (tmp_path / "missing").exists()
-
-
-def test_a_generated_adapter_is_tuned_on_samples(run, generator, make, tmp_path, zoo):
-    samples = make.rows(
-        tmp_path / "s.jsonl", [{"prompt": "say a", "response": "b"}, {"prompt": "say c", "answer": "d"}]
-    )
-    options = {"prompts": ("say it",), "tune": str(samples), "tune_steps": 3, "output": str(tmp_path / "a")}
-    assert run(**options).num_made == 1
-    assert "then it was tuned on 2 samples" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
-    found = dict(read_adapter(tmp_path / "a").tensors)
-    assert not same(found, dict(generator.generate(["say it"]).tensors), atol=1e-4)
-    assert run(**options).num_kept == 1
-    # Other samples make another adapter.
-    make.rows(tmp_path / "s.jsonl", [{"prompt": "say a", "response": "x"}])
-    with pytest.raises(LoragenInferError, match="exists already"):
-        run(**options)
-    make.rows(tmp_path / "s.jsonl", [{"prompt": "say a"}])
-    with pytest.raises(LoragenInferError, match="row 1 has the columns prompt, but none of response"):
-        run(**options)
-    with pytest.raises(LoragenInferError, match="is not a file"):
-        run(**{**options, "tune": str(tmp_path / "none.jsonl")})
-    with pytest.raises(LoragenInferError, match="add --pool"):
-        run(tune=str(samples), prompt_file=str(samples), output=str(tmp_path / "b"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hyperconv import GeneratorConfig
 from loragen_infer import GeneratorBundle, LoragenInferError
 from loragen_infer.samples import prompt_hash
 from loragen_infer.zoo import SampleFile
@@ -148,6 +149,18 @@ def test_remembering_can_be_left(config, tmp_path):
     assert build_setup(seen, tmp_path).module.left_out is None
 
 
+def test_tasks_are_remembered_where_that_can_be():
+    assert ModelConfig().remembers(is_through_lm=True)
+    assert not ModelConfig().remembers(is_through_lm=False)
+    assert ModelConfig(remember_tasks=True).remembers(is_through_lm=False)
+    # The embeddings of known prompts, by which they are recognised, would not stay.
+    assert not ModelConfig(freeze_text_encoder=False).remembers(is_through_lm=True)
+    with pytest.raises(LoragenTrainError, match=r"remember_tasks is true, but the text encoder is trained; leave it"):
+        ModelConfig(remember_tasks=True, freeze_text_encoder=False)
+    with pytest.raises(LoragenTrainError, match=r"remember_tasks is true, but generator\.expander is not linear"):
+        ModelConfig(remember_tasks=True, generator=GeneratorConfig(expander="basis"))
+
+
 def test_every_phase_has_its_objective_its_epochs_and_its_rate(config, tmp_path):
     experiment = fit(changed(config, tmp_path, phases=PHASES, validate_every_n_epochs=1))
     assert [epoch for epoch, _ in column(experiment, "val_mse")] == [0]
@@ -223,8 +236,11 @@ def test_tasks_of_a_configuration_join_with_their_prompts_alone(config, tmp_path
         TaskConfig(name="bare")
 
 
-def test_a_dry_run_tries_every_phase(config):
-    said = dry_run(replace(config, training=replace(config.training, phases=PHASES)))
+def test_a_dry_run_tries_every_phase(config, tmp_path):
+    phased = replace(config, training=replace(config.training, phases=PHASES))
+    said = dry_run(phased)
+    # Of the network that all phases train.
+    assert f"{build_setup(phased, tmp_path).module.generator.num_parameters():,} parameters" in said
     assert "4 checkpoints" in said
     # One step of four checkpoints; two of two tasks, twice.
     assert "5 steps, about" in said

@@ -1,6 +1,7 @@
 """Losses through the frozen language model: against plain calculations, and their gradients at the generated tokens."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,12 +9,16 @@ from lora_tokenizer import LoraAdapter, TokenLayout, TokenStats
 from loragen_infer.adapters import AdapterStack
 from loragen_infer.samples import Example, tokenize_example
 from loragen_train import LoragenTrainError
+from loragen_train.configs.fit import DataConfig
 from loragen_train.configs.objectives import DistillConfig, LmConfig
+from loragen_train.configs.training import TrainingConfig
 from loragen_train.prompts.table import TaskPrompts
 from loragen_train.training.objectives import DistillObjective, LmObjective
 from loragen_train.training.samples import NONE, SampleTable, TaskBatch
+from loragen_train.training.tasks import _task_visits
 from loragen_train.training.teachers import ExamplesTeacher, OwnTeacher, TeacherLoss, TopTokens
 from loragen_train.training.through_lm import AdapterTokens, ThroughLm
+from loragen_train.training.visits import Visit
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.tokens import Zoo
 from torch.nn.functional import cross_entropy, kl_div
@@ -60,9 +65,8 @@ class Parts:
         samples[1, 1] = NONE
         shown = torch.tensor([[[list(self.table.train[task])[-1], NONE]] * 2 for task in TASKS])
         prompts = torch.zeros(3, 1, dtype=torch.long)
-        return TaskBatch(
-            prompts, prompts == 0, torch.arange(3), torch.arange(3), samples, shown, torch.tensor([1.0, 1.0, 0.0])
-        )
+        known = torch.tensor([0, 1, -1])
+        return TaskBatch(prompts, prompts == 0, known, samples, shown, torch.tensor([1.0, 1.0, 0.0]))
 
     def adapter(self, tokens_NW: torch.Tensor) -> LoraAdapter:
         return self.layout.decode(tokens_NW)
@@ -178,7 +182,7 @@ def test_the_loss_falls_through_the_tokens_alone(parts):
 
 def test_the_teacher_of_a_task_is_its_last_checkpoint(parts):
     config = DistillConfig(top_k=5, temperature=2.0)
-    teacher = OwnTeacher(parts.frozen, parts.tokens, parts.zoo, ["short", "long"], parts.table, config)
+    teacher = OwnTeacher(parts.frozen, parts.tokens, parts.zoo, parts.table, config)
     batch = TaskBatch(*(part[:2] for part in parts.batch()))
     taught = teacher(batch)
     assert set(taught) == {number for number in batch.samples.flatten().tolist() if number != NONE}
@@ -191,6 +195,23 @@ def test_the_teacher_of_a_task_is_its_last_checkpoint(parts):
             top = (logits_RV / 2).topk(5, dim=1)
             assert torch.equal(taught[number].tokens, top.indices)
             torch.testing.assert_close(taught[number].probabilities, top.values.softmax(dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_tasks_without_validation_samples_do_not_shift_the_teachers_of_the_others(parts):
+    data = DataConfig(checkpoint_dir="none", prompts_per_condition=1)
+    training = TrainingConfig(objective="distill", distill=DistillConfig(teacher="own"))
+    del parts.table.val["short"]
+    prompts = SimpleNamespace(train=dict.fromkeys(TASKS, range(1)), val=dict.fromkeys(TASKS, range(1)))
+    visits = _task_visits(training, data, parts.zoo, prompts, parts.table, ["short", "long"]).val
+    batch = visits.collate([visits[Visit(0, 0, 0)]])
+    (number,) = set(batch.samples.flatten().tolist()) - {NONE}
+    assert number in parts.table.val["long"]
+    taught = OwnTeacher(parts.frozen, parts.tokens, parts.zoo, parts.table, DistillConfig(top_k=5))(batch)
+    item = parts.table.items[number]
+    logits_RV = parts.logits(parts.adapters[3], item.input_ids, item.num_prompt_tokens)
+    torch.testing.assert_close(
+        taught[number].probabilities, logits_RV.topk(5, dim=1).values.softmax(dim=1), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_teacher_that_sees_solved_samples_never_sees_the_answer_that_is_asked(parts):
@@ -230,7 +251,7 @@ def test_the_distance_from_a_teacher_is_the_divergence_over_its_likely_tokens():
 
 def test_distilling_ones_own_adapter_starts_at_zero_where_that_is_generated(parts):
     config = DistillConfig(top_k=1000)
-    teacher = OwnTeacher(parts.frozen, parts.tokens, parts.zoo, ["short", "long"], parts.table, config)
+    teacher = OwnTeacher(parts.frozen, parts.tokens, parts.zoo, parts.table, config)
     objective = DistillObjective(parts.through, parts.table, parts.stats, teacher, config.temperature)
     batch = TaskBatch(*(part[:2] for part in parts.batch()))
     own = torch.stack([parts.stats.normalize(parts.zoo.tokens[place]) for place in (1, 3)]).requires_grad_()

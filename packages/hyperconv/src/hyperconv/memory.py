@@ -53,7 +53,8 @@ class TaskMemory(nn.Module):
     def fit(self, prompts: Sequence[Tensor]) -> None:
         """Remember the tasks by the embeddings [P, D] of the prompts of each.
 
-        A single task, and tasks of which some have the same centroid, are not recognised: what would tell them apart?
+        A single task is not recognised, nor is any where a tenth have another's centroid: what would tell them apart?
+        Where fewer have, the first of those with the same centroid is recognised for all of them.
 
         Raises:
             HyperConvError: another number of tasks, embeddings of another width, or none of a task.

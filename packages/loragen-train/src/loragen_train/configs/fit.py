@@ -59,7 +59,7 @@ class ModelConfig:
     remember_tasks: bool | Literal["auto"] = "auto"
     """Recognise the prompts of training tasks, and answer them with their own adapters; all else gets the regression
     that the generator starts from, and on top what training adds. ``auto``: where it is trained through the language
-    model (generator.expander ``linear`` only)."""
+    model. Needs generator.expander ``linear`` and a frozen text encoder, whose embeddings of known prompts stay."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
@@ -73,6 +73,9 @@ class ModelConfig:
                 f"model.freeze_text_encoder is false, but model.condition is {self.condition!r}, and the base model is "
                 "never trained; leave it true, or take the condition 'sentence'."
             )
+        if self.remember_tasks is True and not self._can_remember:
+            why = "the text encoder is trained" if not self.freeze_text_encoder else "generator.expander is not linear"
+            raise LoragenTrainError(f"model.remember_tasks is true, but {why}; leave it at auto, or change that.")
         if self.max_seq_len != "auto":
             check_positive("model.", max_seq_len=self.max_seq_len)
         for name, decided_by in _DECIDED_ELSEWHERE.items():
@@ -95,6 +98,14 @@ class ModelConfig:
         except ValueError as error:
             raise LoragenTrainError(f"model.{error}.") from error
 
+    @property
+    def _can_remember(self) -> bool:
+        return self.generator.expander == "linear" and self.freeze_text_encoder
+
+    def remembers(self, *, is_through_lm: bool) -> bool:
+        """Whether the network remembers its training tasks, trained through the language model or not."""
+        return self._can_remember and (is_through_lm if self.remember_tasks == "auto" else self.remember_tasks)
+
     def network(
         self,
         *,
@@ -116,9 +127,7 @@ class ModelConfig:
         """
         names = ("hidden_dim", "num_hyperconv_blocks", "kernel_size")
         own = {name: getattr(self, name) for name in names}
-        is_linear = self.generator.expander == "linear"
-        remembers = is_through_lm if self.remember_tasks == "auto" else self.remember_tasks
-        num_remembered = (num_tasks or 0) if remembers and is_linear else 0
+        num_remembered = (num_tasks or 0) if self.remembers(is_through_lm=is_through_lm) else 0
         num_basis = self.generator.num_basis
         if self.num_basis != "auto":
             num_basis = self.num_basis

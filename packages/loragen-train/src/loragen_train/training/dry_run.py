@@ -48,7 +48,13 @@ class _Tried(NamedTuple):
 
 
 def _try_phase(config: FitConfig, phase: PhaseConfig, cache_dir: Path, num_processes: int) -> _Tried:
-    config = replace(config, training=replace(config.training, phases=[phase]))
+    # The network is the same in all phases, whatever each would have by itself.
+    remembers = config.model.remembers(is_through_lm=config.training.is_through_lm)
+    config = replace(
+        config,
+        model=replace(config.model, remember_tasks=remembers),
+        training=replace(config.training, phases=[phase]),
+    )
     setup, use = build_setup(config, cache_dir), MachineUse()
     trainer = make_trainer(
         config,

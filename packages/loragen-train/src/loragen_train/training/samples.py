@@ -73,10 +73,8 @@ class TaskBatch(NamedTuple):
     """``[B, P]``, numbers of prompts in the table of all prompts, int64."""
     mask: torch.Tensor
     """``[B, P]``, bool, true where a prompt counts."""
-    tasks: torch.Tensor
-    """``[B]``, numbers of tasks, int64."""
     regression_tasks: torch.Tensor
-    """``[B]``, their numbers among the tasks that the start was fitted on, -1 for others, int64."""
+    """``[B]``, numbers among the tasks with adapters, which the start was fitted on, -1 for others, int64."""
     samples: torch.Tensor
     """``[B, n]``, numbers of samples to answer; :data:`NONE` where a task has fewer."""
     shown: torch.Tensor
@@ -95,9 +93,9 @@ class TaskVisits(Visits):
     """Prompts and samples of a task, drawn apart from one another: a prompt may be that of a sample to answer."""
 
     tasks: Sequence[str]
-    """The tasks by number."""
+    """The tasks to visit."""
     regression_tasks: Sequence[int]
-    """Their numbers among the tasks that the start was fitted on, -1 for others."""
+    """Their numbers among the tasks with adapters, which the start was fitted on, -1 for others."""
     prompts: Mapping[str, range]
     """The numbers of each task's prompts."""
     samples: Mapping[str, range]
@@ -128,8 +126,8 @@ class TaskVisits(Visits):
         shown = [_draw(self.shown[task], self.num_shown, draw, but=sample) for sample in samples]
         shown_nE = torch.tensor(shown, dtype=torch.long).view(self.num_samples, self.num_shown)
         counts = torch.tensor(float(visit.number < len(self)))
-        numbers = torch.tensor(visit.member), torch.tensor(self.regression_tasks[visit.member])
-        return prompts_P, mask_P, *numbers, torch.tensor(samples), shown_nE, counts
+        regression_task = torch.tensor(self.regression_tasks[visit.member])
+        return prompts_P, mask_P, regression_task, torch.tensor(samples), shown_nE, counts
 
     def collate(self, drawn: list[tuple[torch.Tensor, ...]]) -> TaskBatch:
         """Return a batch of tasks."""

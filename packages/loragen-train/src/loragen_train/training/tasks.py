@@ -60,7 +60,7 @@ def objectives_of(
         tasks, num_shown = list(samples.train), 0
         if training.distill.teacher == "own":
             tasks = _with_adapter(tasks, zoo)
-            teacher: Teacher = OwnTeacher(frozen, adapters, zoo, tasks, samples, training.distill)
+            teacher: Teacher = OwnTeacher(frozen, adapters, zoo, samples, training.distill)
         else:
             teacher = ExamplesTeacher(frozen, samples, training.distill)
             num_shown = training.distill.num_examples

@@ -46,8 +46,7 @@ class OwnTeacher:
     Args:
         frozen: The language model.
         adapters: Makes adapters of tokens.
-        zoo: The checkpoints.
-        tasks: The tasks by number; each has a checkpoint.
+        zoo: The checkpoints; each task that is visited has one.
         table: The samples.
         config: How much of what is likely is learned.
     """
@@ -57,21 +56,20 @@ class OwnTeacher:
         frozen: FrozenModel,
         adapters: AdapterTokens,
         zoo: Zoo,
-        tasks: Sequence[str],
         table: SampleTable,
         config: DistillConfig,
     ) -> None:
         self._frozen, self._adapters, self._zoo, self._table, self._config = frozen, adapters, zoo, table, config
         last = {task: index for index, task in enumerate(zoo.tasks)}
-        self._checkpoints = [last[task] for task in tasks]
+        self._checkpoints = [last[task] for task in zoo.names]
         self._num_shared = frozen.num_shared([table.items])
 
     def __call__(self, batch: TaskBatch) -> dict[int, TopTokens]:
-        checkpoints = [self._checkpoints[task] for task in batch.tasks.tolist()]
+        checkpoints = [self._checkpoints[task] for task in batch.regression_tasks.tolist()]
         tokens_BNW = torch.stack([self._zoo.tokens[checkpoint].float() for checkpoint in checkpoints])
         samples = [[number for number in of_task if number != NONE] for of_task in batch.samples.tolist()]
         items = [[self._table.items[number] for number in of_task] for of_task in samples]
-        adapters = self._adapters.stack(tokens_BNW.to(batch.tasks.device))
+        adapters = self._adapters.stack(tokens_BNW.to(batch.samples.device))
         answers = _ask(self._frozen, adapters, items, self._config, num_shared=self._num_shared)
         return dict(zip((number for of_task in samples for number in of_task), answers, strict=True))
 
