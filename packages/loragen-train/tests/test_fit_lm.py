@@ -146,15 +146,20 @@ def test_remembering_can_be_left(config, tmp_path):
     assert setup.module.generator.config.num_tasks == 0
     assert setup.module.left_out is None
     seen = replace(config, training=replace(config.training, lm=replace(LM, leave_own_out=False)))
-    assert build_setup(seen, tmp_path).module.left_out is None
+    setup = build_setup(seen, tmp_path)
+    # Of known tasks, which give their own adapters, nothing could be learned.
+    assert setup.module.generator.config.num_tasks == 0
+    assert setup.module.left_out is None
 
 
-def test_tasks_are_remembered_where_that_can_be():
-    assert ModelConfig().remembers(is_through_lm=True)
-    assert not ModelConfig().remembers(is_through_lm=False)
-    assert ModelConfig(remember_tasks=True).remembers(is_through_lm=False)
+def test_tasks_are_remembered_where_that_can_be(config):
+    with pytest.raises(LoragenTrainError, match="remember_tasks is true, but a training by reconstruction"):
+        replace(config, model=ModelConfig(remember_tasks=True), training=TrainingConfig(phases=PHASES))
+    assert ModelConfig().remembers(leaves_own_out=True)
+    assert not ModelConfig().remembers(leaves_own_out=False)
+    assert ModelConfig(remember_tasks=True).remembers(leaves_own_out=False)
     # The embeddings of known prompts, by which they are recognised, would not stay.
-    assert not ModelConfig(freeze_text_encoder=False).remembers(is_through_lm=True)
+    assert not ModelConfig(freeze_text_encoder=False).remembers(leaves_own_out=True)
     with pytest.raises(LoragenTrainError, match=r"remember_tasks is true, but the text encoder is trained; leave it"):
         ModelConfig(remember_tasks=True, freeze_text_encoder=False)
     with pytest.raises(LoragenTrainError, match=r"remember_tasks is true, but generator\.expander is not linear"):

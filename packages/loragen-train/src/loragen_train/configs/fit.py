@@ -58,8 +58,9 @@ class ModelConfig:
     million parameters hold them, unless ``model.generator.num_basis`` says another number than its default."""
     remember_tasks: bool | Literal["auto"] = "auto"
     """Recognise the prompts of training tasks, and answer them with their own adapters; all else gets the regression
-    that the generator starts from, and on top what training adds. ``auto``: where it is trained through the language
-    model. Needs generator.expander ``linear`` and a frozen text encoder, whose embeddings of known prompts stay."""
+    that the generator starts from, and on top what training adds. ``auto``: where all of the training is through the
+    language model and leaves a task's own adapter out (``training.lm.leave_own_out``). Needs generator.expander
+    ``linear`` and a frozen text encoder, whose embeddings of known prompts stay."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
@@ -102,9 +103,9 @@ class ModelConfig:
     def _can_remember(self) -> bool:
         return self.generator.expander == "linear" and self.freeze_text_encoder
 
-    def remembers(self, *, is_through_lm: bool) -> bool:
-        """Whether the network remembers its training tasks, trained through the language model or not."""
-        return self._can_remember and (is_through_lm if self.remember_tasks == "auto" else self.remember_tasks)
+    def remembers(self, *, leaves_own_out: bool) -> bool:
+        """Whether the network remembers its training tasks, trained as if they were never seen or not."""
+        return self._can_remember and (leaves_own_out if self.remember_tasks == "auto" else self.remember_tasks)
 
     def network(
         self,
@@ -112,7 +113,7 @@ class ModelConfig:
         condition_dim: int,
         grid: tuple[int, int, int],
         num_tasks: int | None = None,
-        is_through_lm: bool = False,
+        leaves_own_out: bool = False,
     ) -> GeneratorConfig:
         """Return the options of the whole network.
 
@@ -120,14 +121,14 @@ class ModelConfig:
             condition_dim: Width of the embeddings.
             grid: Transformer layers, tokens of each, and values of a token.
             num_tasks: Training tasks with adapters; None: they are not known yet.
-            is_through_lm: Whether the network is trained through the language model.
+            leaves_own_out: Whether every step treats its tasks as never seen.
 
         Raises:
             LoragenTrainError: An option is out of range, or a kernel is longer than an axis of the grid.
         """
         names = ("hidden_dim", "num_hyperconv_blocks", "kernel_size")
         own = {name: getattr(self, name) for name in names}
-        num_remembered = (num_tasks or 0) if self.remembers(is_through_lm=is_through_lm) else 0
+        num_remembered = (num_tasks or 0) if self.remembers(leaves_own_out=leaves_own_out) else 0
         num_basis = self.generator.num_basis
         if self.num_basis != "auto":
             num_basis = self.num_basis
@@ -272,6 +273,11 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_task_names([self.name])
+        if self.model.remember_tasks is True and not self.training.leaves_own_out:
+            raise LoragenTrainError(
+                "model.remember_tasks is true, but a training by reconstruction, or without training.lm.leave_own_out, "
+                "sees known tasks, from which such a generator learns nothing; leave it at auto, or train for lm alone."
+            )
 
     def record(self) -> dict[str, Any]:
         """Return the keys and values of a YAML file that says the same, each option once."""

@@ -138,6 +138,11 @@ class TrainingConfig:
         return sum(phase.max_epochs for phase in self.schedule)
 
     @property
+    def leaves_own_out(self) -> bool:
+        """Whether every step treats its tasks as never seen."""
+        return self.lm.leave_own_out and all(phase.objective != "reconstruction" for phase in self.schedule)
+
+    @property
     def is_through_lm(self) -> bool:
         """Whether some phase needs the language model."""
         return any(phase.objective != "reconstruction" for phase in self.schedule)

@@ -116,7 +116,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         condition_dim=encoder.embedding_dim,
         grid=zoo.layout.grid,
         num_tasks=len(zoo.names),
-        is_through_lm=training.is_through_lm,
+        leaves_own_out=training.leaves_own_out,
     )
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
@@ -132,7 +132,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         else FrozenCondition(embeddings_nD),
         objectives,
         training,
-        left_out=left_out if training.lm.leave_own_out else None,
+        left_out=left_out,
         log_every_n_steps=config.logging.every_n_steps,
     )
     unseen = None
