@@ -30,6 +30,23 @@ def test_a_model_comes_in_its_own_dtype_or_in_the_one_asked_for(zoo, make, tmp_p
         load_base_model(str(tmp_path), dtype="int8")
 
 
+def test_an_output_layer_that_is_the_embedding_is_never_left_without_values(llama, make, tmp_path, monkeypatch):
+    llama.config.tie_word_embeddings = True
+    llama.tie_weights()
+    llama.save_pretrained(tmp_path)
+    make.tokenizer().save_pretrained(tmp_path)
+    load = AutoModelForCausalLM.from_pretrained
+
+    def without_output(*words, **options):
+        model = load(*words, **options)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.to("meta"))
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", without_output)
+    model, _ = load_base_model(str(tmp_path))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def test_a_device_map_places_the_model(zoo):
     model, _ = load_base_model(str(zoo.model), device_map={"": "cpu"})
     assert model.device.type == "cpu"

@@ -41,7 +41,7 @@ def test_every_row_is_there_with_what_it_needs(full):
     first, second = found.tasks
     # The training tasks of the configuration are single adapters, one of them the task's own.
     assert first.notes["nearest"] == "adapter of one"
-    assert first.scores["nearest"].nll == first.scores["own"].nll
+    assert first.scores["nearest"].nll == pytest.approx(first.scores["own"].nll, rel=1e-6)  # scored in one batch
     assert second.notes == {
         "few-shot": "2 examples",
         "nearest": second.notes["nearest"],
