@@ -65,7 +65,7 @@ def load_base_model(
     except (ImportError, MemoryError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason_of(error)}") from error
     if any(parameter.is_meta for parameter in model.parameters()):
-        # Of a GGUF file transformers 5 has been seen to leave an output layer that is the input embedding without values.
+        # transformers 5 has been seen to leave the output layer of a GGUF file, which is its embedding, without values.
         model.tie_weights()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
