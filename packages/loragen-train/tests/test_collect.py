@@ -186,7 +186,7 @@ def test_the_measured_precision_is_kept_with_the_zoo(config, tmp_path, monkeypat
         measured.append(1)
         return "bf16" if len(measured) == 1 else "fp32"
 
-    monkeypatch.setattr(records, "_faster_precision", measure)
+    monkeypatch.setattr(records, "faster_precision", measure)
     collect(replace(config, tasks=config.tasks[:1]))
     assert json.loads((tmp_path / "initial_adapter" / "settings.json").read_text())["precision"] == "bf16"
     collect(config)
@@ -196,7 +196,7 @@ def test_the_measured_precision_is_kept_with_the_zoo(config, tmp_path, monkeypat
 
 
 def test_bf16_gives_other_bits_and_the_measurement_one_of_the_two(make, zoo, config, tmp_path):
-    assert records._faster_precision() in ("fp32", "bf16")
+    assert records.faster_precision() in ("fp32", "bf16")
     training = replace(config.training, precision="bf16")
     collect(with_output(config, tmp_path, training=training, tasks=config.tasks[:1]))
     assert make.weights(tmp_path / "adapters") != make.weights(zoo.root / "adapters" / "sums")
@@ -230,7 +230,7 @@ def test_a_gguf_file_is_unpacked_once(config, tiny_lm, tmp_path, monkeypatch):
             shutil.copytree(tiny_lm, folder)
         return folder
 
-    monkeypatch.setattr("loragen_train.zoo.frozen.save_base_model", unpack)
+    monkeypatch.setattr("loragen_train.zoo.initial.save_base_model", unpack)
     config = with_output(config, tmp_path / "zoo", base_model=str(gguf), tasks=config.tasks[:1])
     (folder,) = collect(config)
     settings = json.loads((folder / "checkpoint-11" / "adapter_config.json").read_text())
