@@ -17,7 +17,8 @@ def fresh_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     for task in tasks:
         task |= {"num_train": 24, "num_test": 4}
     workspace.change("collect.yaml", tasks=tasks, training__max_steps=6, training__save_every=3, training__keep_last=2)
-    workspace.change("generator_config.yaml", training__max_epochs=30, data__cache_dir="cache")
+    workspace.change("generator_config.yaml", training__max_epochs=5, data__cache_dir="cache")
+    workspace.change("evaluate.yaml", tune_steps=2)
     return workspace
 
 
