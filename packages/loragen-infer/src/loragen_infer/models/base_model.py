@@ -64,9 +64,10 @@ def load_base_model(
         model = AutoModelForCausalLM.from_pretrained(location, **which, **options)
     except (ImportError, MemoryError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason_of(error)}") from error
-    if any(parameter.is_meta for parameter in model.parameters()):
-        # transformers 5 has been seen to leave the output layer of a GGUF file, which is its embedding, without values.
-        model.tie_weights()
+    output = model.get_output_embeddings()
+    if output is not None and output.weight.is_meta:
+        # transformers 5 has been seen to leave an output layer that is the input embedding without values.
+        output.weight = model.get_input_embeddings().weight
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.train(False)
