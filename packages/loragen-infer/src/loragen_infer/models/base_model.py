@@ -64,7 +64,7 @@ def load_base_model(
         model = AutoModelForCausalLM.from_pretrained(location, **which, **options)
     except (ImportError, MemoryError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason_of(error)}") from error
-    output = model.get_output_embeddings()
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if output is not None and output.weight.is_meta:
         # transformers 5 has been seen to leave an output layer that is the input embedding without values.
         output.weight = model.get_input_embeddings().weight
