@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from loragen_infer import LoragenInferError
 from loragen_infer.models.base_model import load_base_model, save_base_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 def test_comes_back_in_float32_and_eval_mode_with_the_same_weights(zoo):
@@ -30,21 +31,11 @@ def test_a_model_comes_in_its_own_dtype_or_in_the_one_asked_for(zoo, make, tmp_p
         load_base_model(str(tmp_path), dtype="int8")
 
 
-def test_an_output_layer_that_is_the_embedding_is_never_left_without_values(llama, make, tmp_path, monkeypatch):
-    llama.config.tie_word_embeddings = True
-    llama.tie_weights()
-    llama.save_pretrained(tmp_path)
-    make.tokenizer().save_pretrained(tmp_path)
-    load = AutoModelForCausalLM.from_pretrained
-
-    def without_output(*words, **options):
-        model = load(*words, **options)
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.to("meta"))
-        return model
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", without_output)
-    model, _ = load_base_model(str(tmp_path))
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+def test_threads_that_load_at_once_leave_transformers_as_it_was(zoo):
+    before = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load_base_model, [str(zoo.model)] * 12))
+    assert PreTrainedModel.tie_weights is before
 
 
 def test_a_device_map_places_the_model(zoo):

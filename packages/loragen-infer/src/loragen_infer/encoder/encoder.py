@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from loragen_infer.encoder.base import PROBE, CachedEncoder, EncoderRecord
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.device import check_device
-from loragen_infer.models.locate import hub_name, hub_revision, locate_model
+from loragen_infer.models.locate import LOADING, hub_name, hub_revision, locate_model
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,8 @@ class PromptEncoder(CachedEncoder):
         from sentence_transformers import SentenceTransformer
 
         try:
-            self._model = SentenceTransformer(location, device=str(device), revision=revision)
+            with LOADING:
+                self._model = SentenceTransformer(location, device=str(device), revision=revision)
         except (MemoryError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise LoragenInferError(
                 f"The text encoder {name!r} ({location}) cannot be loaded as a SentenceTransformer: {reason_of(error)}"

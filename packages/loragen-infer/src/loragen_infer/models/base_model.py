@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.files import atomic_folder
 from loragen_infer.models.device import as_dtype, check_device
-from loragen_infer.models.locate import locate_model
+from loragen_infer.models.locate import LOADING, locate_model
 
 if TYPE_CHECKING:
     import torch
@@ -61,13 +61,10 @@ def load_base_model(
         options |= {"quantization_config": GgufConfig(dequantize=True), "dtype": as_dtype(dtype or torch.float32)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **which)
-        model = AutoModelForCausalLM.from_pretrained(location, **which, **options)
+        with LOADING:
+            model = AutoModelForCausalLM.from_pretrained(location, **which, **options)
     except (ImportError, MemoryError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LoragenInferError(f"The base model {name!r} ({location}) cannot be loaded: {reason_of(error)}") from error
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if output is not None and output.weight.is_meta:
-        # transformers 5 has been seen to leave an output layer that is the input embedding without values.
-        output.weight = model.get_input_embeddings().weight
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.train(False)

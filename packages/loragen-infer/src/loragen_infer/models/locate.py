@@ -6,12 +6,17 @@ The order is: a path, the local hub cache, an installed package that ships the m
 
 import importlib.metadata
 import os
+import threading
 from pathlib import Path
 from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["hub_name", "hub_revision", "locate_model"]
+__all__ = ["LOADING", "hub_name", "hub_revision", "locate_model"]
+
+LOADING = threading.RLock()
+"""Held while a model is loaded: transformers 5 replaces `PreTrainedModel.tie_weights` for as long as that takes, and two
+threads that load at once leave it replaced, so that no later model of the process gets its tied weights."""
 
 Kind = Literal["text encoder", "base model"]
 _ORGANISATION = "sentence-transformers"  # of text encoders without one
