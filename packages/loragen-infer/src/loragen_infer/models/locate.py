@@ -15,8 +15,8 @@ from loragen_infer.errors import LoragenInferError
 __all__ = ["LOADING", "hub_name", "hub_revision", "locate_model"]
 
 LOADING = threading.RLock()
-"""Held while a model is loaded: transformers 5 replaces `PreTrainedModel.tie_weights` for as long as that takes, and two
-threads that load at once leave it replaced, so that no later model of the process gets its tied weights."""
+"""Held while a model is loaded: transformers 5 replaces ``PreTrainedModel.tie_weights`` for that time, and two threads
+that load at once leave it replaced, so that no later model of the process gets its tied weights."""
 
 Kind = Literal["text encoder", "base model"]
 _ORGANISATION = "sentence-transformers"  # of text encoders without one
