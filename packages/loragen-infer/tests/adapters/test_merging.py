@@ -1,102 +1,124 @@
-"""Merging adapters, against PEFT's add_weighted_adapter and by what it does to the weights."""
+"""Merging is PEFT's add_weighted_adapter, and refuses what does not add up."""
 
-from dataclasses import replace
+import dataclasses
+import math
 
 import pytest
 import torch
 from lora_tokenizer import read_adapter
-from loragen_infer import LoragenInferError, merge_adapters
+from loragen_infer import LoragenInferError
+from loragen_infer.adapters.merging import COMBINATIONS, merge_adapters
+from loragen_infer.cli.main import main
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-WEIGHTS = [0.7, -1.5, 2.0]
+
+def deltas(adapter):
+    return {module: adapter.delta_weight(module) for module in adapter.modules}
 
 
-@pytest.fixture(scope="module")
-def folders(make, llama, tmp_path_factory):
-    root = tmp_path_factory.mktemp("merging")
-    return [make.adapter(llama, root / str(seed), seed=seed) for seed in (1, 2, 3)]
+def changed(adapter, **settings):
+    return dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, **settings))
 
 
-def of_peft(llama, folders, combination):
-    copy = LlamaForCausalLM(llama.config)
-    copy.load_state_dict(llama.state_dict())
-    model = PeftModel.from_pretrained(copy, str(folders[0]), adapter_name="0")
-    for number, folder in enumerate(folders[1:], start=1):
-        model.load_adapter(str(folder), adapter_name=str(number))
-    names = [str(number) for number in range(len(folders))]
-    model.add_weighted_adapter(names, WEIGHTS, "merged", combination_type=combination)
-    return {
-        name.removeprefix("base_model.model."): module.get_delta_weight("merged")
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
+@pytest.fixture
+def pair(zoo):
+    return [read_adapter(folder) for folder in zoo.adapters]
 
 
-@pytest.mark.parametrize("combination", ["cat", "linear", "svd"])
-def test_it_does_what_peft_does(llama, folders, combination):
-    merged = merge_adapters([read_adapter(folder) for folder in folders], WEIGHTS, combination=combination)
-    expected = of_peft(llama, folders, combination)
-    assert set(merged.modules) == set(expected)
-    assert merged.config.r == (6 if combination == "cat" else 2)
-    for module, delta in expected.items():
-        torch.testing.assert_close(merged.delta_weight(module), delta.detach(), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("weights", [[0.7, 0.3], [1.5, -0.5]])
+@pytest.mark.parametrize("combination", list(COMBINATIONS))
+def test_it_is_what_peft_makes(zoo, tmp_path, capsys, combination, weights):
+    words = ["merge", *map(str, zoo.adapters), "--weights", *map(str, weights), "--combination", combination]
+    assert main([*words, "--output", str(tmp_path / "merged")]) == 0
+    assert "2 adapters merged" in capsys.readouterr().out
+    merged = read_adapter(tmp_path / "merged")
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(zoo.model), zoo.adapters[0], "one")
+    model.load_adapter(zoo.adapters[1], "two")
+    model.add_weighted_adapter(["one", "two"], weights, "both", combination_type=combination)
+    for module, delta in deltas(merged).items():
+        expected = model.get_submodule(f"base_model.model.{module}").get_delta_weight("both")
+        torch.testing.assert_close(delta, expected, atol=1e-5, rtol=1e-4)
+    assert merged.config.r == {"cat": 4, "linear": 2, "svd": 2}[combination]
+    assert merged.config.base_model_name_or_path == str(zoo.model)
 
 
-def test_stacking_is_exact_over_ranks_modules_and_scalings(make, llama, tmp_path):
-    options = [
-        {},
-        {"r": 3, "use_rslora": True, "target_modules": ["q_proj", "o_proj"]},
-        {"rank_pattern": {"q_proj": 1}, "alpha_pattern": {"v_proj": 3}, "layers_to_transform": [1]},
-    ]
+def test_cat_and_svd_of_full_rank_are_the_sum(make, llama, tmp_path):
+    settings = ({"use_rslora": True}, {"r": 3, "rank_pattern": {"v_proj": 1}, "alpha_pattern": {"q_proj": 5}})
     adapters = [
-        read_adapter(make.adapter(llama, tmp_path / str(seed), seed=seed, **own)) for seed, own in enumerate(options)
+        read_adapter(make.adapter(llama, tmp_path / str(number), seed=number, **options))
+        for number, options in enumerate(settings)
     ]
-    merged = merge_adapters(adapters, WEIGHTS)
-    for module in merged.modules:
-        terms = [
-            weight * adapter.delta_weight(module)
-            for adapter, weight in zip(adapters, WEIGHTS, strict=True)
-            if module in adapter.modules
+    expected = {module: 2 * a + 0.5 * deltas(adapters[1])[module] for module, a in deltas(adapters[0]).items()}
+    merged = merge_adapters(adapters, [2, 0.5])
+    assert merged.config.r == 5
+    torch.testing.assert_close(deltas(merged), expected)
+    wide = merge_adapters([*adapters, adapters[0]], [1, 0.5, 1], combination="svd")
+    assert wide.config.r == 3
+    errors = [float((deltas(wide)[module] - value).norm() / value.norm()) for module, value in expected.items()]
+    assert max(errors) < 1
+    v_proj = next(module for module in merged.modules if module.endswith("v_proj"))
+    assert errors[list(expected).index(v_proj)] < 1e-5  # ranks 2 and 1 fit into 3
+
+
+def test_the_dtype_of_the_first_stays(pair):
+    half = [pair[0].to("bfloat16"), pair[1]]
+    merged = merge_adapters(half, [1, 1], combination="svd")
+    assert {value.dtype for value in merged.tensors.values()} == {torch.bfloat16}
+
+
+def test_what_does_not_add_up_is_refused(pair, make, llama, tmp_path):
+    with pytest.raises(LoragenInferError, match="1 weights for 2 adapters"):
+        merge_adapters(pair, [1])
+    with pytest.raises(LoragenInferError, match="0 weights for 0 adapters"):
+        merge_adapters([], [])
+    with pytest.raises(LoragenInferError, match="A weight is nan"):
+        merge_adapters(pair, [1, math.nan])
+    with pytest.raises(LoragenInferError, match="'ties'; give one of cat, linear, svd"):
+        merge_adapters(pair, [1, 1], combination="ties")
+    with pytest.raises(LoragenInferError, match=r"Adapter 2 is one of other/model, and adapter 1 one of .*; merge"):
+        merge_adapters([pair[0], changed(pair[1], base_model_name_or_path="other/model")], [1, 1])
+    broken = {name: value * torch.nan for name, value in pair[1].tensors.items()}
+    with pytest.raises(LoragenInferError, match=r"NaN or Inf in base_model.*q_proj"):
+        merge_adapters([pair[0], dataclasses.replace(pair[1], tensors=broken)], [1, 1])
+    base = pair[0].config.base_model_name_or_path
+    for number, (options, reason) in enumerate(
+        [
+            ({"target_modules": ["q_proj"]}, r"Adapter 1 has the module .*v_proj, and adapter 2 has not"),
+            ({"use_dora": True}, "Adapter 2 has use_dora"),
+            ({"lora_bias": True}, "Adapter 2 has lora_bias"),
+            ({"r": 3}, r"linear needs equal ranks, but .* has 2, 3; use cat or svd"),
         ]
-        torch.testing.assert_close(merged.delta_weight(module), torch.stack(terms).sum(dim=0))
-    merged.save_pretrained(tmp_path / "merged")
-    copy = LlamaForCausalLM(llama.config)
-    model = PeftModel.from_pretrained(copy, str(tmp_path / "merged"))
-    attached = {name for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
-    assert {name.removeprefix("base_model.model.") for name in attached} == set(merged.modules)
+    ):
+        other = read_adapter(make.adapter(llama, tmp_path / str(number), **options))
+        other = changed(other, base_model_name_or_path=base)
+        with pytest.raises(LoragenInferError, match=reason):
+            merge_adapters([pair[0], other], [1, 1], combination="linear")
 
 
-def test_a_half_precision_adapter_stays_one_and_must_not_overflow(folders):
-    half = [read_adapter(folder).to("float16") for folder in folders[:2]]
-    assert {tensor.dtype for tensor in merge_adapters(half, [1, 1]).tensors.values()} == {torch.float16}
-    with pytest.raises(LoragenInferError, match=r"would hold NaN or Inf in '.*'; use smaller weights"):
-        merge_adapters(half, [1e6, 1])
+def test_a_name_that_one_lacks_is_the_others(pair):
+    nameless = changed(pair[0], base_model_name_or_path=None)
+    assert merge_adapters([nameless, pair[1]], [1, 1]).config.base_model_name_or_path
 
 
 @pytest.mark.parametrize(
-    ("weights", "options", "message"),
+    ("words", "code", "sentence"),
     [
-        ([1.0], {}, "2 adapters and 1 weights; give one for each"),
-        ([1.0, float("nan")], {}, "A weight is nan, where a finite number belongs"),
-        ([1.0, 1.0], {"combination": "ties"}, "'ties', where one of cat, linear, svd belongs"),
+        (["A", "B", "--weights", "1"], 2, "--weights has 1 numbers for 2 adapters"),
+        (["A", "--weights", "1", "B"], 2, "'B', where a number belongs"),
+        (["A", "B", "--weights", "1", "nan"], 1, "A weight is nan"),
+        (["A", "B", "--weights", "1", "1", "--combination", "ties"], 2, "ties"),
+        (["A", "nowhere", "--weights", "1", "1"], 1, "nowhere"),
     ],
 )
-def test_what_is_refused(folders, weights, options, message):
-    with pytest.raises(LoragenInferError, match=message):
-        merge_adapters([read_adapter(folder) for folder in folders[:2]], weights, **options)
-
-
-def test_adapters_that_do_not_go_together_are_refused(make, llama, folders, tmp_path):
-    first = read_adapter(folders[0])
-    with pytest.raises(LoragenInferError, match="There are no adapters to merge"):
-        merge_adapters([], [])
-    named = [replace(first, config=replace(first.config, base_model_name_or_path=name)) for name in ("one", "two")]
-    with pytest.raises(LoragenInferError, match="different base models, 'one' and 'two'"):
-        merge_adapters(named, [1.0, 1.0])
-    dora = read_adapter(make.adapter(llama, tmp_path / "dora", use_dora=True))
-    with pytest.raises(LoragenInferError, match="An adapter with use_dora is more than two factors"):
-        merge_adapters([first, dora], [1.0, 1.0])
-    wide = read_adapter(make.adapter(llama, tmp_path / "wide", r=4))
-    with pytest.raises(LoragenInferError, match=r"the ranks 2, 4, .* merge them with cat or svd"):
-        merge_adapters([first, wide], [1.0, 1.0], combination="linear")
+def test_the_command_says_what_is_wrong(zoo, tmp_path, capsys, words, code, sentence):
+    places = {"A": str(zoo.adapters[0]), "B": str(zoo.adapters[1])}
+    try:
+        found = main(["merge", *(places.get(word, word) for word in words), "--output", str(tmp_path / "out")])
+    except SystemExit as stop:
+        found = stop.code
+    assert found == code
+    said = capsys.readouterr().err
+    assert sentence.replace("'B'", repr(places["B"])) in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

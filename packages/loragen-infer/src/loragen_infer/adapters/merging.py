@@ -1,149 +1,146 @@
-"""Several adapters of one base model as one, whose effect is the weighted sum of theirs.
+"""Several adapters of one base model as one, by the definitions of PEFT's ``add_weighted_adapter``.
 
-The three ways are those of PEFT's ``add_weighted_adapter``. Legend: r rank, i and o the features into and out of a
-layer, k the smaller of a product's sides.
+cat: the factors side by side, so ΔW is the weighted sum itself and the ranks add up. svd: the ΔW closest to it of the
+highest rank among the adapters. linear: A and B are added by themselves, which puts products of one adapter's B with
+another's A into ΔW and so is rough, but keeps the rank.
+
+Legend: r rank, R the sum of the ranks, i and o the features into and out of a layer, K adapters.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from lora_tokenizer import LoraAdapter
 from torch import Tensor
-from torch.nn.functional import pad
 
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.models.locate import is_same_model
 
-__all__ = ["Combination", "merge_adapters"]
+__all__ = ["COMBINATIONS", "Combination", "merge_adapters"]
 
 Combination = Literal["cat", "linear", "svd"]
-_Factors = tuple[Tensor, Tensor]
+_Factors = Sequence[tuple[Tensor, Tensor, float]]
+"""Of one module and every adapter: A, B, and weight times scaling."""
 
 
 def merge_adapters(
     adapters: Sequence[LoraAdapter], weights: Sequence[float], *, combination: Combination = "cat"
 ) -> LoraAdapter:
-    """Return the adapter that does to the base model what ``adapters`` do together, each ``weights`` times.
-
-    ``cat`` stacks the ranks, which is exact; the rank is the sum of theirs. ``svd`` is the best approximation at the
-    largest of their ranks. ``linear`` adds the factors themselves, which is cheap and rough, and needs equal ranks. A
-    module that only some adapters have is merged from those; a negative weight takes an effect away.
+    """Return one adapter for the sum of what ``adapters`` do, each times its weight, in the dtypes of the first.
 
     Raises:
-        LoragenInferError: There is no adapter, a weight is missing or not finite, the adapters are of different models
-            or are more than two factors per layer (DoRA, lora_bias), or the result would hold NaN or Inf.
-
-    Example:
-        >>> from lora_tokenizer import AdapterConfig
-        >>> config = AdapterConfig(r=1, lora_alpha=1, target_modules=("q",))
-        >>> name = "base_model.model.q.lora_{}.weight"
-        >>> tensors = {name.format("A"): torch.ones(1, 3), name.format("B"): torch.ones(2, 1)}
-        >>> adapter = LoraAdapter(config=config, tensors=tensors)
-        >>> merged = merge_adapters([adapter, adapter], [1.0, 0.5])
-        >>> merged.config.r, merged.delta_weight("q")[0, 0].item()
-        (2, 1.5)
+        LoragenInferError: No adapters, another number of weights, a weight that is not finite; adapters of different
+            base models, modules or shapes; DoRA or a bias, whose effects do not add up; different ranks where
+            ``linear`` needs equal ones; or the result would hold NaN or Inf.
     """
-    _check(adapters, weights, combination)
-    combine = {"cat": _stacked, "linear": _added, "svd": _decomposed}[combination]
-    ranks = [max(adapter.config.rank(module) for module in adapter.modules) for adapter in adapters]
-    rank = sum(ranks) if combination == "cat" else max(ranks)
-    if combination == "linear" and len(set(ranks)) > 1:
+    if combination not in COMBINATIONS:
+        raise LoragenInferError(f"The combination is {combination!r}; give one of {', '.join(COMBINATIONS)}.")
+    if not adapters or len(weights) != len(adapters):
         raise LoragenInferError(
-            f"The adapters have the ranks {', '.join(map(str, ranks))}, whose factors cannot be added; merge them with "
-            "cat or svd."
+            f"There are {len(weights)} weights for {len(adapters)} adapters; give one for each of one or more adapters."
         )
-    modules = dict.fromkeys(module for adapter in adapters for module in adapter.modules)
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise LoragenInferError(f"A weight is {weight}, where a finite number belongs.")
+    for number, adapter in enumerate(adapters, start=1):
+        _check_fits(adapters[0], adapter, number)
+    highest = [max(adapter.config.rank(module) for module in adapter.modules) for adapter in adapters]
+    rank = sum(highest) if combination == "cat" else max(highest)
     tensors: dict[str, Tensor] = {}
-    for module in modules:
-        tensors |= _merged_module(module, adapters, weights, combine, rank)
-    layers = {(adapter.config.layers_to_transform, adapter.config.layers_pattern) for adapter in adapters}
-    targets = {name for adapter in adapters for name in adapter.config.target_modules}
-    config = replace(
+    for module in adapters[0].modules:
+        factors = [
+            (*adapter.factors(module), weight * adapter.scaling(module))
+            for adapter, weight in zip(adapters, weights, strict=True)
+        ]
+        if combination == "linear" and len({len(a_ri) for a_ri, _, _ in factors}) > 1:
+            ranks = ", ".join(str(len(a_ri)) for a_ri, _, _ in factors)
+            raise LoragenInferError(f"linear needs equal ranks, but {module} has {ranks}; use cat or svd.")
+        a_ri, b_or = COMBINATIONS[combination](factors, rank)
+        is_embedding = f"base_model.model.{module}.lora_embedding_A" in adapters[0].tensors
+        ends = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
+        for end, factor in zip(ends, (_padded(a_ri, 0, rank), _padded(b_or, 1, rank)), strict=True):
+            name = f"base_model.model.{module}.{end}"
+            tensors[name] = factor.to(adapters[0].tensors[name].dtype).contiguous()
+            if not tensors[name].isfinite().all():
+                raise LoragenInferError(f"The merged adapter would hold NaN or Inf in {name}; use smaller weights.")
+    bases = (adapter.config.base_model_name_or_path for adapter in adapters)
+    config = dataclasses.replace(
         adapters[0].config,
         r=rank,
+        # The scaling is in the factors, so what is left of it is 1.
         lora_alpha=rank,
-        use_rslora=False,  # the scaling is in the factors
+        use_rslora=False,
         rank_pattern=(),
         alpha_pattern=(),
-        # Which layers the adapters leave out may differ; full names say it.
-        target_modules=tuple(targets) if len(layers) == 1 else tuple(modules),
-        layers_to_transform=adapters[0].config.layers_to_transform if len(layers) == 1 else None,
-        layers_pattern=adapters[0].config.layers_pattern if len(layers) == 1 else None,
+        base_model_name_or_path=next((base for base in bases if base), None),
     )
     return LoraAdapter(config=config, tensors=tensors)
 
 
-def _merged_module(
-    module: str,
-    adapters: Sequence[LoraAdapter],
-    weights: Sequence[float],
-    combine: Callable[[list[_Factors], list[float], int], _Factors],
-    rank: int,
-) -> dict[str, Tensor]:
-    """A ``[r, in]`` and B ``[out, r]`` of one module under their names."""
-    chosen = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if module in adapter.modules]
-    factors = [adapter.factors(module) for adapter, _ in chosen]
-    if len({(a_ri.shape[1], b_or.shape[0]) for a_ri, b_or in factors}) > 1:
-        raise LoragenInferError(f"The adapters have different shapes in {module!r}; they are of different models.")
-    dtype = factors[0][0].dtype
-    for a_ri, b_or in factors:
-        dtype = torch.promote_types(torch.promote_types(dtype, a_ri.dtype), b_or.dtype)
-    precise = torch.promote_types(dtype, torch.float32)
-    scales = [weight * adapter.scaling(module) for adapter, weight in chosen]
-    a_ri, b_or = combine([(a.to(precise), b.to(precise)) for a, b in factors], scales, rank)
-    padding = rank - len(a_ri)
-    a_ri, b_or = pad(a_ri, (0, 0, 0, padding)).to(dtype), pad(b_or, (0, padding)).to(dtype)
-    if not (torch.isfinite(a_ri).all() and torch.isfinite(b_or).all()):
-        raise LoragenInferError(f"The merged adapter would hold NaN or Inf in {module!r}; use smaller weights.")
-    first = chosen[0][0]
-    is_embedding = f"base_model.model.{module}.lora_embedding_A" in first.tensors
-    name_a, name_b = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
-    return {f"base_model.model.{module}.{name_a}": a_ri, f"base_model.model.{module}.{name_b}": b_or}
-
-
-def _stacked(factors: list[_Factors], scales: list[float], _rank: int) -> _Factors:
-    a_ri = torch.cat([scale * a for (a, _), scale in zip(factors, scales, strict=True)])
-    return a_ri, torch.cat([b for _, b in factors], dim=1)
-
-
-def _added(factors: list[_Factors], scales: list[float], _rank: int) -> _Factors:
-    roots = [math.sqrt(abs(scale)) for scale in scales]
-    terms_a = [math.copysign(root, scale) * a for (a, _), root, scale in zip(factors, roots, scales, strict=True)]
-    terms_b = [root * b for (_, b), root in zip(factors, roots, strict=True)]
-    if len({term.shape for term in terms_a}) > 1:
-        raise LoragenInferError("The adapters have different ranks in a module; merge them with cat or svd.")
-    return torch.stack(terms_a).sum(dim=0), torch.stack(terms_b).sum(dim=0)
-
-
-def _decomposed(factors: list[_Factors], scales: list[float], rank: int) -> _Factors:
-    a_ri, b_or = _stacked(factors, scales, rank)
-    # The singular values of the product are those of the small triangles, without the product itself.
-    basis_a_ik, triangle_a_kr = torch.linalg.qr(a_ri.T)
-    basis_b_ok, triangle_b_kr = torch.linalg.qr(b_or)
-    left, values, right = torch.linalg.svd(triangle_b_kr @ triangle_a_kr.T, full_matrices=False)
-    return right[:rank] @ basis_a_ik.T, basis_b_ok @ left[:, :rank] * values[:rank]
-
-
-def _check(adapters: Sequence[LoraAdapter], weights: Sequence[float], combination: str) -> None:
-    if combination not in get_args(Combination):
-        raise LoragenInferError(
-            f"The combination is {combination!r}, where one of {', '.join(get_args(Combination))} belongs."
-        )
-    if not adapters:
-        raise LoragenInferError("There are no adapters to merge; give one at least.")
-    if len(adapters) != len(weights):
-        raise LoragenInferError(f"There are {len(adapters)} adapters and {len(weights)} weights; give one for each.")
-    if wrong := [weight for weight in weights if not math.isfinite(weight)]:
-        raise LoragenInferError(f"A weight is {wrong[0]}, where a finite number belongs.")
-    for option in ("use_dora", "lora_bias"):
-        if any(getattr(adapter.config, option) for adapter in adapters):
+def _check_fits(first: LoraAdapter, adapter: LoraAdapter, number: int) -> None:
+    """Refuse what cannot be added up with the first adapter."""
+    for setting in ("use_dora", "lora_bias"):
+        if getattr(adapter.config, setting):
             raise LoragenInferError(
-                f"An adapter with {option} is more than two factors per layer; it cannot be merged."
+                f"Adapter {number} has {setting}, and its effect does not add up with others'; merge plain LoRA only."
             )
-    names = dict.fromkeys(filter(None, (adapter.config.base_model_name_or_path for adapter in adapters)))
-    if len(names) > 1:
+    bases = first.config.base_model_name_or_path, adapter.config.base_model_name_or_path
+    if bases[0] and bases[1] and not is_same_model(bases[0], bases[1]):
         raise LoragenInferError(
-            f"The adapters are of different base models, {' and '.join(map(repr, names))}; merge those of one model."
+            f"Adapter {number} is one of {bases[1]}, and adapter 1 one of {bases[0]}; merge adapters of one base model."
         )
+    if other := set(first.modules) ^ set(adapter.modules):
+        module = min(other)
+        has, lacks = (number, 1) if module in adapter.modules else (1, number)
+        raise LoragenInferError(
+            f"Adapter {has} has the module {module}, and adapter {lacks} has not; merge adapters of the same modules."
+        )
+    for module in first.modules:
+        shapes = [(a_ri.shape[1], b_or.shape[0]) for a_ri, b_or in (one.factors(module) for one in (first, adapter))]
+        if shapes[0] != shapes[1]:
+            raise LoragenInferError(
+                f"{module} takes {shapes[1][0]} features to {shapes[1][1]} in adapter {number}, and {shapes[0][0]} to "
+                f"{shapes[0][1]} in adapter 1; merge adapters of one base model."
+            )
+
+
+def _cat(factors: _Factors, _rank: int) -> tuple[Tensor, Tensor]:
+    a_Ri = torch.cat([factor * a_ri.float() for a_ri, _, factor in factors])
+    return a_Ri, torch.cat([b_or.float() for _, b_or, _ in factors], dim=1)
+
+
+def _linear(factors: _Factors, _rank: int) -> tuple[Tensor, Tensor]:
+    # Both factors carry the root; the sign must be on one only.
+    a_Kri = torch.stack([math.copysign(math.sqrt(abs(factor)), factor) * a_ri.float() for a_ri, _, factor in factors])
+    b_Kor = torch.stack([math.sqrt(abs(factor)) * b_or.float() for _, b_or, factor in factors])
+    return a_Kri.sum(0), b_Kor.sum(0)
+
+
+def _svd(factors: _Factors, rank: int) -> tuple[Tensor, Tensor]:
+    # Of the small [R, R] core between two orthogonal bases, which has the singular values of ΔW `[o, i]`.
+    a_Ri, b_oR = (factor.double() for factor in _cat(factors, rank))
+    basis_oR, upper_b = torch.linalg.qr(b_oR)
+    basis_iR, upper_a = torch.linalg.qr(a_Ri.T)
+    u, s, vh = torch.linalg.svd(upper_b @ upper_a.T)
+    kept = min(rank, len(s))
+    return (vh[:kept] @ basis_iR.T).float(), (basis_oR @ (u[:, :kept] * s[:kept])).float()
+
+
+COMBINATIONS: dict[str, Callable[[_Factors, int], tuple[Tensor, Tensor]]] = {
+    "cat": _cat,
+    "linear": _linear,
+    "svd": _svd,
+}
+"""The ways of adding adapters up, by PEFT's names of them."""
+
+
+def _padded(factor: Tensor, axis: int, rank: int) -> Tensor:
+    """Return ``factor`` with zeros up to ``rank``, which modules of lower rank need: vLLM knows one rank only."""
+    missing = rank - factor.shape[axis]
+    if not missing:
+        return factor
+    shape = (missing, factor.shape[1]) if axis == 0 else (factor.shape[0], missing)
+    return torch.cat([factor, factor.new_zeros(shape)], dim=axis)
