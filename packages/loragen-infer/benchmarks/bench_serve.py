@@ -2,8 +2,8 @@
 
 Run with: OMP_NUM_THREADS=1 python packages/loragen-infer/benchmarks/bench_serve.py [--clients 50] [--seconds 60]
 
-Every request has prompts of its own, so every one is generated and written. Prints the errors but 429, p50 and p99 under
-load, the throughput against one client that asks one at a time, and what a warm request of one client takes beyond
+Every request has prompts of its own, so every one is generated and written. Prints the errors but 429, p50 and p99
+under load, the throughput against one client that asks one at a time, and what a warm request of one client takes beyond
 `LoraGenerator.generate`, the writing of the adapter apart.
 """
 
@@ -39,8 +39,7 @@ def main() -> None:
         words += ["--store", f"{folder}/adapters", "--port", "0"]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # noqa: S603
         try:
-            assert server.stdout is not None
-            url = server.stdout.readline().split()[0]  # when it answers
+            url = next(iter(server.stdout or ())).split()[0]  # when it answers
             alone, _ = load(url, 1, min(10.0, options.seconds), "alone")
             many, codes = load(url, options.clients, options.seconds, "many")
             again = repeated(url)
@@ -57,9 +56,9 @@ def main() -> None:
         plain, written = in_process(bundle, Path(folder))
         answered = statistics.median(alone) * 1e3
         print(
-            f"a request alone: {answered:.1f} ms; generate: {plain:.1f} ms, get_or_create: {written:.1f} ms; over generate "
-            f"{answered - plain:.1f} ms (bar: 5), over get_or_create {answered - written:.1f} ms; one that is there: "
-            f"{again:.1f} ms"
+            f"a request alone: {answered:.1f} ms; generate: {plain:.1f} ms, get_or_create: {written:.1f} ms; over "
+            f"generate {answered - plain:.1f} ms (bar: 5), over get_or_create {answered - written:.1f} ms; one that is "
+            f"there: {again:.1f} ms"
         )
 
 
