@@ -61,7 +61,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(model, "path/of/this/folder")
+model = PeftModel.from_pretrained(model, "path/of/this/folder")  # or this repository's name
 ```
 {"" if omit_prompts else _prompts(request)}"""
 
