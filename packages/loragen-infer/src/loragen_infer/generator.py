@@ -157,9 +157,10 @@ class LoraGenerator:
         from loragen_infer.hub.pushing import check_push, push_folder
 
         check_push(repo_id)
-        encoder = self.bundle.text_encoder_name
-        if encoder is not None and hub_name(encoder) is None:
-            logger.warning("The encoder is the folder %s, which others do not have; push it too and name it.", encoder)
+        bundle = self.bundle
+        for name in (bundle.base_model, bundle.text_encoder_name, bundle.condition_model_name):
+            if name is not None and hub_name(name) is None:
+                logger.warning("The generator names the model %s of this machine, which others do not have.", name)
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder), name=repo_id, evaluation=evaluation)
             return push_folder(
@@ -172,9 +173,15 @@ class LoraGenerator:
         results = self._evaluation if evaluation is None else Path(evaluation)
         if evaluation is not None and not (Path(evaluation) / EVALUATION_NAME).is_file():
             raise LoragenInferError(f"{evaluation} holds no {EVALUATION_NAME}; give the output_dir of an evaluation.")
-        self.bundle.save(folder / BUNDLE_NAME)
-        write_card(folder, self.bundle, name=name, evaluation=results)
+        bundle = self._with_hub_names()
+        bundle.save(folder / BUNDLE_NAME)
+        write_card(folder, bundle, name=name, evaluation=results)
         return folder
+
+    def _with_hub_names(self) -> GeneratorBundle:
+        """The bundle with the encoders called as on the hub where they lie in a cache or a package."""
+        names = {key: getattr(self.bundle, key) for key in ("text_encoder_name", "condition_model_name")}
+        return dataclasses.replace(self.bundle, **{key: name and (hub_name(name) or name) for key, name in names.items()})
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the generator to ``device`` and the encoder with it, let it compute in ``dtype``, and return it."""

@@ -1,9 +1,10 @@
 """Generators and adapters on the hub, against a stand-in of its HTTP API: pushed whole, pulled, refused."""
 
+import dataclasses
 import json
 import logging
 import os
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,7 +162,6 @@ def test_generate_refuses_to_push_offline_before_the_work(capsys):
 def test_the_whole_way_in_processes_of_their_own(hub, zoo, generator, tmp_path):
     """Push a generator, pull it by name on the command line, and push the adapter that it makes."""
     generator.push_to_hub("ada/sums")
-    shutil.copytree(zoo.model, tmp_path / "model")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     words = ["generate", "--model", "ada/sums", "--description", "say ab", "--push-to-hub", "ada/ab"]
@@ -172,3 +172,22 @@ def test_the_whole_way_in_processes_of_their_own(hub, zoo, generator, tmp_path):
     assert folder.name == read_request_fingerprint(folder)
     assert hub.files("ada/ab")["adapter_model.safetensors"] == (folder / "adapter_model.safetensors").read_bytes()
     assert json.loads(hub.files("ada/ab")["adapter_config.json"])["r"] == 2
+
+
+def test_models_that_others_do_not_have_are_named(hub, zoo, encoder, encoder_at_hand, caplog):
+    place = Path(encoder.name)
+    assert place.is_dir(), "the encoder is one of a package"
+    bundle = dataclasses.replace(zoo.bundle, text_encoder_name=str(place))
+    LoraGenerator(bundle, encoder).push_to_hub("ada/sums")
+    assert f"names the model {zoo.model} of this machine, which others do not have" in caplog.text
+    assert str(place) not in caplog.text
+    pulled = LoraGenerator.from_pretrained("ada/sums").bundle
+    assert pulled.text_encoder_name == "sentence-transformers/all-MiniLM-L6-v2"
+    assert pulled.fingerprint == bundle.fingerprint
+
+
+def test_the_lines_of_the_readme_run(hub, zoo):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"## On the hub\n\n```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code.replace('"experiments/zoo_20260101_120000"', repr(str(zoo.experiment))), "README.md", "exec"), {})
+    assert sorted(hub.files("user/sums-generator")) == [".gitattributes", "README.md", "generator.safetensors"]

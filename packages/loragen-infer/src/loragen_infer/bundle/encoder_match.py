@@ -40,7 +40,7 @@ def check_encoder(bundle: GeneratorBundle, encoder: ConditionEncoder) -> None:
 
 
 def place_of_encoder(name: str, folder: Path) -> str:
-    """Return the encoder's folder as the bundle names it, or else one of its name beside the bundle; otherwise the name."""
+    """Return the encoder's folder as the bundle names it, else one of its name beside the bundle, else the name."""
     place = Path(name).expanduser()
     places = (place, folder / place, folder / place.name)
     return next((str(path) for path in places if (path / "modules.json").is_file()), name)
