@@ -47,7 +47,7 @@ class ComparedPrompt:
     response: str | None
     """What the file says that the answer should be."""
     answers: dict[str, Answer]
-    """By model: ``base``, and the adapters by the names of their folders."""
+    """By model: ``base``, and the adapters by their folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,13 +243,15 @@ class _Questions:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What the adapters are called: the names of their folders or files where these differ, else where they lie."""
-    short = [path.resolve().name for path in paths]
-    if len({BASE, *short}) == len(short) + 1:
-        return short
-    if len(set(map(str, paths))) < len(paths):
+    """What the adapters are called: the ends of their paths, as short as tells them apart."""
+    places = [path.resolve().parts for path in paths]
+    if len(set(places)) < len(places):
         raise LoragenInferError("An adapter is named twice; name each once.")
-    return [str(path) for path in paths]
+    for number in range(1, max(map(len, places)) + 1):
+        names = [str(Path(*place[-number:])) for place in places]
+        if len({BASE, *names}) > len(names):
+            break
+    return names
 
 
 def _common_base_model(adapters: dict[str, LoraAdapter]) -> str:

@@ -157,7 +157,7 @@ class LoraGenerator:
         from loragen_infer.hub.pushing import check_push, push_folder
 
         check_push(repo_id)
-        bundle = self.bundle
+        bundle = self._with_hub_names()
         for name in (bundle.base_model, bundle.text_encoder_name, bundle.condition_model_name):
             if name is not None and hub_name(name) is None:
                 logger.warning("The generator names the model %s of this machine, which others do not have.", name)
@@ -180,8 +180,12 @@ class LoraGenerator:
 
     def _with_hub_names(self) -> GeneratorBundle:
         """The bundle with the encoders called as on the hub where they lie in a cache or a package."""
-        names = {key: getattr(self.bundle, key) for key in ("text_encoder_name", "condition_model_name")}
-        return dataclasses.replace(self.bundle, **{key: name and (hub_name(name) or name) for key, name in names.items()})
+        encoder, model = self.bundle.text_encoder_name, self.bundle.condition_model_name
+        return dataclasses.replace(
+            self.bundle,
+            text_encoder_name=encoder and (hub_name(encoder) or encoder),
+            condition_model_name=model and (hub_name(model) or model),
+        )
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the generator to ``device`` and the encoder with it, let it compute in ``dtype``, and return it."""

@@ -16,6 +16,7 @@ from loragen_infer import LoraGenerator, LoragenInferError
 from loragen_infer.cli.main import main
 from loragen_infer.generation.card import read_request_fingerprint
 from loragen_infer.hub.pushing import check_push
+from loragen_infer.models.locate import locate_model
 from safetensors.torch import load
 
 
@@ -175,12 +176,12 @@ def test_the_whole_way_in_processes_of_their_own(hub, zoo, generator, tmp_path):
 
 
 def test_models_that_others_do_not_have_are_named(hub, zoo, encoder, encoder_at_hand, caplog):
-    place = Path(encoder.name)
-    assert place.is_dir(), "the encoder is one of a package"
-    bundle = dataclasses.replace(zoo.bundle, text_encoder_name=str(place))
+    place = locate_model("all-MiniLM-L6-v2", kind="text encoder")
+    assert Path(place).is_dir(), "the encoder is one of a package"
+    bundle = dataclasses.replace(zoo.bundle, text_encoder_name=place)
     LoraGenerator(bundle, encoder).push_to_hub("ada/sums")
     assert f"names the model {zoo.model} of this machine, which others do not have" in caplog.text
-    assert str(place) not in caplog.text
+    assert place not in caplog.text
     pulled = LoraGenerator.from_pretrained("ada/sums").bundle
     assert pulled.text_encoder_name == "sentence-transformers/all-MiniLM-L6-v2"
     assert pulled.fingerprint == bundle.fingerprint

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from loragen_infer.cli.command_line import Command
-
-__all__ = ["COMPARE"]
+__all__ = ["add_compare_options", "run_compare"]
 
 
-def _add_options(parser: ArgumentParser) -> None:
+def add_compare_options(parser: ArgumentParser) -> None:
+    """Add what the command takes."""
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help="PEFT adapter folders.")
     parser.add_argument(
         "--prompts",
@@ -24,7 +23,8 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="Print the answers as JSON.")
 
 
-def _run(options: Namespace) -> None:
+def run_compare(options: Namespace) -> None:
+    """Compare, and print the answers."""
     import json
     import shutil
     from dataclasses import asdict
@@ -43,13 +43,3 @@ def _run(options: Namespace) -> None:
         print(json.dumps({**asdict(comparison), "mean_nll": comparison.mean_nll()}, indent=2, ensure_ascii=False))
     else:
         print(format_comparison(comparison, width=shutil.get_terminal_size().columns))
-
-
-COMPARE = Command(
-    name="compare",
-    help="base model and adapters answering side by side",
-    description="Let the base model and adapters on it answer the same prompts, and show the answers side by side.",
-    example="loragen-infer compare my-adapter another-adapter --prompts questions.jsonl",
-    run=_run,
-    add_options=_add_options,
-)

@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.cli.command_line import Command, UsageError, run_command_line
-from loragen_infer.cli.compare import COMPARE
+from loragen_infer.cli.compare import add_compare_options, run_compare
+from loragen_infer.cli.merge import add_merge_options, run_merge
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.generation.config import GenerateConfig
@@ -59,7 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 config_class=EvaluateConfig,
                 add_options=_add_evaluate_options,
             ),
-            COMPARE,
+            Command(
+                name="compare",
+                help="base model and adapters answering side by side",
+                description="Let the base model and adapters on it answer the same prompts, and show what each says.",
+                example="loragen-infer compare my-adapter another-adapter --prompts questions.jsonl",
+                run=run_compare,
+                add_options=add_compare_options,
+            ),
+            Command(
+                name="merge",
+                help="several adapters as one",
+                description="Write one PEFT adapter that does what several do together, each by its weight.",
+                example="loragen-infer merge adapters/sums adapters/words --weights 0.7 0.3 --output merged",
+                run=run_merge,
+                add_options=add_merge_options,
+            ),
         ],
         argv,
         errors=(LoragenInferError, LoraTokenizerError, HyperConvError),
