@@ -13,7 +13,7 @@ from typing import Literal
 
 import loragen_infer
 import pytest
-from loragen_infer import LoragenInferError
+from loragen_infer import AdapterStore, LoraGenerator, LoragenInferError
 from loragen_infer.cli.command_line import Command, run_command_line
 from loragen_infer.cli.main import main
 from loragen_infer.generation.card import read_request_fingerprint
@@ -250,6 +250,9 @@ def test_generate_without_a_place_finds_its_adapter_again(zoo, tmp_path, capsys,
     (folder,) = (tmp_path / "adapters").iterdir()
     assert capsys.readouterr().out.startswith(f"adapters/{folder.name}: 1 adapter made")
     assert folder.name == read_request_fingerprint(folder)
+    store = AdapterStore(tmp_path / "adapters", LoraGenerator.from_pretrained(zoo.experiment))
+    assert store.id_of(["say ab", "Write ab."]) == folder.name
+    assert [stored.path for stored in store] == [folder]
     assert "```text\nsay ab\n```\n\n```text\nWrite ab.\n```" in (folder / "README.md").read_text()
     assert main(options) == 0
     assert f"adapters/{folder.name}: 0 adapters made, 1 were there already" in capsys.readouterr().out
