@@ -3,8 +3,8 @@
 Run with: OMP_NUM_THREADS=1 python packages/loragen-infer/benchmarks/bench_serve.py [--clients 50] [--seconds 60]
 
 Every request has prompts of its own, so every one is generated and written. Prints the errors but 429, p50 and p99
-under load, the throughput against one client that asks one at a time, and what a warm request of one client takes beyond
-`LoraGenerator.generate`, the writing of the adapter apart.
+under load, the throughput against one client that asks one at a time, and what a warm request of one client takes
+beyond `LoraGenerator.generate`, the writing of the adapter apart.
 """
 
 import argparse
