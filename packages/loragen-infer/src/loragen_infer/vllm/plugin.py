@@ -6,36 +6,16 @@ and nothing is raised.
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.vllm.remarks import log_remarks
+from loragen_infer.vllm.settings import ResolverSettings
 
-__all__ = ["ResolverSettings", "register"]
+__all__ = ["register"]
 
 logger = logging.getLogger(__name__)
 
 _SWITCH = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolverSettings:
-    """Where adapters come from."""
-
-    store: Path
-    """Folder of the store (``LORAGEN_STORE``)."""
-    model: str | None = None
-    """The bundle that makes the adapters of registered prompts (``LORAGEN_MODEL``); None: only finished ones are
-    served."""
-
-    @classmethod
-    def from_environment(cls, variables: Mapping[str, str]) -> Self | None:
-        """Read the settings; None: ``LORAGEN_STORE`` is not set, so vLLM is to be left alone."""
-        store = variables.get("LORAGEN_STORE")
-        return cls(store=Path(store).absolute(), model=variables.get("LORAGEN_MODEL") or None) if store else None
 
 
 def register() -> None:

@@ -15,7 +15,7 @@ from vllm.lora.resolver import LoRAResolver
 from loragen_infer.models.locate import is_same_model
 from loragen_infer.store import AdapterStore, StoredAdapter
 from loragen_infer.vllm.names import adapter_id_of, request_id_of
-from loragen_infer.vllm.plugin import ResolverSettings
+from loragen_infer.vllm.settings import ResolverSettings
 
 __all__ = ["LoragenResolver"]
 
