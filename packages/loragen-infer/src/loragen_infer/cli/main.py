@@ -1,4 +1,4 @@
-"""The command line ``loragen-infer``: generate, verify, evaluate and info."""
+"""The command line ``loragen-infer``: generate, verify, evaluate, info and demo."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.cli.command_line import Command, UsageError, run_command_line
+from loragen_infer.cli.demo import DEMO
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.generation.config import GenerateConfig
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 config_class=EvaluateConfig,
                 add_options=_add_evaluate_options,
             ),
+            DEMO,
         ],
         argv,
         errors=(LoragenInferError, LoraTokenizerError, HyperConvError),
