@@ -72,8 +72,8 @@ class LanguageModel:
             raise LoragenInferError(f"The question has {len(prompt):,} tokens, and {limit:,} are read; shorten it.")
         stack = AdapterStack.of([scale_adapter(adapter, 0.0), adapter])
         input_ids_BT = torch.tensor([prompt, prompt], device=model.device)
-        stops = {*end[:1], *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
-        options: dict[str, Any] = {"eos_token_id": sorted(stops)} if stops else {}
+        known = model.generation_config.eos_token_id
+        stops = {*end[-1:], *([known] if isinstance(known, int) else known or [])}
         with self._lock:
             batched = BatchedLora(model, adapter.modules)
             try:
@@ -83,8 +83,8 @@ class LanguageModel:
                         attention_mask=torch.ones_like(input_ids_BT),
                         max_new_tokens=_MAX_ANSWER_TOKENS,
                         do_sample=False,
+                        eos_token_id=sorted(stops) or None,
                         pad_token_id=tokenizer.pad_token_id,
-                        **options,
                     )
             finally:
                 batched.remove()

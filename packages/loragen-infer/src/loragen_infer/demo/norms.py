@@ -53,7 +53,7 @@ def draw_norms(found: DeltaNorms, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     num_modules, num_layers = found.norms_ML.shape
-    figure = Figure(figsize=(8.4, 1.25 + 0.34 * num_modules), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8.4, 1.35 + 0.34 * num_modules), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     highest = found.norms_ML.nan_to_num().max().item()
@@ -63,6 +63,7 @@ def draw_norms(found: DeltaNorms, path: Path) -> Path:
     places = range(0, num_layers, step)
     axes.set_xticks(places, ["–" if found.layers[at] is None else str(found.layers[at]) for at in places], fontsize=8)
     axes.set_xlabel("layer", fontsize=9)
+    axes.set_title("What the adapter changes: ‖ΔW‖ by layer and module", fontsize=10, loc="left")
     # White lines between the cells, so that each can be told from its neighbours.
     axes.set_xticks([place - 0.5 for place in range(num_layers + 1)], minor=True)
     axes.set_yticks([place - 0.5 for place in range(num_modules + 1)], minor=True)

@@ -27,6 +27,7 @@ CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 .quiet { opacity: 0.75; font-size: 0.92em; }
 #made { min-height: 1.6em; }
+#near table * { font-family: inherit; }
 """
 _EXAMPLES = {
     "Opposites": (
@@ -112,10 +113,11 @@ def build_page(workshop: Workshop) -> gr.Blocks:
                 note = gr.Markdown("", elem_id="note", elem_classes="quiet")
             with gr.Column(scale=7):
                 picture = gr.Image(
-                    label="What the adapter changes: ‖ΔW‖ by layer and module",
+                    show_label=False,
                     interactive=False,
                     format="png",
-                    buttons=["download", "fullscreen"],
+                    buttons=[],
+                    alt_text="Heat map of the norms of the weight changes by layer and module",
                     elem_id="picture",
                 )
         with gr.Accordion("What the numbers mean", open=True):

@@ -93,6 +93,7 @@ def _serve(config: DemoConfig, workshop: "Workshop") -> None:
             theme=THEME,
             css=CSS,
             enable_monitoring=False,
+            max_file_size="1mb",  # the page takes no files, but Gradio would
         )
         logger.info("The page is at %s (Ctrl+C ends it).", address)
         if shared:
