@@ -27,7 +27,7 @@ CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 .quiet { opacity: 0.75; font-size: 0.92em; }
 #made { min-height: 1.6em; }
-#near table * { font-family: inherit; }
+#near { --font-mono: var(--font); }
 """
 _EXAMPLES = {
     "Opposites": (
@@ -75,7 +75,7 @@ def build_page(workshop: Workshop) -> gr.Blocks:
                     info="Questions as they would be asked. No answers are needed; a handful is enough.",
                     placeholder="What is 17 + 25?\nCalculate 3 + 88.",
                     lines=6,
-                    max_lines=12,
+                    max_lines=6,  # one that grows with its text takes the browser minutes for a long list
                     elem_id="prompts",
                 )
                 strength = gr.Slider(
@@ -142,7 +142,7 @@ def build_page(workshop: Workshop) -> gr.Blocks:
         def look() -> tuple[str, gr.Timer]:
             return workshop.language_model.status, gr.Timer(active=not workshop.language_model.is_settled)
 
-        shown = [made, summary, download, near, note, picture]
+        shown = [made, summary, download, near, note, picture, base, adapted]
         making = {"outputs": shown, "concurrency_id": "generator", "show_progress_on": [summary]}
         answering = {"outputs": [base, adapted], "concurrency_id": "language model"}
         hidden = {"api_visibility": "private"}
@@ -170,14 +170,14 @@ def _heading(workshop: Workshop) -> str:
 
 
 def _show(shown: Shown, made: _Made) -> list[Any]:
-    """The values of what is shown of an adapter, in the order of the page's outputs."""
+    """The values of what is shown of an adapter, in the order of the page's outputs; answers of another one go."""
     words = (
         f"Adapter **`{shown.id}`** from {counted(shown.num_prompts, 'prompt')}: {shown.num_parameters:,} parameters, "
         f"‖ΔW‖ {shown.total_norm:.3g} at strength {shown.strength:g}."
     )
     rows = [[name, round(similarity, 3)] for name, similarity in shown.near.rows]
     archive = gr.DownloadButton(value=str(shown.archive), interactive=True)
-    return [made, words, archive, rows, shown.near.note, str(shown.picture)]
+    return [made, words, archive, rows, shown.near.note, str(shown.picture), "", ""]
 
 
 def _told(act: Callable[..., Any]) -> Callable[..., Any]:
