@@ -12,7 +12,6 @@ from loragen_infer.bundle import TrainingTasks
 from loragen_infer.cli.main import main
 from loragen_infer.demo import run
 from loragen_infer.demo.language_model import LanguageModel
-from loragen_infer.demo.making import Maker
 from loragen_infer.demo.nearest import TaskMap
 from loragen_infer.demo.norms import delta_norms, draw_norms
 from loragen_infer.demo.workshop import Workshop, prompts_of
@@ -20,6 +19,7 @@ from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeansWriter
 from loragen_infer.generator import scale_adapter
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import prompt_hash
+from loragen_infer.store import AdapterStore
 from PIL import Image
 
 TASKS = {"sums": ["What is 2 + 3?", "Add 4 and 5."], "French": ["Translate to French: dog", "French for bread?"]}
@@ -42,7 +42,7 @@ def shown(zoo, encoder, tmp_path_factory) -> SimpleNamespace:
     language_model.start()
     workshop = Workshop(
         generator,
-        store=Maker(root / "adapters", generator),
+        store=AdapterStore(root / "adapters", generator),
         tasks=TaskMap(generator, root),
         language_model=language_model,
         workspace=root,

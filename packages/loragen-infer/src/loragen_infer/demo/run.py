@@ -53,10 +53,10 @@ def _check_port(host: str, port: int) -> None:
 
 def _workshop(config: DemoConfig, workspace: Path) -> "Workshop":
     from loragen_infer.demo.language_model import LanguageModel
-    from loragen_infer.demo.making import Maker
     from loragen_infer.demo.nearest import TaskMap
     from loragen_infer.demo.workshop import Workshop
     from loragen_infer.generator import LoraGenerator
+    from loragen_infer.store import AdapterStore
 
     generator = LoraGenerator.from_pretrained(
         config.model, revision=config.revision, device=config.device, condition_model=config.condition_model
@@ -68,7 +68,7 @@ def _workshop(config: DemoConfig, workspace: Path) -> "Workshop":
         store.mkdir(parents=True, exist_ok=True)
     return Workshop(
         generator,
-        store=Maker(store, generator),
+        store=AdapterStore(store, generator),
         tasks=TaskMap(generator, config.model, revision=config.revision),
         language_model=LanguageModel(generator.base_model, device=config.device),
         workspace=workspace,

@@ -1,6 +1,7 @@
 """What the page does at a click, without the page: text in, an adapter and what is shown of it out."""
 
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 from lora_tokenizer import read_adapter
 
 from loragen_infer.demo.language_model import LanguageModel
-from loragen_infer.demo.making import Maker, zip_folder
 from loragen_infer.demo.nearest import NearTasks, TaskMap
 from loragen_infer.demo.norms import delta_norms, draw_norms
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.files import atomic_file
 from loragen_infer.generator import LoraGenerator
+from loragen_infer.store import AdapterStore
 
 __all__ = ["MAX_STRENGTH", "Shown", "Workshop", "prompts_of"]
 
@@ -51,7 +53,7 @@ class Workshop:
     """
 
     def __init__(
-        self, generator: LoraGenerator, *, store: Maker, tasks: TaskMap, language_model: LanguageModel, workspace: Path
+        self, generator: LoraGenerator, *, store: AdapterStore, tasks: TaskMap, language_model: LanguageModel, workspace: Path
     ) -> None:
         self.generator, self.tasks, self.language_model = generator, tasks, language_model
         self._store, self._workspace = store, workspace
@@ -73,7 +75,7 @@ class Workshop:
             num_prompts=len(prompts),
             num_parameters=adapter.num_parameters,
             strength=float(strength),
-            archive=zip_folder(made.path, self._workspace / f"{made.id}.zip"),
+            archive=_zip_folder(made.path, self._workspace / f"{made.id}.zip"),
             near=self.tasks.nearest(prompts),
             picture=draw_norms(norms, self._workspace / f"{made.id}.png"),
             total_norm=norms.norms_ML.nan_to_num().norm().item(),
@@ -112,3 +114,11 @@ def prompts_of(text: str) -> tuple[str, ...]:
             f"{_MAX_PROMPTS:,} of {_MAX_CHARACTERS:,}; give it fewer, or use loragen-infer generate."
         )
     return prompts
+
+
+def _zip_folder(folder: Path, path: Path) -> Path:
+    """Write the files of ``folder``, under its name, into the zip ``path``, whole or not at all."""
+    with atomic_file(path) as part, zipfile.ZipFile(part, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, Path(folder.name) / file.relative_to(folder))
+    return path
