@@ -53,7 +53,13 @@ class Workshop:
     """
 
     def __init__(
-        self, generator: LoraGenerator, *, store: AdapterStore, tasks: TaskMap, language_model: LanguageModel, workspace: Path
+        self,
+        generator: LoraGenerator,
+        *,
+        store: AdapterStore,
+        tasks: TaskMap,
+        language_model: LanguageModel,
+        workspace: Path,
     ) -> None:
         self.generator, self.tasks, self.language_model = generator, tasks, language_model
         self._store, self._workspace = store, workspace
