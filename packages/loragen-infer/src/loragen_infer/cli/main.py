@@ -11,6 +11,7 @@ from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.cli.command_line import Command, UsageError, run_command_line
 from loragen_infer.cli.compare import add_compare_options, run_compare
+from loragen_infer.cli.demo import DEMO
 from loragen_infer.cli.merge import add_merge_options, run_merge
 from loragen_infer.cli.serve import add_serve_options, run_serve_command
 from loragen_infer.errors import LoragenInferError
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 config_class=EvaluateConfig,
                 add_options=_add_evaluate_options,
             ),
+            DEMO,
             Command(
                 name="compare",
                 help="base model and adapters answering side by side",
