@@ -119,7 +119,7 @@ def compare(
     except ImportError as error:
         raise LoragenInferError("Comparing needs peft; install it with: pip install 'loragen-infer[eval]'.") from error
     model, tokenizer = load_base_model(name, dtype=dtype, device=device)
-    asked = _Questions(tokenizer, examples, max_new_tokens=max_new_tokens)
+    asked = _Scored(tokenizer, examples, max_new_tokens=max_new_tokens)
     asked.check_room(getattr(model.config, "max_position_embeddings", None))
     columns: dict[str, list[Answer]] = {}
     with ProgressBar("compare", total=len(adapters) + 1, unit="model") as bar:
@@ -170,25 +170,24 @@ def format_comparison(comparison: Comparison, *, width: int = 100) -> str:
     return "\n\n".join(blocks)
 
 
-class _Questions:
-    """Prompts as token ids, to be asked of one model after another."""
+class _Scored:
+    """Examples as token ids, to be asked of one model after another."""
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], *, max_new_tokens: int
     ) -> None:
-        self._tokenizer, self._max_new_tokens = tokenizer, max_new_tokens
-        self._padding = int(tokenizer.pad_token_id or 0)
-        # As they are without a response, which may share a token with the prompt.
-        alone = [tokenize_example(tokenizer, Example(prompt=example.prompt, response="")) for example in examples]
-        self._prompts = [item.input_ids[: item.num_prompt_tokens] for item in alone]
-        self._ends = {item.input_ids[-1] for item in alone if item.response_ids}
+        from loragen_infer.answering import Questions
+
+        prompts = [example.prompt for example in examples]
+        self._questions = Questions(tokenizer, prompts, max_new_tokens=max_new_tokens)
+        self._max_new_tokens = max_new_tokens
         self._scored = {
             index: tokenize_example(tokenizer, example) for index, example in enumerate(examples) if example.response
         }
 
     def check_room(self, max_tokens: int | None) -> None:
         """Refuse prompts and responses that are longer than the model takes."""
-        longest = max(map(len, self._prompts)) + self._max_new_tokens
+        longest = self._questions.longest + self._max_new_tokens
         longest = max([longest, *(len(item.input_ids) for item in self._scored.values())])
         if max_tokens is not None and longest > max_tokens:
             raise LoragenInferError(
@@ -201,31 +200,11 @@ class _Questions:
         import torch
 
         with torch.inference_mode():
-            spoken, nll = list(self._spoken(model)), self._nll(model)
+            spoken, nll = list(self._questions.answers_of(model)), self._nll(model)
         return [
             Answer(text=text, is_complete=is_complete, nll=nll.get(index))
             for index, (text, is_complete) in enumerate(spoken)
         ]
-
-    def _spoken(self, model: Any) -> Iterator[tuple[str, bool]]:
-        from loragen_infer.likelihood import pad_left
-
-        known = model.generation_config.eos_token_id
-        ends = self._ends | ({known} if isinstance(known, int) else set(known or ()))
-        for start in range(0, len(self._prompts), _BATCH_SIZE):
-            prompts = self._prompts[start : start + _BATCH_SIZE]
-            inputs = pad_left(prompts, padding=self._padding, device=model.device)
-            del inputs["position_ids"]  # which generating counts from the mask
-            found = model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=self._max_new_tokens,
-                eos_token_id=sorted(ends) or None,
-                pad_token_id=self._padding,
-            )
-            for row in found[:, inputs["input_ids"].shape[1] :].tolist():
-                end = next((place for place, token in enumerate(row) if token in ends), None)
-                yield str(self._tokenizer.decode(row[:end], skip_special_tokens=True)).strip(), end is not None
 
     def _nll(self, model: Any) -> dict[int, float]:
         from loragen_infer.likelihood import response_nll
@@ -235,7 +214,7 @@ class _Questions:
         for start in range(0, len(places), _BATCH_SIZE):
             batch = places[start : start + _BATCH_SIZE]
             items = [self._scored[place] for place in batch]
-            sums = response_nll(model, items, padding=self._padding).tolist()
+            sums = response_nll(model, items, padding=self._questions.padding).tolist()
             found |= {
                 place: total / len(item.response_ids) for place, item, total in zip(batch, items, sums, strict=True)
             }

@@ -1,6 +1,4 @@
 """The language model behind the page: loaded in the background, asked one question at a time, with and without adapter.
-
-Legend: B rows of a batch, the base model's and the adapted one's; T tokens.
 """
 
 import threading
@@ -12,10 +10,10 @@ from lora_tokenizer import LoraAdapter
 
 from loragen_infer.adapters.batched import BatchedLora
 from loragen_infer.adapters.stack import AdapterStack
+from loragen_infer.answering import Questions
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.generator import scale_adapter
 from loragen_infer.models.base_model import load_base_model
-from loragen_infer.samples import Example, tokenize_example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,32 +62,20 @@ class LanguageModel:
             LoragenInferError: The model could not be loaded, the question is too long, or the adapter does not fit.
         """
         model, tokenizer = self._loaded.result()
-        tokens = tokenize_example(tokenizer, Example(prompt=question, response=""))
-        prompt, end = tokens.input_ids[: tokens.num_prompt_tokens], tokens.input_ids[tokens.num_prompt_tokens :]
+        asked = Questions(tokenizer, [question, question], max_new_tokens=_MAX_ANSWER_TOKENS)
         limit = getattr(model.config, "max_position_embeddings", None) or _MAX_QUESTION_TOKENS + _MAX_ANSWER_TOKENS
         limit = min(limit - _MAX_ANSWER_TOKENS, _MAX_QUESTION_TOKENS)
-        if len(prompt) > limit:
-            raise LoragenInferError(f"The question has {len(prompt):,} tokens, and {limit:,} are read; shorten it.")
+        if asked.longest > limit:
+            raise LoragenInferError(f"The question has {asked.longest:,} tokens, and {limit:,} are read; shorten it.")
         stack = AdapterStack.of([scale_adapter(adapter, 0.0), adapter])
-        input_ids_BT = torch.tensor([prompt, prompt], device=model.device)
-        known = model.generation_config.eos_token_id
-        stops = {*end[-1:], *([known] if isinstance(known, int) else known or [])}
         with self._lock:
             batched = BatchedLora(model, adapter.modules)
             try:
                 with torch.no_grad(), batched.applied(stack):
-                    output_BT = model.generate(
-                        input_ids=input_ids_BT,
-                        attention_mask=torch.ones_like(input_ids_BT),
-                        max_new_tokens=_MAX_ANSWER_TOKENS,
-                        do_sample=False,
-                        eos_token_id=sorted(stops) or None,
-                        pad_token_id=tokenizer.pad_token_id,
-                    )
+                    (base, _), (adapted, _) = asked.answers_of(model, batch_size=2)
             finally:
                 batched.remove()
-        base, adapted = tokenizer.batch_decode(output_BT[:, len(prompt) :], skip_special_tokens=True)
-        return base.strip(), adapted.strip()
+        return base, adapted
 
     def _load(self) -> None:
         try:
