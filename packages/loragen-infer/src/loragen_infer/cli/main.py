@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.cli.command_line import Command, UsageError, run_command_line
+from loragen_infer.cli.sharded import add_ray_options, sharded_config
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.generation.config import GenerateConfig
@@ -102,6 +103,7 @@ def _add_generate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="Torch device, such as cpu or cuda.")
     parser.add_argument("--dtype", default="float32", help="The generator computes in float32, bfloat16 or float16.")
     parser.add_argument("--compile", action="store_true", help="Compile the generator with torch.compile.")
+    add_ray_options(parser)
 
 
 def _generate(options: Namespace) -> None:
@@ -110,9 +112,15 @@ def _generate(options: Namespace) -> None:
     values = {field.name: options[field.name] for field in fields(GenerateConfig)}
     try:
         config = GenerateConfig(**{**values, "prompts": tuple(options.prompts)})
+        sharded = sharded_config(config, options)
     except LoragenInferError as error:
         raise UsageError(str(error)) from error
-    outcome = run_generate(config)
+    if sharded is None:
+        outcome = run_generate(config)
+    else:
+        from loragen_infer.sharded.run import run_sharded
+
+        outcome = run_sharded(sharded)
     kept = f", {outcome.num_kept:,} were there already" if outcome.num_kept else ""
     adapters = "adapter" if outcome.num_made == 1 else "adapters"
     print(

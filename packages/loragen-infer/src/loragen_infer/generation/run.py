@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from loragen_infer.generator import LoraGenerator
 
-__all__ = ["Outcome", "run_generate"]
+__all__ = ["Outcome", "load_generator", "run_generate"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +65,19 @@ def run_generate(config: GenerateConfig) -> Outcome:
                 pass
             if not config.is_one_file:
                 _check_writable(output)
-                return _Run(config, _load(config)).batch_in_folder(file, output)
+                return _Run(config, load_generator(config)).batch_in_folder(file, output)
             _check_new(output)
-            return _Run(config, _load(config)).batch_in_one_file(file, output)
+            return _Run(config, load_generator(config)).batch_in_one_file(file, output)
         pooled = [prompt for request in file or () for prompt in request.prompts]
     request = Request(id=output.stem or "adapter", prompts=(*config.prompts, *pooled))
     check_prompts(request.prompts)
     samples = tuple(read_examples(Path(config.tune))) if config.tune is not None else ()
     _check_new(output)
-    return _Run(config, _load(config), samples).single(request, output)
+    return _Run(config, load_generator(config), samples).single(request, output)
 
 
-def _load(config: GenerateConfig) -> "LoraGenerator":
+def load_generator(config: GenerateConfig) -> "LoraGenerator":
+    """Return the generator that ``config`` names, with its base model."""
     from loragen_infer.generator import LoraGenerator
 
     generator = LoraGenerator.from_pretrained(
