@@ -1,8 +1,8 @@
 """What vLLM would say of an adapter, from its rules alone: vLLM itself is neither needed nor loaded.
 
 Sources: ``vllm/config/lora.py`` (the ranks that it allows), ``vllm/lora/peft_helper.py`` (the config fields that it
-reads and refuses) and ``vllm/lora/utils.py`` (the tensor names that it knows), as they stood in releases of 2025;
-another release may have other rules, and its own message is the last word.
+reads and refuses) and ``vllm/lora/utils.py`` (the tensor names that it knows), as they stand in release 0.33 and, where
+that says so, stood before it; another release may have other rules, and its own message is the last word.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,9 @@ def check_vllm(adapter: LoraAdapter) -> VllmReport:
         refused.append(f"it takes LoRA on embeddings ({embedding}) only for model classes that list embedding_modules")
     plain = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     if any(config.scaling(module) != plain for module in adapter.modules):
-        warnings.append("it ignores rank_pattern and alpha_pattern, so some modules get another scaling")
+        warnings.append(
+            "releases before 0.33 ignore rank_pattern and alpha_pattern, so some modules are scaled otherwise"
+        )
     if config.fan_in_fan_out:
         warnings.append("it ignores fan_in_fan_out, so layers of the kind Conv1D are not adapted as PEFT does")
     return VllmReport(max_lora_rank=fitting, refused=tuple(refused), warnings=tuple(warnings))

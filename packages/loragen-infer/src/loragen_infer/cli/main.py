@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.cli.command_line import Command, UsageError, run_command_line
+from loragen_infer.cli.merge import add_merge_options, run_merge
 from loragen_infer.cli.sharded import add_ray_options, sharded_config
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
@@ -58,6 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run=_evaluate,
                 config_class=EvaluateConfig,
                 add_options=_add_evaluate_options,
+            ),
+            Command(
+                name="merge",
+                help="several adapters as one",
+                description="Write one PEFT adapter that does what several do together, each by its weight.",
+                example="loragen-infer merge adapters/sums adapters/words --weights 0.7 0.3 --output merged",
+                run=run_merge,
+                add_options=add_merge_options,
             ),
         ],
         argv,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["LOADING", "hub_name", "hub_revision", "locate_model"]
+__all__ = ["LOADING", "hub_name", "hub_revision", "is_same_model", "locate_model"]
 
 LOADING = threading.RLock()
 """Held while a model is loaded: transformers 5 replaces ``PreTrainedModel.tie_weights`` for that time, and two threads
@@ -90,6 +90,21 @@ def hub_name(path: str | Path) -> str | None:
         if packaged is not None and place.parts[-2:] == packaged.parts[-2:]:
             return name
     return None
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Return whether two names mean one model: a hub name, and a folder of the hub's cache that holds it, do.
+
+    Example:
+        >>> is_same_model("Qwen/Qwen3-0.6B", "/cache/models--Qwen--Qwen3-0.6B/snapshots/c1899de289a0")
+        True
+        >>> is_same_model("Qwen/Qwen3-0.6B", "/models/Qwen3-0.6B")
+        False
+    """
+    names = hub_name(one), hub_name(other)
+    if None not in names:
+        return names[0] == names[1]
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def hub_revision(path: str | Path) -> str | None:
