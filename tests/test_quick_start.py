@@ -127,12 +127,21 @@ def test_the_demo_and_the_config_folder_use_known_keys_only(workspace: Workspace
             assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", ["loragen-infer", "loragen-train"])
-def test_the_package_s_readme_code_runs(package: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (ROOT / "packages" / package / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+PAGES_ON_A_WORKSPACE = [
+    "packages/loragen-infer/README.md",
+    "packages/loragen-train/README.md",
+    "docs/formats/bundle.md",
+    "docs/formats/zoo-json.md",
+    "docs/how-to/many-adapters.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES_ON_A_WORKSPACE)
+def test_the_code_of_a_page_runs(page: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert blocks
     monkeypatch.chdir(workspace.path)
     for block in blocks:
         code = block.replace("experiments/zoo_20260101_120000", str(workspace.experiment))
-        exec(compile(code, f"{package}/README.md", "exec"), {})
+        exec(compile(code, page, "exec"), {})

@@ -14,7 +14,8 @@ import pytest
 import torch
 from hyperconv import GeneratorConfig, HyperConvGenerator, num_basis_for
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs/network.md"
 MODULES = ["hyperconv", *(module.name for module in pkgutil.walk_packages(hyperconv.__path__, "hyperconv."))]
 
 
@@ -31,14 +32,18 @@ def test_the_examples_in_docstrings(name):
     assert sorted(getattr(module, "__all__", ["missing"])) == module.__all__
 
 
-def test_the_blocks_of_the_readme(tmp_path, monkeypatch):
+def test_the_blocks_of_the_readme_and_of_the_page_that_includes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) >= 4
+    blocks = [
+        (path.name, block)
+        for path in (README, PAGE)
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    ]
+    assert len(blocks) >= 5
     scope = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
+    for name, block in blocks:
+        exec(compile(block, name, "exec"), scope)
 
 
 def test_a_config_is_made_without_torch():

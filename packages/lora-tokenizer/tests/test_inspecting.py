@@ -84,13 +84,16 @@ def test_the_round_trip(peft_folder: Path, capsys: pytest.CaptureFixture[str], m
         check_round_trip(peft_folder, token_dim=8, max_tokens=2)
 
 
-def test_the_readme_runs(tmp_path: Path, peft_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_and_the_page_that_includes_it_run(
+    tmp_path: Path, peft_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     peft_folder.rename(tmp_path / "my-adapter")
     write_adapter(read_adapter("my-adapter"), tmp_path / "zoo" / "checkpoint-9")
     torch.save({"state_dict": dict(read_adapter("my-adapter").tensors)}, tmp_path / "last.ckpt")
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    page = (Path(__file__).parents[3] / "docs/how-to/tokens.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme + page, re.DOTALL)
     assert len(blocks) >= 5
     names: dict[str, Any] = {}
     for block in blocks:

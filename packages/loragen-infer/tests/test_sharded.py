@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from loragen_infer import LoragenInferError, read_sharded
+from loragen_infer import AdapterStore, LoragenInferError, read_sharded
 from loragen_infer.cli.main import main
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.sharded import ShardedConfig, run_sharded
@@ -114,7 +114,7 @@ def finished(ray, zoo, source, tmp_path_factory):
     return output, before
 
 
-def test_a_worker_killed_in_the_middle_changes_nothing(finished, one_process, zoo, generator):
+def test_a_worker_killed_in_the_middle_changes_nothing(finished, one_process, zoo, generator, tmp_path):
     output, before = finished
     assert 3 <= len(before) < -(-NUM_TASKS // SHARD_SIZE)
     after = contents(output)
@@ -125,6 +125,8 @@ def test_a_worker_killed_in_the_middle_changes_nothing(finished, one_process, zo
     assert {(row["scale"], row["base_model"]) for row in manifest} == {(1.0, str(zoo.model))}
     assert [row["num_prompts"] for row in manifest] == [1 + task % 3 for task in range(NUM_TASKS)]
     assert len({row["fingerprint"] for row in manifest}) == NUM_TASKS
+    store = AdapterStore(tmp_path / "store", generator)
+    assert manifest[0]["fingerprint"] == store.id_of(["What is 0 + 0?"])
     for row in manifest:
         expected = one_process[row["id"]]
         with safe_open(output / row["shard"], framework="pt") as reader:
@@ -172,12 +174,17 @@ def test_a_run_that_ended_early_goes_on_with_what_is_missing(finished, zoo, sour
     assert changed == {"shard-000001.safetensors", "shard-000007.parquet", "shard-000007.safetensors"}
 
 
-def test_what_a_worker_refuses_is_one_sentence_and_nothing_is_half_written(ray, zoo, source, tmp_path):
-    config = options_of(zoo, source, tmp_path / "out", scale=1e39)
-    with pytest.raises(LoragenInferError, match="would hold NaN or Inf"):
-        run_sharded(sharded(config, num_workers=1))
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock", "adapter_config.json", "shards"}
-    assert not list((tmp_path / "out").glob("shards/*"))
+def test_input_that_changes_after_it_was_checked_is_refused(ray, zoo, source, generator, tmp_path, monkeypatch):
+    path = shutil.copy(source / "a.jsonl", tmp_path)
+
+    def load_meanwhile(config):
+        Path(path).write_text(Path(path).read_text().replace("What", "When"))
+        return generator
+
+    monkeypatch.setattr("loragen_infer.sharded.run.load_generator", load_meanwhile)
+    with pytest.raises(LoragenInferError, match=r"a\.jsonl changed after it was checked"):
+        run_sharded(sharded(options_of(zoo, path, tmp_path / "out"), num_workers=1))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "adapter_config.json"]
 
 
 def test_other_work_in_the_folder_is_left_alone(finished, zoo, source, make, tmp_path):
@@ -200,12 +207,13 @@ def test_other_work_in_the_folder_is_left_alone(finished, zoo, source, make, tmp
         run_sharded(sharded(options_of(zoo, source, tmp_path / "new"), shard_size=10**7))
 
 
-def test_a_worker_with_another_generator_or_changed_input_says_so(zoo, source, tmp_path):
+def test_what_a_worker_refuses_is_one_sentence_and_nothing_is_half_written(zoo, source, generator, tmp_path):
     [shard, *_] = plan_shards([source / "a.jsonl"], shard_size=SHARD_SIZE)
-    maker = ShardMaker(options_of(zoo, source, tmp_path / "out"), "0" * 16)
-    row = maker({"shard": [shard.to_json()], "fingerprint": ["f"]})
-    assert "is another generator on a worker" in row["error"][0]
-    assert not list(tmp_path.rglob("*.safetensors"))
+    for mark, scale, words in (("0" * 16, 1.0, "another generator on a worker"), (None, 1e39, "would hold NaN or Inf")):
+        config = options_of(zoo, source, tmp_path / "out", scale=scale)
+        row = ShardMaker(config, mark or generator.fingerprint)({"shard": [shard.to_json()], "fingerprint": ["f"]})
+        assert words in row["error"][0]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

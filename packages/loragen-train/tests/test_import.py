@@ -285,9 +285,9 @@ def test_any_rows_make_a_zoo_or_sentences(rows, as_yaml, skip, parts):
     assert said.strip()
 
 
-def test_the_table_of_the_readme_is_read(tmp_path):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "t.csv").write_text(readme.partition("<!-- lots-of-loras -->\n```csv\n")[2].partition("```")[0])
+def test_the_table_of_the_documentation_is_read(tmp_path):
+    page = (Path(__file__).parents[3] / "docs/how-to/import.md").read_text(encoding="utf-8")
+    (tmp_path / "t.csv").write_text(page.partition("<!-- lots-of-loras -->\n```csv\n")[2].partition("```")[0])
     rows, problems = read_rows(ImportConfig(table=str(tmp_path / "t.csv")))
     assert problems == []
     assert [(row.name, row.held_out) for row in rows] == [("task190", False), ("task391", False), ("task280", True)]

@@ -34,7 +34,8 @@ class HyperConvGenerator(nn.Module):
 
     Args:
         config: the options; every one has a default.
-        device, dtype: where and how the parameters are made ("meta" makes none).
+        device: where the parameters are made ("meta" makes none).
+        dtype: of the parameters.
 
     Raises:
         HyperConvError: in `forward`, a condition or mask of the wrong shape or dtype, without prompts, with NaN or

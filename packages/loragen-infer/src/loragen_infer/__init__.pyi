@@ -2,6 +2,7 @@ from .adapters import AdapterStack as AdapterStack
 from .adapters import BatchedLora as BatchedLora
 from .adapters import adapter_attached as adapter_attached
 from .adapters import add_adapter as add_adapter
+from .adapters import merge_adapters as merge_adapters
 from .adapters import swap_adapter as swap_adapter
 from .adapters import tune as tune
 from .adapters import tune_many as tune_many
@@ -15,3 +16,5 @@ from .generator import LoraGenerator as LoraGenerator
 from .generator import scale_adapter as scale_adapter
 from .models import load_base_model as load_base_model
 from .sharded import read_sharded as read_sharded
+from .store import AdapterStore as AdapterStore
+from .store import StoredAdapter as StoredAdapter

@@ -138,22 +138,23 @@ class LoraGenerator:
         return next(self.generate_many([prompts], scale=scale))
 
     def generate_many(
-        self, tasks: Iterable[Sequence[str]], *, batch_size: int = 16, scale: float = 1.0
+        self, tasks: Iterable[Sequence[str]], *, batch_size: int = 16, scale: float | Iterable[float] = 1.0
     ) -> Iterator[LoraAdapter]:
         """Yield one adapter per item of ``tasks``, the prompts of a task each, in order.
 
         ``tasks`` may be endless: ``batch_size`` of them at a time are read, encoded and generated together, and no
-        more are held. Against :meth:`generate` the values differ by rounding; its errors are those of the first task
-        that has one.
+        more are held. ``scale`` is one for all, or one for each. Against :meth:`generate` the values differ by
+        rounding; its errors are those of the first task that has one.
         """
         if batch_size < 1:
             raise LoragenInferError(f"batch_size is {batch_size}, where a number from 1 belongs.")
         source = iter(tasks)
+        scales = itertools.repeat(scale) if isinstance(scale, int | float) else iter(scale)
         while group := list(itertools.islice(source, batch_size)):
-            for tokens_NW in self._tokens(group):
+            for tokens_NW, factor in zip(self._tokens(group), scales, strict=False):
                 # The values of the adapter share one buffer, so what is not yielded yet is the batch's tokens only.
                 adapter = self.bundle.layout.decode(self.bundle.stats.denormalize(tokens_NW))
-                yield _finite(scale_adapter(adapter, scale), scale)
+                yield _finite(scale_adapter(adapter, factor), factor)
 
     def add_to(
         self,

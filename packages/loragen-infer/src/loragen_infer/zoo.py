@@ -1,7 +1,7 @@
 """The manifest of a zoo, ``zoo.json``: all that training, evaluation and analysis need to know of its tasks.
 
 ``collect`` and ``import`` write it, every other command reads it, so that a task is written down once. The format,
-which the README of loragen-train documents field by field, is versioned: a file of another version is refused, and
+which docs/formats/zoo-json.md documents field by field, is versioned: a file of another version is refused, and
 unknown fields are ignored, so that one can be added without a new version.
 """
 

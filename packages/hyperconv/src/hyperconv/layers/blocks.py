@@ -68,11 +68,13 @@ class SequentialHyperConvBlock(_HyperConvBlock):
     which is how a condition reaches the block (feature-wise linear modulation, Perez et al. 2018).
 
     Args:
-        in_shape, out_shape: (L, H, W) before and after.
+        in_shape: (L, H, W) before.
+        out_shape: (L, H, W) after.
         kernel_size: odd length of all three kernels.
         kernel_size_w: another length for Conv_W, which holds most of the weights; None takes `kernel_size`.
         allow_oversized_kernel: accept axes shorter than the kernel.
-        device, dtype: where and how the parameters are made.
+        device: where the parameters are made.
+        dtype: of the parameters.
 
     Raises:
         HyperConvError: sizes that are no positive integers, an even kernel or one longer than an axis,

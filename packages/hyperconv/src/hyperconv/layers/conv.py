@@ -42,7 +42,8 @@ class HyperConv(nn.Module):
         kernel_size: odd length of the kernel along both axes it slides over.
         bias: add one learned number per entry of the output axis.
         allow_oversized_kernel: accept inputs whose other axes are shorter than the kernel (some published decoders).
-        device, dtype: where and how the parameters are made.
+        device: where the parameters are made.
+        dtype: of the parameters.
 
     Shapes: input [B, L, H, W], output the same with `axis` replaced by `out_size`; the dtype is kept.
     Parameters: `weight` [out_size, in_size, k, k], its last two axes in the order L, H, W; `bias` [out_size].

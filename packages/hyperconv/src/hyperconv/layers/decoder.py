@@ -26,7 +26,8 @@ class HyperConvDecoder(nn.Module):
         kernel_size_w: another length for the W convolutions; None takes `kernel_size`.
         activation_checkpointing: while training keep only the inputs of the blocks and compute the rest twice.
         allow_oversized_kernel: accept axes shorter than the kernel.
-        device, dtype: where and how the parameters are made.
+        device: where the parameters are made.
+        dtype: of the parameters.
 
     Raises:
         HyperConvError: fewer than two shapes, or what the blocks refuse.

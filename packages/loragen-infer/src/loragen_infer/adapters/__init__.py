@@ -2,7 +2,17 @@
 
 from loragen_infer.adapters.attach import adapter_attached, add_adapter, swap_adapter
 from loragen_infer.adapters.batched import BatchedLora
+from loragen_infer.adapters.merging import merge_adapters
 from loragen_infer.adapters.stack import AdapterStack
 from loragen_infer.adapters.tuning import tune, tune_many
 
-__all__ = ["AdapterStack", "BatchedLora", "adapter_attached", "add_adapter", "swap_adapter", "tune", "tune_many"]
+__all__ = [
+    "AdapterStack",
+    "BatchedLora",
+    "adapter_attached",
+    "add_adapter",
+    "merge_adapters",
+    "swap_adapter",
+    "tune",
+    "tune_many",
+]

@@ -4,12 +4,14 @@ Its head is the YAML that model hubs read; ``loragen_request`` in it tells a lat
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loragen_infer.generation.prompt_file import Request
 from loragen_infer.words import counted
 
-__all__ = ["CARD_NAME", "model_card", "read_request_fingerprint"]
+__all__ = ["CARD_NAME", "merged_card", "model_card", "read_request_fingerprint"]
 
 CARD_NAME = "README.md"
 _MAX_PROMPTS = 20
@@ -27,43 +29,35 @@ def model_card(
     num_tuned_on: int = 0,
 ) -> str:
     """Return the text of the card; with ``omit_prompts`` it does not say what the prompts were."""
-    from huggingface_hub import ModelCardData
 
-    base = base_model or "unknown"
-    data = ModelCardData(
-        base_model=base,
-        library_name="peft",
-        tags=["lora", "loragen"],
-        loragen_request=request_fingerprint,
-        loragen_generator=generator_fingerprint,
-    )
     count = f"{len(request.prompts)} prompt{'s' if len(request.prompts) > 1 else ''}"
     trained = (
         f"then it was tuned on {counted(num_tuned_on, 'sample')}" if num_tuned_on else "it was not trained on them"
     )
-    return f"""---
-{data.to_yaml()}
----
-
+    return f"""{_head(base_model, loragen_request=request_fingerprint, loragen_generator=generator_fingerprint)}
 # LoRA adapter generated from {count}
 
 A hypernetwork wrote this adapter from prompts; {trained}. Check it before relying on it:
 `loragen-infer verify .`
 
-- base model: `{base}`
+- base model: `{base_model or "unknown"}`
 - generator fingerprint: `{generator_fingerprint}`
 - scale: {scale:g}
 
-## Use
+{_use(base_model)}{"" if omit_prompts else _prompts(request)}"""
 
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(model, "path/of/this/folder")
-```
-{"" if omit_prompts else _prompts(request)}"""
+def merged_card(names: Sequence[str], weights: Sequence[float], *, base_model: str | None, fingerprint: str) -> str:
+    """Return the text of the card of an adapter that was merged from those called ``names``."""
+    parts = "\n".join(f"- {weight:g} times `{name}`" for name, weight in zip(names, weights, strict=True))
+    return f"""{_head(base_model, loragen_request=fingerprint)}
+# LoRA adapter merged from {counted(len(names), "adapter")}
+
+{parts}
+
+Base model: `{base_model or "unknown"}`. Check it before relying on it: `loragen-infer verify .`
+
+{_use(base_model)}"""
 
 
 def read_request_fingerprint(folder: Path) -> str | None:
@@ -76,6 +70,26 @@ def read_request_fingerprint(folder: Path) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return found if isinstance(found, str) else None
+
+
+def _head(base_model: str | None, **marks: Any) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(base_model=base_model or "unknown", library_name="peft", tags=["lora", "loragen"], **marks)
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _use(base_model: str | None) -> str:
+    return f"""## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({base_model or "unknown"!r})
+model = PeftModel.from_pretrained(model, "path/of/this/folder")
+```
+"""
 
 
 def _prompts(request: Request) -> str:

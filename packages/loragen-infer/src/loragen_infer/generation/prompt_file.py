@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.samples import PROMPT_COLUMNS, iter_jsonl, iter_lines
 
-__all__ = ["PromptFile", "Request", "opened_prompt_file", "request_of"]
+__all__ = ["PromptFile", "Request", "opened_prompt_file", "request_of", "settings_of"]
 
 _SAFE_ID = re.compile(r"(?!manifest\.jsonl$)[A-Za-z0-9_]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
@@ -37,6 +37,14 @@ class Request:
         """Return sixteen hexadecimal digits over the prompts, in order, the ``generator`` and the ``settings``."""
         content = json.dumps([list(self.prompts), generator, list(settings)])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def settings_of(*, kind: str, scale: float, base_model: str | None, omit_prompts: bool) -> list[str]:
+    """Return what a request's fingerprint covers besides prompts and generator, for a file or folder of form ``kind``.
+
+    Whoever makes an adapter with the same settings finds it under the same fingerprint.
+    """
+    return [kind, repr(float(scale)), base_model or "", str(omit_prompts)]
 
 
 class PromptFile:

@@ -20,7 +20,7 @@ from loragen_infer.encoder.base import check_prompts
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked, write_jsonl, writing
 from loragen_infer.generation.config import GenerateConfig
-from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file
+from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file, settings_of
 from loragen_infer.progress import ProgressBar
 from loragen_infer.samples import Example, iter_jsonl, read_examples
 
@@ -199,7 +199,12 @@ class _Run:
 
     def _fingerprint_of(self, request: Request) -> str:
         config = self._config
-        settings = [config.kind, repr(float(config.scale)), self._generator.base_model or "", str(config.omit_prompts)]
+        settings = settings_of(
+            kind=config.kind,
+            scale=config.scale,
+            base_model=self._generator.base_model,
+            omit_prompts=config.omit_prompts,
+        )
         if self._samples:
             settings += [str(config.tune_steps), repr(config.tune_learning_rate)]
             settings += [text for sample in self._samples for text in (sample.prompt, sample.response)]

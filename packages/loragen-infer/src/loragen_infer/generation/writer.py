@@ -21,7 +21,7 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import atomic_file, atomic_folder, save_torch
 from loragen_infer.generation.card import CARD_NAME, read_request_fingerprint
 
-__all__ = ["SUFFIXES", "read_mark", "reserve", "values_of", "write_in_format", "write_torch_file"]
+__all__ = ["SUFFIXES", "read_mark", "reserve", "values_of", "write_in_format", "write_peft_folder", "write_torch_file"]
 
 SUFFIXES = {"peft": "", "safetensors": ".safetensors", "pt": ".pt", "tokens": ".tokens.safetensors"}
 """How the names in a batch end, by format."""
@@ -53,12 +53,7 @@ def write_in_format(
 ) -> None:
     """Write ``adapter`` to ``path``, which for a folder must be missing or empty."""
     if kind == "peft":
-        with atomic_folder(path) as part:
-            try:
-                write_adapter(adapter, part)
-            except LoraTokenizerError as error:  # of a folder that is gone when anyone reads this
-                raise LoragenInferError(str(error).replace(str(part), str(path))) from error
-            (part / CARD_NAME).write_text(card, encoding="utf-8")
+        write_peft_folder(adapter, path, card=card)
         return
     tensors = values_of(adapter, kind, layout)
     if kind == "pt":
@@ -68,6 +63,16 @@ def write_in_format(
     meaning = {"layout": layout.to_json()} if is_tokens else {"adapter_config": json.dumps(adapter.config.to_peft())}
     with atomic_file(path) as part:
         write_sealed(part, tensors, {"format": "pt", _MARK: request_fingerprint, **meaning})
+
+
+def write_peft_folder(adapter: LoraAdapter, path: Path, *, card: str) -> None:
+    """Write ``adapter`` to the folder ``path``, which must be missing or empty; its request's mark is in ``card``."""
+    with atomic_folder(path) as part:
+        try:
+            write_adapter(adapter, part)
+        except LoraTokenizerError as error:  # of a folder that is gone when anyone reads this
+            raise LoragenInferError(str(error).replace(str(part), str(path))) from error
+        (part / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def write_torch_file(content: object, path: Path, request_fingerprint: str) -> None:

@@ -12,6 +12,7 @@ from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.generation.config import GenerateConfig
+from loragen_infer.generation.prompt_file import settings_of
 from loragen_infer.generation.run import load_generator
 from loragen_infer.sharded.prompt_source import Shard
 from loragen_infer.sharded.shards import mark_of, write_shard
@@ -102,5 +103,5 @@ class _Warnings(logging.Handler):
 
 
 def request_settings(config: GenerateConfig, generator: "LoraGenerator") -> list[str]:
-    """Return what an adapter depends on besides its prompts and the generator."""
-    return ["sharded", repr(float(config.scale)), generator.base_model or ""]
+    """Return what a request's fingerprint covers besides prompts and generator: as where it is one adapter's folder."""
+    return settings_of(kind="peft", scale=config.scale, base_model=generator.base_model, omit_prompts=False)

@@ -1,0 +1,157 @@
+"""The folder of a store: which adapters are there, who may make one, and which go when it is full.
+
+An adapter is the folder ``ID``; what the store needs besides lies under ``.store``. When an adapter was last used is
+the time of its folder, which all processes see. Locks are files whose number does not grow: ids that begin alike share
+one.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_tokenizer.io.atomic import clear_leftovers
+
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.files import locked, write_json, writing
+from loragen_infer.generation.card import read_request_fingerprint
+
+__all__ = ["Shelf", "StoredAdapter", "check_id"]
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_OWN = ".store"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAdapter:
+    """An adapter of a store."""
+
+    id: str
+    """The fingerprint of its request: sixteen hexadecimal digits."""
+    path: Path
+    """Its PEFT folder, which is complete."""
+    is_new: bool
+    """Whether this call made it."""
+    seconds: float
+    """What the call took."""
+
+
+def check_id(adapter_id: str) -> str:
+    """Return ``adapter_id``, or raise LoragenInferError if it is not sixteen hexadecimal digits."""
+    if not isinstance(adapter_id, str) or not _ID.fullmatch(adapter_id):
+        raise LoragenInferError(f"{repr(adapter_id)[:80]} is no id of an adapter; an id is 16 hexadecimal digits.")
+    return adapter_id
+
+
+class Shelf:
+    """The adapters in ``folder``, at most ``max_adapters``; nothing is written before the first is made."""
+
+    def __init__(self, folder: Path, *, max_adapters: int) -> None:
+        if max_adapters < 1:
+            raise LoragenInferError(f"max_adapters is {max_adapters}, where a number from 1 belongs.")
+        self.folder = folder.absolute()
+        self._max_adapters = max_adapters
+        # How many are made between two looks at the whole folder, which take time in a large one.
+        self._stride = max(1, max_adapters // 64)
+        self._room, self._room_lock = 0, threading.Lock()
+        self._known: set[str] = set()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the ids of the adapters, sorted."""
+        names = sorted(entry.name for entry in self._entries())
+        return (name for name in names if self.find(name) is not None)
+
+    def find(self, adapter_id: str) -> Path | None:
+        """Return the folder of an adapter, or None if it is not there; not by way of a link."""
+        path = self.folder / check_id(adapter_id)
+        if path.is_symlink() or not path.is_dir():
+            self._known.discard(adapter_id)
+            return None
+        if adapter_id not in self._known:
+            if read_request_fingerprint(path) != adapter_id:  # a folder of this name by chance
+                return None
+            self._known.add(adapter_id)
+        return path
+
+    def use(self, adapter_id: str) -> Path | None:
+        """As :meth:`find`, and remember that it was used now."""
+        path = self.find(adapter_id)
+        if path is not None:
+            with suppress(OSError):  # of a folder that may only be read, or of one that was just removed
+                os.utime(path)
+        return path
+
+    @contextmanager
+    def making(self, ids: Iterable[str]) -> Iterator[None]:
+        """Hold off all other threads and processes that would make one of ``ids``."""
+        with ExitStack() as stack:
+            for stripe in sorted({adapter_id[:2] for adapter_id in ids}):  # sorted, so that no two wait for each other
+                stack.enter_context(locked(self.folder / _OWN / "locks", None, name=stripe))
+            yield
+
+    def make_room(self, number: int) -> None:
+        """Remove those that were used least recently until ``number`` more have room."""
+        if number > self._max_adapters:
+            raise LoragenInferError(
+                f"{number:,} adapters are asked for at once, and the store {self.folder} keeps {self._max_adapters:,}; "
+                "ask for fewer, or raise max_adapters."
+            )
+        with self._room_lock:
+            if self._room < number:
+                with locked(self.folder / _OWN, None, name="room"), writing(self.folder):
+                    self._room = self._cleared(max(number, self._stride))
+            self._room -= number
+
+    def keep_request(self, adapter_id: str, request: dict[str, Any]) -> None:
+        """Keep what the adapter of this id is to be made from."""
+        write_json(self._request_file(adapter_id), request)
+
+    def read_request(self, adapter_id: str) -> dict[str, Any] | None:
+        """Return what :meth:`keep_request` kept, or None."""
+        try:
+            content = json.loads(self._request_file(adapter_id).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise LoragenInferError(
+                f"{self._request_file(adapter_id)} cannot be read ({error}); remove it and register the prompts again."
+            ) from error
+        return content if isinstance(content, dict) else None
+
+    def _request_file(self, adapter_id: str) -> Path:
+        return self.folder / _OWN / "requests" / f"{check_id(adapter_id)}.json"
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.folder) as entries:
+                return [entry for entry in entries if _ID.fullmatch(entry.name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _cleared(self, number: int) -> int:
+        """Clear away what killed processes left, remove adapters for ``number`` others, and return what has room."""
+        removed = self.folder / _OWN / "removed"
+        clear_leftovers(self.folder)
+        shutil.rmtree(removed, ignore_errors=True)  # whoever was removing holds the lock or is gone
+        used = []
+        for entry in self._entries():
+            with suppress(FileNotFoundError):
+                used.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+        free = self._max_adapters - len(used)
+        for _, name in sorted(used)[: max(0, min(number, self._max_adapters) - free)]:
+            if self.find(name) is None:
+                continue  # nothing that the store made
+            removed.mkdir(exist_ok=True)
+            # Under its id it is whole or gone; what a reader has open by then stays readable.
+            (self.folder / name).rename(removed / f"{name}-{secrets.token_hex(4)}")
+            self._known.discard(name)
+            free += 1
+        shutil.rmtree(removed, ignore_errors=True)
+        return max(min(free, self._stride), number)

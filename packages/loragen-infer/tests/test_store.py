@@ -1,0 +1,210 @@
+"""The store of adapters: made once, kept whole, bounded, shared by threads and processes."""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from lora_tokenizer import read_adapter
+from loragen_infer import AdapterStore, LoragenInferError
+from loragen_infer.generation.config import GenerateConfig
+from loragen_infer.generation.run import run_generate
+
+NAMES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+SCRIPT = """
+import sys
+from loragen_infer import AdapterStore, LoraGenerator
+model, folder, first, last = sys.argv[1:]
+store = AdapterStore(folder, LoraGenerator.from_pretrained(model))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(int(first), int(last)):
+    stored = store.get_or_create([f"say {number}"])
+    if stored.is_new:
+        print(stored.id, flush=True)
+"""
+
+
+@pytest.fixture
+def store(generator, tmp_path):
+    return AdapterStore(tmp_path / "adapters", generator)
+
+
+def start(zoo, folder, first=0, last=40):
+    words = [sys.executable, "-c", SCRIPT, zoo.experiment, folder, first, last]
+    process = subprocess.Popen(list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return process
+
+
+def go(process):
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_an_adapter_is_made_once_and_is_what_the_generator_makes(store, generator):
+    made = store.get_or_create(["1 + 1", "2 + 3"])
+    again = store.get_or_create(["1 + 1", "2 + 3"])
+    assert (made.is_new, again.is_new) == (True, False)
+    assert made.id == again.id == store.id_of(["1 + 1", "2 + 3"]) == made.path.name
+    expected = generator.generate(["1 + 1", "2 + 3"])
+    found = read_adapter(made.path)
+    assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in expected.tensors.items())
+    assert store.find(made.id).path == made.path
+    assert [stored.id for stored in store] == [made.id]
+    assert len({store.id_of(["1 + 1"]), store.id_of(["1 + 1"], scale=2), store.id_of(["1 + 1", "1 + 1"])}) == 3
+
+
+def test_it_is_the_same_folder_as_generate_writes_under_the_same_fingerprint(
+    store, zoo, generator, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
+    made = store.get_or_create(["1 + 1"], scale=2)
+    run_generate(GenerateConfig(model="m", prompts=("1 + 1",), scale=2, output=str(tmp_path / "plain")))
+    assert visible(made.path) == NAMES
+    for name in NAMES:
+        assert (made.path / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    prompts = ("of generate",)
+    place = store.folder / store.id_of(prompts)
+    run_generate(GenerateConfig(model="m", prompts=prompts, output=str(place)))
+    assert store.get_or_create(prompts).is_new is False
+
+
+def test_many_are_made_together_each_with_its_scale(store, generator):
+    requests = [(["a"], 1.0), (["b", "c"], -2.0), (["a"], 1.0)]
+    made = store.get_or_create_many(requests)
+    assert [stored.is_new for stored in made] == [True, True, False]
+    assert made[0].path == made[2].path
+    expected = generator.generate(["b", "c"], scale=-2)
+    for name, tensor in read_adapter(made[1].path).tensors.items():
+        torch.testing.assert_close(tensor, expected.tensors[name], rtol=0, atol=1e-5)
+    with pytest.raises(LoragenInferError, match="Prompt 1 of 1 has no text"):
+        store.get_or_create_many([(["new"], 1.0), ([" "], 1.0)])
+    assert len(store) == 2
+
+
+def test_threads_make_an_adapter_once(store, generator, monkeypatch):
+    calls = []
+    generate_many = generator.generate_many
+    monkeypatch.setattr(
+        generator, "generate_many", lambda tasks, **options: calls.extend(tasks) or generate_many(tasks, **options)
+    )
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda number: store.get_or_create([f"say {number % 4}"]), range(32)))
+    assert sorted(calls) == [(f"say {number}",) for number in range(4)]
+    assert sum(stored.is_new for stored in made) == 4
+    assert all(visible(stored.path) == NAMES for stored in made)
+
+
+def test_processes_make_an_adapter_once_and_a_killed_one_leaves_nothing_half_written(zoo, store):
+    ends_well, victim = start(zoo, store.folder, 0, 30), start(zoo, store.folder, 0, 10_000)
+    for process in (ends_well, victim):
+        go(process)
+    made = ends_well.communicate(timeout=120)[0].split()
+    while len(visible(store.folder)) < 45:
+        assert victim.poll() is None
+        time.sleep(0.01)
+    victim.kill()
+    made += victim.communicate()[0].split()
+    assert len(made) == len(set(made)) >= 44
+    names = visible(store.folder)
+    assert set(made) <= set(names)
+    for name in names:
+        assert visible(store.folder / name) == NAMES
+        read_adapter(store.folder / name)
+    another = AdapterStore(store.folder, store.generator)
+    assert not another.get_or_create(["say 43"]).is_new
+    assert another.get_or_create(["after the kill"]).is_new
+    assert not [path for path in store.folder.iterdir() if ".tmp-" in path.name]
+
+
+def test_a_full_store_removes_what_was_used_least_recently_and_nothing_else(generator, tmp_path):
+    store = AdapterStore(tmp_path / "few", generator, max_adapters=3)
+    (store.folder / "0123456789abcdef").mkdir(parents=True)  # somebody else's
+    (store.folder / "notes").mkdir()
+    ids = [store.get_or_create([f"say {number}"]).id for number in range(2)]
+    os.utime(store.folder / ids[1], ns=(1, 2))
+    os.utime(store.folder / ids[0], ns=(1, 1))
+    store.find(ids[0])
+    ids.append(store.get_or_create(["say 2"]).id)
+    assert {stored.id for stored in store} == {ids[0], ids[2]}
+    assert {"0123456789abcdef", "notes"} <= set(visible(store.folder))
+    assert not list(store.folder.rglob("removed/*"))
+    with pytest.raises(LoragenInferError, match=r"4 adapters are asked for at once, and the store .* keeps 3"):
+        store.get_or_create_many([([f"more {number}"], 1.0) for number in range(4)])
+    with pytest.raises(LoragenInferError, match="max_adapters is 0"):
+        AdapterStore(tmp_path, max_adapters=0)
+
+
+def test_a_store_stays_within_its_bound_whoever_makes_adapters(generator, tmp_path):
+    stores = [AdapterStore(tmp_path / "few", generator, max_adapters=5) for _ in range(2)]
+    for number in range(24):
+        assert stores[number % 2].get_or_create([f"say {number}"]).path.is_dir()
+        assert len(stores[0]) <= 6
+
+
+@pytest.mark.parametrize(
+    "wrong", ["../../etc", "..", "", "0" * 15, "0" * 17, "G" * 16, "0" * 15 + "\n", "A" * 16, 7, None]
+)
+def test_an_id_that_is_none_is_refused(store, wrong):
+    for ask in (store.find, store.find_or_create, lambda name: store.merge([name], [1.0])):
+        with pytest.raises(LoragenInferError, match="is no id of an adapter; an id is 16 hexadecimal digits"):
+            ask(wrong)
+    assert not store.folder.exists()
+
+
+def test_a_link_is_no_adapter(store, tmp_path):
+    made = store.get_or_create(["a"])
+    made.path.rename(tmp_path / "elsewhere")
+    made.path.symlink_to(tmp_path / "elsewhere")
+    assert store.find(made.id) is None
+    assert len(store) == 0
+
+
+def test_registered_prompts_become_an_adapter_at_first_use(store, generator, zoo, make, encoder):
+    name = store.register(["a", "b"], scale=0.5)
+    assert name == store.id_of(["a", "b"], scale=0.5)
+    assert store.find(name) is None
+    assert store.find_or_create(name).is_new
+    assert not store.find_or_create(name).is_new
+    assert store.find_or_create("0" * 16) is None
+    other = type(generator)(make.bundle(zoo.adapters, seed=5), encoder)
+    late = store.register(["later"])
+    with pytest.raises(LoragenInferError, match=r"registered with another generator .*; register them again"):
+        AdapterStore(store.folder, other).find_or_create(late)
+
+
+def test_a_merged_adapter_is_the_weighted_sum(store):
+    ids = [store.get_or_create([text]).id for text in ("a", "b")]
+    merged = AdapterStore(store.folder).merge(ids, [0.5, -2])  # which needs no generator
+    again = store.merge(ids, [0.5, -2.0])
+    assert (merged.is_new, again.is_new, again.id) == (True, False, merged.id)
+    first, second, both = (read_adapter(store.folder / name) for name in (*ids, merged.id))
+    for module in both.modules:
+        expected = 0.5 * first.delta_weight(module) - 2 * second.delta_weight(module)
+        torch.testing.assert_close(both.delta_weight(module), expected)
+    assert f"-2 times `{ids[1]}`" in (merged.path / "README.md").read_text()
+    assert len(store) == 3
+    with pytest.raises(LoragenInferError, match=f"There is no adapter {'0' * 16} in the store"):
+        store.merge(["0" * 16], [1.0])
+
+
+def test_what_cannot_be_done_is_one_sentence(generator, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere"):
+        store = AdapterStore(place, generator)
+        assert len(store) == 0
+        with pytest.raises(LoragenInferError, match=r"cannot be written: .*; choose another place or free it\.$"):
+            store.get_or_create(["a"])
+    with pytest.raises(LoragenInferError, match="has no generator, so it makes no adapters; give it one"):
+        AdapterStore(tmp_path).get_or_create(["a"])
+    with pytest.raises(LoragenInferError, match="are the text 'abc'; give a list of texts"):
+        AdapterStore(tmp_path / "new", generator).get_or_create("abc")
+    assert not (tmp_path / "new").exists()
