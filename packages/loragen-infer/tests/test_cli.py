@@ -13,9 +13,10 @@ from typing import Literal
 
 import loragen_infer
 import pytest
-from loragen_infer import LoragenInferError
+from loragen_infer import AdapterStore, LoraGenerator, LoragenInferError
 from loragen_infer.cli.command_line import Command, run_command_line
 from loragen_infer.cli.main import main
+from loragen_infer.generation.card import read_request_fingerprint
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -234,6 +235,35 @@ def test_generate_writes_an_adapter_that_peft_loads(zoo, tmp_path, capsys):
     assert "exists already and was not made from the same prompts" in capsys.readouterr().err
 
 
+def test_generate_without_a_place_finds_its_adapter_again(zoo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "generate",
+        "--model",
+        str(zoo.experiment),
+        "--description",
+        "Write ab.",
+        "--prompt",
+        "say ab",
+    ]
+    assert main(options) == 0
+    (folder,) = (tmp_path / "adapters").iterdir()
+    assert capsys.readouterr().out.startswith(f"adapters/{folder.name}: 1 adapter made")
+    assert folder.name == read_request_fingerprint(folder)
+    store = AdapterStore(tmp_path / "adapters", LoraGenerator.from_pretrained(zoo.experiment))
+    assert store.id_of(["say ab", "Write ab."]) == folder.name
+    assert [stored.path for stored in store] == [folder]
+    assert "```text\nsay ab\n```\n\n```text\nWrite ab.\n```" in (folder / "README.md").read_text()
+    assert main(options) == 0
+    assert f"adapters/{folder.name}: 0 adapters made, 1 were there already" in capsys.readouterr().out
+    assert main([*options, "--scale", "0.5"]) == 0
+    assert main([*options, "--format", "tokens"]) == 0
+    assert sorted(path.name[16:] for path in (tmp_path / "adapters").iterdir()) == ["", "", ".tokens.safetensors"]
+    (tmp_path / "prompts.txt").write_text("say cd\n")
+    assert main([*options[:3], "--prompt-file", "prompts.txt"]) == 2
+    assert "give --output for them, or add --pool" in capsys.readouterr().err
+
+
 def test_generate_without_a_prompt(zoo, tmp_path, capsys):
     options = ["--model", str(zoo.experiment), "--output-dir", str(tmp_path / "made")]
     assert main(["generate", *options]) == 2
@@ -245,13 +275,14 @@ def test_generate_without_a_prompt(zoo, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([name, "--help"] for name in ("generate", "verify", "evaluate", "info"))]
+    "words", [["--help"], *([name, "--help"] for name in ("generate", "verify", "evaluate", "info", "compare", "demo"))]
 )
 def test_help_loads_nothing_heavy(words):
     code = (
         "import sys\nfrom loragen_infer.cli.main import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
-        "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\nassert not heavy, heavy\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers', 'gradio'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

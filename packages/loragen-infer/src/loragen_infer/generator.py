@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import hashlib
 import itertools
+import logging
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -19,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.bundle.bundle import GeneratorBundle
 from loragen_infer.bundle.bundle_file import BUNDLE_NAME, find_bundle
+from loragen_infer.bundle.encoder_match import check_encoder, place_of_encoder
 from loragen_infer.encoder.base import ConditionEncoder, check_prompts
 from loragen_infer.encoder.condition import Condition, load_encoder
 from loragen_infer.errors import LoragenInferError, reason_of
@@ -31,9 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LoraGenerator", "scale_adapter"]
 
+logger = logging.getLogger(__name__)
+
 
 class LoraGenerator:
     """Writes LoRA adapters from prompts with a trained bundle.
+
+    Hub methods have the names of huggingface_hub's ``ModelHubMixin`` but are not the mixin's: it would copy the bundle,
+    a dataclass, into a ``config.json``, and push a part of the files at a time.
 
     Args:
         bundle: The trained generator; it is left as it is.
@@ -62,12 +70,13 @@ class LoraGenerator:
         dtype: str | torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002  # as torch and the command line call it
     ) -> None:
-        _check_encoder(bundle, encoder)
+        check_encoder(bundle, encoder)
         # A model that lies in a cache or a package is called as on the hub, which is the same on every machine.
         name = bundle.base_model and hub_name(bundle.base_model)
         self.bundle = bundle.with_base_model(name) if name else bundle
         self.encoder = encoder
         self._is_compiled = compile
+        self._evaluation: Path | None = None
         self._place(torch.device(device), as_dtype(dtype))
 
     @classmethod
@@ -76,6 +85,7 @@ class LoraGenerator:
         path: str | Path,
         *,
         revision: str | None = None,
+        token: str | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002
@@ -85,27 +95,97 @@ class LoraGenerator:
         """Load a bundle and the encoder that it names.
 
         ``path`` is a bundle, a ``final_model`` or an experiment folder, or (at ``revision``) a hub repository with a
-        bundle; ``cache_dir`` is where the encoder keeps its embeddings. ``condition_model`` is where the base model is,
-        for a bundle that is conditioned on its states; by default where the bundle says. The other options, and the
+        bundle, which ``token`` (default: that of ``hf auth login`` or ``HF_TOKEN``) may read; ``cache_dir`` is where
+        the encoder keeps its embeddings. ``condition_model`` is where the base model is, for a bundle that is
+        conditioned on its states; by default where the bundle says. The other options, and the
         errors, are those of the class, :meth:`GeneratorBundle.load` and :func:`load_encoder`.
         """
-        file = find_bundle(path, revision=revision)
+        from loragen_infer.hub.model_card import find_evaluation
+
+        file = find_bundle(path, revision=revision, token=token)
         bundle = GeneratorBundle.load(file)
         text_encoder = bundle.text_encoder_name
         encoder = load_encoder(
             Condition.parse(bundle.condition),
-            text_encoder=None if text_encoder is None else _place_of_encoder(text_encoder, file.parent),
+            text_encoder=None if text_encoder is None else place_of_encoder(text_encoder, file.parent),
             condition_model=condition_model or bundle.condition_model_name,
             revision=bundle.text_encoder_revision,
             device=device,
             cache_dir=cache_dir,
             state=bundle.text_encoder_state,
         )
-        return cls(bundle, encoder, device=device, dtype=dtype, compile=compile)
+        generator = cls(bundle, encoder, device=device, dtype=dtype, compile=compile)
+        generator._evaluation = find_evaluation(file)
+        return generator
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the bundle into ``folder``, which is made where it is missing, and return the folder."""
-        return self.bundle.save(Path(folder) / BUNDLE_NAME).parent
+    def save_pretrained(self, folder: str | Path, *, evaluation: str | Path | None = None) -> Path:
+        """Write the bundle, as safetensors, and its model card into ``folder``, which is made where it is missing.
+
+        ``evaluation`` is a folder with the ``evaluation.json`` and ``evaluation.png`` of ``loragen-infer evaluate``,
+        for the card; by default that beside the bundle or in its experiment, where there is one. A card that is there
+        stays.
+
+        Returns:
+            The folder.
+
+        Raises:
+            LoragenInferError: ``evaluation`` has no ``evaluation.json``, or the folder cannot be written to.
+        """
+        return self._save(Path(folder), name="path/of/this/folder", evaluation=evaluation)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Push a generator of LoRA adapters",
+        token: str | None = None,
+        evaluation: str | Path | None = None,
+    ) -> str:
+        """Push what :meth:`save_pretrained` writes to the hub, in one commit, and return the commit's URL.
+
+        The arguments and errors are those of :func:`loragen_infer.hub.pushing.push_folder`; ``evaluation`` is that of
+        :meth:`save_pretrained`.
+
+        Example:
+            .. code-block:: python
+
+                generator.push_to_hub("ada/sums", private=True)
+                generator = LoraGenerator.from_pretrained("ada/sums")
+        """
+        from loragen_infer.hub.pushing import check_push, push_folder
+
+        check_push(repo_id)
+        bundle = self._with_hub_names()
+        for name in (bundle.base_model, bundle.text_encoder_name, bundle.condition_model_name):
+            if name is not None and hub_name(name) is None:
+                logger.warning("The generator names the model %s of this machine, which others do not have.", name)
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), name=repo_id, evaluation=evaluation)
+            return push_folder(
+                Path(folder), repo_id, private=private, revision=revision, commit_message=commit_message, token=token
+            )
+
+    def _save(self, folder: Path, *, name: str, evaluation: str | Path | None) -> Path:
+        from loragen_infer.hub.model_card import EVALUATION_NAME, write_card
+
+        results = self._evaluation if evaluation is None else Path(evaluation)
+        if evaluation is not None and not (Path(evaluation) / EVALUATION_NAME).is_file():
+            raise LoragenInferError(f"{evaluation} holds no {EVALUATION_NAME}; give the output_dir of an evaluation.")
+        bundle = self._with_hub_names()
+        bundle.save(folder / BUNDLE_NAME)
+        write_card(folder, bundle, name=name, evaluation=results)
+        return folder
+
+    def _with_hub_names(self) -> GeneratorBundle:
+        """The bundle with the encoders called as on the hub where they lie in a cache or a package."""
+        encoder, model = self.bundle.text_encoder_name, self.bundle.condition_model_name
+        return dataclasses.replace(
+            self.bundle,
+            text_encoder_name=encoder and (hub_name(encoder) or encoder),
+            condition_model_name=model and (hub_name(model) or model),
+        )
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the generator to ``device`` and the encoder with it, let it compute in ``dtype``, and return it."""
@@ -239,39 +319,3 @@ def _finite(adapter: LoraAdapter, scale: float) -> LoraAdapter:
                 "use a smaller scale, or train the model again."
             )
     return adapter
-
-
-def _check_encoder(bundle: GeneratorBundle, encoder: ConditionEncoder) -> None:
-    record, wanted = encoder.record, bundle.generator.config.condition_dim
-    if record["condition"] != bundle.condition:
-        raise LoragenInferError(
-            f"The encoder {encoder.name!r} gives the condition {record['condition']!r}, but the generator was trained "
-            f"on {bundle.condition!r}; use LoraGenerator.from_pretrained, which loads the right one."
-        )
-    if wanted != encoder.embedding_dim:
-        needed = bundle.text_encoder_name or bundle.condition_model_name
-        raise LoragenInferError(
-            f"The text encoder {encoder.name!r} makes embeddings of {encoder.embedding_dim} values, but the "
-            f"generator takes {wanted}; use {needed!r}."
-        )
-    pinned, found = bundle.text_encoder_fingerprint, record["text_encoder_fingerprint"]
-    if pinned is not None and found != pinned:
-        at = f" at revision {bundle.text_encoder_revision}" if bundle.text_encoder_revision else ""
-        raise LoragenInferError(
-            f"The text encoder {record['text_encoder_name']!r} is not the one of training: its content has the "
-            f"fingerprint {found}, where the bundle has {pinned}; use {bundle.text_encoder_name!r}{at} as then."
-        )
-    pinned, found = bundle.condition_model_fingerprint, record["condition_model_fingerprint"]
-    if pinned is not None and found != pinned:
-        raise LoragenInferError(
-            f"The base model {record['condition_model_name']!r} is not the one of training: what it makes of prompts "
-            f"({bundle.condition}) has the fingerprint {found}, where the bundle has {pinned}; give "
-            f"{bundle.condition_model_name!r} as it was then as condition_model (--condition-model)."
-        )
-
-
-def _place_of_encoder(name: str, folder: Path) -> str:
-    """The encoder's folder as the bundle names it, or else one of its name beside the bundle; otherwise the name."""
-    place = Path(name).expanduser()
-    places = (place, folder / place, folder / place.name)
-    return next((str(path) for path in places if (path / "modules.json").is_file()), name)

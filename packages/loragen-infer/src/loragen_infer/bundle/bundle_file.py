@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from loragen_infer.bundle.sealed_file import read_sealed, write_sealed
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.files import atomic_file, save_torch
+from loragen_infer.models.locate import hub_is_forbidden
 
 __all__ = ["BUNDLE_NAME", "TORCH_BUNDLE_NAME", "find_bundle", "read_bundle_file", "write_bundle_file"]
 
@@ -57,10 +58,11 @@ def read_bundle_file(file: Path) -> dict[str, Any]:
     return content
 
 
-def find_bundle(path: str | Path, *, revision: str | None = None) -> Path:
+def find_bundle(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
     """Return the bundle file that ``path`` means: a file, a ``final_model`` or experiment folder, or a hub name.
 
-    ``revision`` is the branch, tag or commit that the hub is asked for.
+    ``revision`` is the branch, tag or commit that the hub is asked for, ``token`` what lets one read there; by default
+    that of ``hf auth login`` or ``HF_TOKEN``. Of the hub only the safetensors file is taken.
 
     Raises:
         LoragenInferError: There is none.
@@ -74,14 +76,29 @@ def find_bundle(path: str | Path, *, revision: str | None = None) -> Path:
                 return folder / name
     if place.exists():
         raise LoragenInferError(f"{path} holds no {BUNDLE_NAME}; give a bundle, a final_model or an experiment folder.")
+    return _find_on_hub(str(path), revision, token)
+
+
+def _find_on_hub(name: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(hf_hub_download(str(path), BUNDLE_NAME, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        return Path(hf_hub_download(name, BUNDLE_NAME, revision=revision, token=token))
+    except RevisionNotFoundError as error:
         raise LoragenInferError(
-            f"The model {path} does not exist; give a bundle, a final_model or experiment folder."
+            f"The model {name} has no revision {revision!r} on the hub; give a branch, tag or commit of it."
+        ) from error
+    except RemoteEntryNotFoundError as error:
+        raise LoragenInferError(
+            f"The hub's repository {name} holds no {BUNDLE_NAME}; give one that push_to_hub wrote."
+        ) from error
+    except (HFValidationError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        forbidden = ", and HF_HUB_OFFLINE forbids the hub" if hub_is_forbidden() else ""
+        raise LoragenInferError(
+            f"The model {name} does not exist; give a bundle, a final_model or experiment folder, or a repository that "
+            f"the hub lets you read (not found there{at}{forbidden})."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The command line ``loragen-infer``: generate, verify, evaluate and info."""
+"""The command line ``loragen-infer``: its commands, and what each of them calls."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,6 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.cli.command_line import Command, UsageError, run_command_line
+from loragen_infer.cli.compare import add_compare_options, run_compare
+from loragen_infer.cli.demo import DEMO
 from loragen_infer.cli.merge import add_merge_options, run_merge
 from loragen_infer.cli.sharded import add_ray_options, sharded_config
 from loragen_infer.errors import LoragenInferError
@@ -60,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 config_class=EvaluateConfig,
                 add_options=_add_evaluate_options,
             ),
+            DEMO,
+            Command(
+                name="compare",
+                help="base model and adapters answering side by side",
+                description="Let the base model and adapters on it answer the same prompts, and show what each says.",
+                example="loragen-infer compare my-adapter another-adapter --prompts questions.jsonl",
+                run=run_compare,
+                add_options=add_compare_options,
+            ),
             Command(
                 name="merge",
                 help="several adapters as one",
@@ -82,6 +93,13 @@ def _add_generate_options(parser: ArgumentParser) -> None:
         "--prompt", dest="prompts", action="append", default=[], help="A prompt of the task (repeatable)."
     )
     parser.add_argument(
+        "--description",
+        dest="descriptions",
+        action="append",
+        default=[],
+        help="What the task is, in words: a prompt like any other (repeatable).",
+    )
+    parser.add_argument(
         "--prompt-file",
         help="One adapter per line: a text file of prompts, a .jsonl or .json file with prompt or prompts and maybe "
         "id, or - for standard input.",
@@ -90,8 +108,8 @@ def _add_generate_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         "--output-dir",
-        required=True,
-        help="Where to: the adapter, or for a prompt file the folder of the adapters or one .pt file.",
+        help="Where to: the adapter (default: adapters/ and the fingerprint of prompts, model and options), or for a "
+        "prompt file, which needs it, the folder of the adapters or one .pt file.",
     )
     parser.add_argument(
         "--format", help="peft, safetensors, pt or tokens (default: what --output ends in, otherwise peft)."
@@ -112,6 +130,10 @@ def _add_generate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="Torch device, such as cpu or cuda.")
     parser.add_argument("--dtype", default="float32", help="The generator computes in float32, bfloat16 or float16.")
     parser.add_argument("--compile", action="store_true", help="Compile the generator with torch.compile.")
+    parser.add_argument(
+        "--push-to-hub", metavar="USER/NAME", help="Push the adapter to that repository of the hub too."
+    )
+    parser.add_argument("--private", action="store_true", help="Make the repository of --push-to-hub a private one.")
     add_ray_options(parser)
 
 
@@ -120,7 +142,7 @@ def _generate(options: Namespace) -> None:
 
     values = {field.name: options[field.name] for field in fields(GenerateConfig)}
     try:
-        config = GenerateConfig(**{**values, "prompts": tuple(options.prompts)})
+        config = GenerateConfig(**{**values, "prompts": (*options.prompts, *options.descriptions)})
         sharded = sharded_config(config, options)
     except LoragenInferError as error:
         raise UsageError(str(error)) from error
@@ -133,9 +155,11 @@ def _generate(options: Namespace) -> None:
     kept = f", {outcome.num_kept:,} were there already" if outcome.num_kept else ""
     adapters = "adapter" if outcome.num_made == 1 else "adapters"
     print(
-        f"{config.output}: {outcome.num_made:,} {adapters} made{kept} "
+        f"{outcome.path}: {outcome.num_made:,} {adapters} made{kept} "
         f"({outcome.num_parameters:,} parameters each, for {outcome.base_model or 'an unknown base model'})"
     )
+    if outcome.commit_url is not None:
+        print(f"Pushed: {outcome.commit_url}")
 
 
 def _add_verify_options(parser: ArgumentParser) -> None:

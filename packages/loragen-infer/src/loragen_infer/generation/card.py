@@ -87,7 +87,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained({base_model or "unknown"!r})
-model = PeftModel.from_pretrained(model, "path/of/this/folder")
+model = PeftModel.from_pretrained(model, "path/of/this/folder")  # or this repository's name
 ```
 """
 

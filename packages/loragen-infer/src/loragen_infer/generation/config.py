@@ -23,8 +23,9 @@ class GenerateConfig:
 
     model: str
     """A bundle, a ``final_model`` folder, an experiment folder or a hub name."""
-    output: str
-    """Where to: the adapter itself, or for a batch the folder of the adapters or one .pt file."""
+    output: str | None = None
+    """Where to: the adapter itself, or for a batch the folder of the adapters or one .pt file. None, for one adapter:
+    ``adapters/`` and the fingerprint of its request, where the same request finds it again."""
     revision: str | None = None
     """Branch, tag or commit of ``model`` on the hub."""
     base_model: str | None = None
@@ -59,10 +60,16 @@ class GenerateConfig:
     """Adapters generated together."""
     cache_dir: str | None = None
     """Folder of the embedding cache; None: no cache."""
+    push_to_hub: str | None = None
+    """Repository of the hub that the adapter is pushed to as well, such as ``user/name``."""
+    private: bool = False
+    """Make that repository a private one."""
 
     def __post_init__(self) -> None:
         if not self.prompts and self.prompt_file is None:
-            raise LoragenInferError("there is no prompt; give --prompt at least once, or --prompt-file")
+            raise LoragenInferError(
+                "there is no prompt; give --prompt or --description at least once, or --prompt-file"
+            )
         if self.prompts and self.is_batch:
             raise LoragenInferError("--prompt and --prompt-file together need --pool, which makes one task of them")
         if self.batch_size < 1:
@@ -77,6 +84,16 @@ class GenerateConfig:
             raise LoragenInferError(f"--scale is {self.scale}, where a finite number belongs")
         if self.kind not in _ENDINGS:
             raise LoragenInferError(f"--format is {self.kind!r}, where one of {', '.join(_ENDINGS)} belongs")
+        if self.is_batch and self.output is None:
+            raise LoragenInferError(
+                "--prompt-file makes an adapter of every line; give --output for them, or add --pool"
+            )
+        if self.push_to_hub is not None and (self.is_batch or self.kind != "peft"):
+            raise LoragenInferError("--push-to-hub takes one adapter as a PEFT folder; add --pool, leave --format away")
+        if self.private and self.push_to_hub is None:
+            raise LoragenInferError("--private is for the repository of --push-to-hub, which is missing")
+        if self.output is None:
+            return
         if self.is_one_file and self.kind not in ("pt", "tokens"):
             raise LoragenInferError(f"--output {self.output} is one .pt file, which --format {self.kind} cannot be")
         ending = _ENDINGS[self.kind]
@@ -88,7 +105,7 @@ class GenerateConfig:
     @property
     def kind(self) -> str:
         """The format that ``format`` and ``output`` come to."""
-        return self.format or _format_of(self.output)
+        return self.format or _format_of(self.output or "")
 
     @property
     def is_batch(self) -> bool:
@@ -98,7 +115,7 @@ class GenerateConfig:
     @property
     def is_one_file(self) -> bool:
         """Whether a batch goes into one file."""
-        return self.is_batch and Path(self.output).suffix == ".pt"
+        return self.is_batch and Path(self.output or "").suffix == ".pt"
 
 
 def _format_of(output: str) -> str:

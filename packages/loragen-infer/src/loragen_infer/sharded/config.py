@@ -32,6 +32,8 @@ class ShardedConfig:
         config = self.generate
         if not config.is_batch or config.prompt_file == "-":
             raise LoragenInferError("--ray makes an adapter of each line of JSONL or Parquet files; give --prompt-file")
+        if config.output is None or config.push_to_hub is not None:
+            raise LoragenInferError("--ray writes shards into a folder; give one for --output, without --push-to-hub")
         if config.format is not None or config.kind != "peft":
             raise LoragenInferError("--ray writes shards into a folder; leave --format away and give one for --output")
         if self.shard_size < 1 or self.shard_size % config.batch_size:

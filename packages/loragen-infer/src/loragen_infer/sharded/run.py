@@ -57,7 +57,7 @@ def run_sharded(config: ShardedConfig) -> Outcome:
     """
     _import_ray()
     options = _with_whole_paths(config.generate)
-    output = Path(options.output)
+    output = Path(options.output or "")
     files = find_files(options.prompt_file or "")
     taken = f"Another process is writing to {output}; wait for it to end, or choose another --output."
     with locked(output, taken):
@@ -81,6 +81,7 @@ def run_sharded(config: ShardedConfig) -> Outcome:
             if done or made:
                 write_manifest(output, sorted(done | made))
     return Outcome(
+        path=output,
         num_made=sum(shard.num_adapters for shard in shards if shard.number in made),
         num_kept=sum(shard.num_adapters for shard in shards if shard.number in done),
         num_parameters=generator.bundle.layout.num_values,
@@ -109,7 +110,7 @@ def _with_whole_paths(config: GenerateConfig) -> GenerateConfig:
     return dataclasses.replace(
         config,
         model=whole(config.model),
-        output=str(Path(config.output).absolute()),
+        output=str(Path(config.output or "").absolute()),
         condition_model=config.condition_model and whole(config.condition_model),
         cache_dir=config.cache_dir and str(Path(config.cache_dir).absolute()),
     )

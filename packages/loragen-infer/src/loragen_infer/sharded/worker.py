@@ -43,7 +43,7 @@ class ShardMaker:
         logger.addHandler(warnings)
         try:
             # Where a worker was killed, shards that were handed to it together are asked for again.
-            if mark_of(Path(self._config.output), shard.number) != (fingerprint, True):
+            if mark_of(Path(self._config.output or ""), shard.number) != (fingerprint, True):
                 self.make(shard, fingerprint)
         except (LoragenInferError, LoraTokenizerError) as failure:
             error = str(failure)
@@ -73,7 +73,7 @@ class ShardMaker:
             for request in requests
         ]
         named = zip((request.id for request in requests), adapters, strict=True)
-        write_shard(Path(config.output), shard.number, named, rows, fingerprint)
+        write_shard(Path(config.output or ""), shard.number, named, rows, fingerprint)
 
     def _loaded(self) -> "LoraGenerator":
         if self._generator is None:

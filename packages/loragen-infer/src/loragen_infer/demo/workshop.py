@@ -1,0 +1,130 @@
+"""What the page does at a click, without the page: text in, an adapter and what is shown of it out."""
+
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_tokenizer import read_adapter
+
+from loragen_infer.demo.language_model import LanguageModel
+from loragen_infer.demo.nearest import NearTasks, TaskMap
+from loragen_infer.demo.norms import delta_norms, draw_norms
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.files import atomic_file
+from loragen_infer.generator import LoraGenerator
+from loragen_infer.store import AdapterStore
+
+__all__ = ["MAX_STRENGTH", "Shown", "Workshop", "prompts_of"]
+
+MAX_STRENGTH = 2.0
+_MAX_PROMPTS = 1000
+_MAX_CHARACTERS = 200_000
+_MAX_QUESTION_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An adapter, and what the page shows of it."""
+
+    id: str
+    num_prompts: int
+    num_parameters: int
+    strength: float
+    archive: Path
+    """A zip of the PEFT folder."""
+    near: NearTasks
+    picture: Path
+    """A PNG of the norms of its weight changes."""
+    total_norm: float
+    """Frobenius norm of all weight changes together."""
+
+
+class Workshop:
+    """Makes adapters with one generator and asks one language model.
+
+    Args:
+        generator: What writes the adapters.
+        store: Where they are kept.
+        tasks: What the generator was trained on.
+        language_model: What answers.
+        workspace: A folder for the archives.
+    """
+
+    def __init__(
+        self,
+        generator: LoraGenerator,
+        *,
+        store: AdapterStore,
+        tasks: TaskMap,
+        language_model: LanguageModel,
+        workspace: Path,
+    ) -> None:
+        self.generator, self.tasks, self.language_model = generator, tasks, language_model
+        self._store, self._workspace = store, workspace
+
+    def make(self, prompts: Sequence[str], strength: float) -> Shown:
+        """Return the adapter for ``prompts``, which is made only once.
+
+        Raises:
+            LoragenInferError: The prompts or the strength are none that an adapter can be made of, or it cannot be
+                written.
+        """
+        if not isinstance(strength, int | float) or not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
+            raise LoragenInferError(f"The strength is {strength}, where a number up to {MAX_STRENGTH:g} belongs.")
+        made = self._store.get_or_create(prompts, scale=float(strength))
+        adapter = read_adapter(made.path)
+        norms = delta_norms(adapter)
+        return Shown(
+            id=made.id,
+            num_prompts=len(prompts),
+            num_parameters=adapter.num_parameters,
+            strength=float(strength),
+            archive=_zip_folder(made.path, self._workspace / f"{made.id}.zip"),
+            near=self.tasks.nearest(prompts),
+            picture=draw_norms(norms, self._workspace / f"{made.id}.png"),
+            total_norm=norms.norms_ML.nan_to_num().norm().item(),
+        )
+
+    def ask(self, question: str, prompts: Sequence[str], strength: float) -> tuple[str, str]:
+        """Return the answers of the base model and of the adapted one.
+
+        Raises:
+            LoragenInferError: There is no question, or no language model; or as :meth:`make`.
+        """
+        if not question.strip():
+            raise LoragenInferError("There is no question; write one.")
+        if len(question) > _MAX_QUESTION_CHARACTERS:
+            raise LoragenInferError(f"The question is longer than {_MAX_QUESTION_CHARACTERS:,} characters; shorten it.")
+        made = self._store.get_or_create(prompts, scale=float(strength))
+        return self.language_model.answers(question, read_adapter(made.path))
+
+
+def prompts_of(text: str) -> tuple[str, ...]:
+    """Return the prompts in ``text``, one per line; empty lines are none.
+
+    Raises:
+        LoragenInferError: There is none, or more than a page should be asked for.
+
+    Example:
+        >>> prompts_of("What is 17 + 25?\\n\\n  What is 3 + 88?\\n")
+        ('What is 17 + 25?', 'What is 3 + 88?')
+    """
+    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not prompts:
+        raise LoragenInferError("There is no prompt; write at least one, each on its own line.")
+    if len(prompts) > _MAX_PROMPTS or len(text) > _MAX_CHARACTERS:
+        raise LoragenInferError(
+            f"These are {len(prompts):,} prompts of {len(text):,} characters together, and the page takes "
+            f"{_MAX_PROMPTS:,} of {_MAX_CHARACTERS:,}; give it fewer, or use loragen-infer generate."
+        )
+    return prompts
+
+
+def _zip_folder(folder: Path, path: Path) -> Path:
+    """Write the files of ``folder``, under its name, into the zip ``path``, whole or not at all."""
+    with atomic_file(path) as part, zipfile.ZipFile(part, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, Path(folder.name) / file.relative_to(folder))
+    return path

@@ -1,0 +1,1 @@
+"""Models and adapters on a model hub: their cards, and how they get there."""
