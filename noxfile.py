@@ -15,7 +15,7 @@ PACKAGES = {
     # an undeclared dependency fails.
     "lora-tokenizer": ["lora-tokenizer"],
     "hyperconv": ["hyperconv"],
-    "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[demo,eval,hub]"],
+    "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[demo,eval,hub,serve]"],
     "loragen-train": [
         "lora-tokenizer",
         "hyperconv",
