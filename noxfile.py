@@ -17,7 +17,7 @@ PACKAGES = {
     # an undeclared dependency fails.
     "lora-tokenizer": ["lora-tokenizer"],
     "hyperconv": ["hyperconv"],
-    "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[demo,eval,hub,ray]"],
+    "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[demo,eval,hub,ray,serve]"],
     "loragen-train": [
         "lora-tokenizer",
         "hyperconv",

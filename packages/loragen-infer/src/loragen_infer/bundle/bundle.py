@@ -184,7 +184,9 @@ class GeneratorBundle:
         # Older bundles hold the means of their training tasks, and with them the names.
         names, hashes = content.get("training_tasks", content.get("task_names")), content.get("training_task_hashes")
         generator = _build_generator(content["config"], content["state_dict"])
-        layout, stats = TokenLayout.from_json(content["layout"]), TokenStats.from_tensors(content["stats"])
+        layout = TokenLayout.from_json(content["layout"])
+        # Copied out of the file, which may be replaced while a server is running.
+        stats = TokenStats.from_tensors({name: tensor.clone() for name, tensor in content["stats"].items()})
         num_layers, row_tokens, width = layout.grid
         sizes: dict[str, tuple[int, ...]] = {
             "layout": (num_layers * row_tokens, width),

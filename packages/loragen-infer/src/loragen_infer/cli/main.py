@@ -13,6 +13,7 @@ from loragen_infer.cli.command_line import Command, UsageError, run_command_line
 from loragen_infer.cli.compare import add_compare_options, run_compare
 from loragen_infer.cli.demo import DEMO
 from loragen_infer.cli.merge import add_merge_options, run_merge
+from loragen_infer.cli.serve import add_serve_options, run_serve_command
 from loragen_infer.cli.sharded import add_ray_options, sharded_config
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
@@ -52,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 example="loragen-infer info experiments/zoo_20260101_120000",
                 run=_info,
                 add_options=_add_info_options,
+            ),
+            Command(
+                name="serve",
+                help="adapters over HTTP",
+                description="Answer POST /adapters with an adapter for the prompts, made once and kept on disk.",
+                example="loragen-infer serve --model experiments/zoo_20260101_120000 --store adapters",
+                run=run_serve_command,
+                add_options=add_serve_options,
             ),
             Command(
                 name="evaluate",

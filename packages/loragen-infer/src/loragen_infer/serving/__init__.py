@@ -1,0 +1,1 @@
+"""The store over HTTP: ``loragen-infer serve``; needs the extra ``serve``."""

@@ -1,0 +1,98 @@
+"""What a request for an adapter may hold, and how LitServe has adapters made of a batch of requests."""
+
+import errno
+import logging
+from typing import Annotated, Any
+
+from fastapi.responses import JSONResponse
+from litserve import LitAPI
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model, field_validator
+
+from loragen_infer.encoder.base import check_prompts
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.serving.config import ServeConfig
+from loragen_infer.store import AdapterStore, StoredAdapter
+
+__all__ = ["AdapterMade", "make_api", "status_of"]
+
+logger = logging.getLogger(__name__)
+
+
+class AdapterMade(BaseModel):
+    """An adapter that is there."""
+
+    id: str = Field(description="What GET /adapters/{id} takes.")
+    fingerprint: str = Field(description="Fingerprint of prompts, generator and scale; it is the id.")
+    path: str = Field(description="The PEFT folder on the machine of the server.")
+    is_new: bool = Field(description="Whether this request made it.")
+    seconds: float = Field(description="What it took.")
+
+
+class _Prompts(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompts: list[str]
+    scale: float = Field(default=1.0, allow_inf_nan=False, description="Factor on the effect of the adapter.")
+
+    @field_validator("prompts")
+    @classmethod
+    def _have_text(cls, prompts: list[str]) -> list[str]:
+        try:
+            check_prompts(prompts)
+        except LoragenInferError as error:
+            raise ValueError(str(error)) from error
+        return prompts
+
+
+def make_api(store: AdapterStore, config: ServeConfig) -> LitAPI:
+    """Return the LitServe side of ``POST /adapters`` within the limits of ``config``."""
+    prompt = Annotated[str, StringConstraints(min_length=1, max_length=config.max_prompt_characters)]
+    prompts = Annotated[list[prompt], Field(min_length=1, max_length=config.max_prompts, description="Of one task.")]
+    request_model = create_model("AdapterRequest", __base__=_Prompts, prompts=(prompts, ...))
+
+    class AdapterAPI(LitAPI):  # type: ignore[misc]  # LitServe ships no types
+        def decode_request(self, request: request_model) -> Any:  # type: ignore[valid-type]
+            return request
+
+        def predict(self, x: Any, **_options: Any) -> Any:
+            """Answers for a batch of requests (or for the only one): an adapter or an error each."""
+            if isinstance(x, list):
+                return _answers(store, x)
+            return _answers(store, [x])[0]
+
+        def encode_response(self, output: Any) -> AdapterMade:
+            if isinstance(output, LoragenInferError):
+                # Raised, it would be the answer to the whole batch.
+                return JSONResponse({"detail": str(output)}, status_of(output))  # type: ignore[return-value]
+            return AdapterMade(
+                id=output.id,
+                fingerprint=output.id,
+                path=str(output.path),
+                is_new=output.is_new,
+                seconds=output.seconds,
+            )
+
+    return AdapterAPI(max_batch_size=config.max_batch_size, batch_timeout=config.batch_timeout, api_path="/adapters")
+
+
+def status_of(error: LoragenInferError) -> int:
+    """Return 507 for a full disk, 503 for what else the system refuses, 422 for what was asked for."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if "No space left" in str(cause) or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return 507
+        if isinstance(cause, OSError):
+            return 503
+        cause = cause.__cause__
+    return 422
+
+
+def _answers(store: AdapterStore, requests: list[Any]) -> list[StoredAdapter | LoragenInferError]:
+    asked = [(request.prompts, request.scale) for request in requests]
+    try:
+        return [*store.get_or_create_many(asked)]
+    except LoragenInferError as error:
+        logger.warning("%s", error)
+        if len(asked) == 1:
+            return [error]
+    return [answer for request in requests for answer in _answers(store, [request])]

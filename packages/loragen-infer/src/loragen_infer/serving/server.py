@@ -1,0 +1,83 @@
+"""LitServe's application, batching and queue in one process, under uvicorn, which drains at SIGTERM.
+
+``LitServer.run`` starts processes of its own that SIGTERM to the first does not reach, and closes the way back of the
+answers before the open requests have them. So its application is run here, and its worker is a thread.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from litserve import LitAPI, LitServer
+from litserve.loops import inference_worker
+from litserve.loops.base import _SENTINEL_VALUE
+from litserve.transport.base import MessageTransport
+from litserve.utils import WorkerSetupStatus
+
+from loragen_infer.serving.api import make_api
+from loragen_infer.serving.config import ServeConfig
+from loragen_infer.serving.guard import Metrics, RequestGuard
+from loragen_infer.serving.routes import add_routes
+from loragen_infer.store import AdapterStore
+
+__all__ = ["make_app"]
+
+
+class _Transport(MessageTransport):  # type: ignore[misc]  # LitServe ships no types
+    """Hands the answers of the worker's thread to the event loop of the requests."""
+
+    def __init__(self, server: "_Server", loop: asyncio.AbstractEventLoop) -> None:
+        self._server, self._loop = server, loop
+
+    def send(self, item: Any, consumer_id: int) -> None:  # noqa: ARG002  # there is one consumer
+        self._loop.call_soon_threadsafe(self._deliver, item)
+
+    async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _deliver(self, item: Any) -> None:
+        uid, (data, status, *_) = item
+        waiting = self._server.response_buffer.get(uid)
+        if waiting is not None:
+            waiting.response = (data, status)
+            waiting.event.set()
+
+
+class _Server(LitServer):  # type: ignore[misc]
+    """A LitServer whose worker is a thread, which starts and ends with the application."""
+
+    def __init__(self, api: LitAPI, **options: Any) -> None:
+        self.workers_setup_status: dict[str, str] = {}
+        super().__init__(api, accelerator="cpu", devices=1, **options)
+        self._api = api
+        self._requests: queue.Queue[Any] = queue.Queue()
+        self.litapi_request_queues = {api.api_path: self._requests}
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        app.response_queue_id = 0  # type: ignore[attr-defined]  # LitServe's own
+        transport, status = _Transport(self, asyncio.get_running_loop()), self.workers_setup_status
+        status["adapters_0"] = WorkerSetupStatus.STARTING
+        arguments = (self._api, "cpu", 0, self._requests, transport, status, self._callback_runner, False)
+        worker = threading.Thread(target=inference_worker, args=arguments, daemon=True)
+        worker.start()
+        try:
+            yield
+        finally:
+            self._requests.put(_SENTINEL_VALUE)
+            await asyncio.to_thread(worker.join, 5.0)
+
+
+def make_app(store: AdapterStore, config: ServeConfig) -> FastAPI:
+    """Return the application that serves ``store``, which must have a generator."""
+    metrics = Metrics()
+    guard = (RequestGuard, {"config": config, "metrics": metrics})
+    server = _Server(make_api(store, config), timeout=False, middlewares=[guard])
+    app: FastAPI = server.app
+    app.title = "loragen-infer"
+    add_routes(app, store, metrics)
+    return app

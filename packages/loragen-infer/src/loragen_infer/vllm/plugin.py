@@ -1,0 +1,46 @@
+"""What vLLM runs when it starts: the entry point ``loragen`` of the group ``vllm.general_plugins``.
+
+vLLM runs it in each of its processes, also on machines that have neither store nor model, so whatever is wrong is said
+and nothing is raised.
+"""
+
+import logging
+import os
+
+from loragen_infer.errors import LoragenInferError
+from loragen_infer.vllm.remarks import log_remarks
+from loragen_infer.vllm.settings import ResolverSettings
+
+__all__ = ["register"]
+
+logger = logging.getLogger(__name__)
+
+_SWITCH = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+
+
+def register() -> None:
+    """Give vLLM a resolver for ``loragen:ID``, if the environment names a store."""
+    settings = ResolverSettings.from_environment(os.environ)
+    if settings is None:
+        logger.debug("LORAGEN_STORE is not set, so vLLM is not asked to serve adapters of a store.")
+        return
+    from vllm.lora.resolver import LoRAResolverRegistry
+
+    from loragen_infer.vllm.resolver import LoragenResolver
+
+    LoRAResolverRegistry.register_resolver("loragen", LoragenResolver(settings))
+    if os.environ.get(_SWITCH, "0").strip().lower() not in ("1", "true"):
+        logger.warning("vLLM asks for no adapter that it does not know unless %s=1 is set.", _SWITCH)
+    if settings.model is not None:
+        _say_what_vllm_needs(settings.model)
+
+
+def _say_what_vllm_needs(model: str) -> None:
+    from loragen_infer.bundle.bundle import GeneratorBundle
+
+    try:
+        bundle = GeneratorBundle.load(model)
+    except LoragenInferError as error:
+        logger.error("LORAGEN_MODEL: %s", error)
+        return
+    log_remarks(bundle.layout.decode(bundle.stats.mean), model)

@@ -1,0 +1,167 @@
+"""The server's application in this process: answers, limits, and whatever clients send."""
+
+import errno
+import io
+import json
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lora_tokenizer import read_adapter
+from loragen_infer import AdapterStore, LoragenInferError
+
+pytest.importorskip("litserve")
+from loragen_infer.serving.config import ServeConfig
+from loragen_infer.serving.server import make_app
+from starlette.testclient import TestClient
+
+LIMITS = {"max_prompts": 4, "max_prompt_characters": 50, "max_body_bytes": 2000}
+
+
+@pytest.fixture(scope="module")
+def store(generator, tmp_path_factory):
+    return AdapterStore(tmp_path_factory.mktemp("served") / "adapters", generator, max_adapters=500)
+
+
+@pytest.fixture(scope="module")
+def client(store):
+    with TestClient(make_app(store, ServeConfig(model="m", **LIMITS)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_prompts_in_adapter_out(client, store, generator, tmp_path):
+    answer = client.post("/adapters", json={"prompts": ["1 + 1", "2 + 3"], "scale": 2})
+    made = answer.json()
+    assert answer.status_code == 200
+    assert made["id"] == made["fingerprint"] == store.id_of(["1 + 1", "2 + 3"], scale=2)
+    assert made["is_new"]
+    assert made["seconds"] > 0
+    assert not client.post("/adapters", json={"prompts": ["1 + 1", "2 + 3"], "scale": 2}).json()["is_new"]
+    content = client.get(f"/adapters/{made['id']}").content
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+        archive.extractall(tmp_path)
+    assert read_adapter(tmp_path).num_parameters == generator.bundle.layout.num_values
+    weights = client.get(f"/adapters/{made['id']}", params={"format": "safetensors"}).content
+    assert weights == (tmp_path / "adapter_model.safetensors").read_bytes()
+
+
+def test_health_metrics_and_the_description_of_the_interface(client):
+    assert client.get("/health").status_code == 200
+    client.post("/adapters", json={"prompts": ["count me"]})
+    assert 'loragen_requests_total{method="POST",path="/adapters",status="200"}' in client.get("/metrics").text
+    schema = client.get("/openapi.json").json()
+    assert {"/adapters", "/adapters/{adapter_id}", "/health", "/metrics"} <= set(schema["paths"])
+    assert schema["components"]["schemas"]["AdapterRequest"]["properties"]["prompts"]["maxItems"] == 4
+    assert client.get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (b"{}", 422, "prompts: Field required"),
+        (b"", 422, "Field required"),
+        (b'{"prompts": []}', 422, "at least 1 item"),
+        (b'{"prompts": ["a", "a", "a", "a", "a"]}', 422, "at most 4 items"),
+        (b'{"prompts": [" "]}', 422, "Prompt 1 of 1 has no text"),
+        (b'{"prompts": ["\\ud800"]}', 422, "prompts"),
+        (b'{"prompts": "abc"}', 422, "valid list"),
+        (b'{"prompts": ["a"], "scale": NaN}', 422, "finite"),
+        (b'{"prompts": ["a"], "scale": 1e300}', 422, "would hold NaN or Inf"),
+        (b'{"prompts": ["a"], "path": "/etc"}', 422, "path: Extra inputs"),
+        (json.dumps({"prompts": ["x" * 51]}).encode(), 422, "at most 50 characters"),
+        (b" " * 2001, 413, "The body is over 2,000 bytes"),
+        (b"[" * 1900, 400, ""),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(client, body, status, sentence):
+    answer = client.post("/adapters", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, list(answer.json())) == (status, ["detail"])
+    assert sentence in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("wrong", ["%2e%2e%2fx", "0" * 15, "A" * 16, "0" * 17, "x%00", "%ff" * 16])
+def test_an_id_that_is_none_finds_nothing(client, wrong):
+    assert client.get(f"/adapters/{wrong}").status_code in (404, 422)
+    assert client.get(f"/adapters/{'0' * 16}").status_code == 404
+    assert client.get(f"/adapters/{'0' * 16}?format=exe").status_code == 422
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=60),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+NEAR = st.fixed_dictionaries(
+    {"prompts": JSON | st.lists(st.text(max_size=60), max_size=5)},
+    optional={"scale": JSON | st.floats() | st.integers(), "id": JSON},
+)
+BODIES = st.binary(max_size=200) | JSON.map(json.dumps).map(str.encode) | NEAR.map(json.dumps).map(str.encode)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=BODIES)
+def test_whatever_is_sent_is_answered_and_never_a_failure_of_the_server(client, body):
+    answer = client.post("/adapters", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (200, 400, 413, 422), (body, answer.text)
+    assert answer.status_code == 200 or isinstance(answer.json()["detail"], str)
+
+
+def test_requests_at_once_are_made_together_and_one_bad_one_spoils_no_other(store, generator, monkeypatch):
+    sizes, generate_many = [], generator.generate_many
+
+    def counted(tasks, **options):
+        sizes.append(len(tasks))
+        return generate_many(tasks, **options)
+
+    monkeypatch.setattr(generator, "generate_many", counted)
+    config = ServeConfig(model="m", batch_timeout=0.5, max_batch_size=8)
+    with TestClient(make_app(store, config)) as client, ThreadPoolExecutor(8) as pool:
+        scales = [1e300 if number == 3 else 1.0 for number in range(8)]
+        asked = [{"prompts": [f"together {number}"], "scale": scale} for number, scale in enumerate(scales)]
+        answers = list(pool.map(lambda body: client.post("/adapters", json=body), asked))
+    assert max(sizes) > 1
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 422, 200, 200, 200, 200]
+
+
+def test_a_full_queue_and_a_full_disk_have_their_own_codes(store, generator, monkeypatch):
+    config = ServeConfig(model="m", max_queue=1, batch_timeout=0.3)
+    with TestClient(make_app(store, config)) as client, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: client.post("/adapters", json={"prompts": [f"queue {n}"]}), range(4)))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.headers["retry-after"]
+        assert "requests are open already" in refused.json()["detail"]
+
+        def full(_descriptor):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            answer = client.post("/adapters", json={"prompts": ["no room"]})
+        assert answer.status_code == 507
+        assert "No space left on device" in answer.json()["detail"]
+        assert not [path for path in store.folder.iterdir() if ".tmp-" in path.name]
+        assert client.post("/adapters", json={"prompts": ["no room"]}).json()["is_new"]
+
+
+def test_a_token_is_asked_for_everywhere_but_for_health(store):
+    with TestClient(make_app(store, ServeConfig(model="m", token="secret"))) as client:
+        assert client.get("/health").status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            for path in ("/metrics", "/openapi.json", f"/adapters/{'0' * 16}"):
+                assert client.get(path, headers=headers).status_code == 401
+            answer = client.post("/adapters", json={"prompts": ["a"]}, headers=headers)
+            assert answer.status_code == 401
+        right = {"authorization": "Bearer secret"}
+        assert client.post("/adapters", json={"prompts": ["a"]}, headers=right).status_code == 200
+    assert "secret" not in repr(ServeConfig(model="m", token="secret"))
+
+
+@pytest.mark.parametrize("options", [{"port": 70000}, {"max_queue": 0}, {"batch_timeout": 0.0}, {"token": "a\nb"}])
+def test_options_out_of_range(options):
+    with pytest.raises(LoragenInferError, match=next(iter(options)).replace("_", "-")):
+        ServeConfig(model="m", **options)
