@@ -4,7 +4,9 @@
 of ``constraints.txt``.
 """
 
+import json
 import os
+import tomllib
 from pathlib import Path
 
 import nox
@@ -15,7 +17,7 @@ PACKAGES = {
     # an undeclared dependency fails.
     "lora-tokenizer": ["lora-tokenizer"],
     "hyperconv": ["hyperconv"],
-    "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[demo,eval,hub]"],
+    "loragen-infer": ["lora-tokenizer", "hyperconv", "loragen-infer[demo,eval,hub,ray,serve]"],
     "loragen-train": [
         "lora-tokenizer",
         "hyperconv",
@@ -97,7 +99,7 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build the four wheels, install them into an empty environment and start both command lines."""
+    """Build the four wheels, install them into an empty environment, start both command lines, and try the extras."""
     folder = Path(session.create_tmp())
     session.install("--constraint", "constraints.txt", "build", "hatchling")
     for package in PACKAGES:
@@ -112,6 +114,21 @@ def wheels(session: nox.Session) -> None:
     )
     for command in ("loragen-train", "loragen-infer"):
         session.run(f"{scripts}/{command}", "--help", external=True)
+    [wheel] = folder.glob("dist/loragen_infer-*.whl")
+    check_extras(session, f"{scripts}/python", wheel, folder)
+
+
+def check_extras(session: nox.Session, python: str, wheel: Path, folder: Path) -> None:
+    """Ask pip what each extra of loragen-infer would add to an environment: never another torch or transformers."""
+    project = tomllib.loads((ROOT / "packages" / "loragen-infer" / "pyproject.toml").read_text(encoding="utf-8"))
+    for extra in project["project"]["optional-dependencies"]:
+        report = folder / f"{extra}.json"
+        command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", str(report)]
+        session.run(*command, "--constraint", "constraints.txt", f"{wheel}[{extra}]", external=True)
+        added = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
+        others = [f"{item['name']} {item['version']}" for item in added if item["name"] in ("torch", "transformers")]
+        if others:
+            session.error(f"loragen-infer[{extra}] would replace what is installed with {' and '.join(others)}")
 
 
 @nox.session

@@ -51,8 +51,13 @@ def main() -> None:
             bench_memory(bundle, root)
 
 
-def make_bundle(path: Path) -> Path:
-    """A bundle for a base model of 16 layers and width 384, LoRA of r 8 on q_proj and v_proj: 512 full tokens."""
+def make_bundle(
+    path: Path, *, num_layers: int = 16, r: int = 8, widths: tuple[int, int, int] = (384, 384, 384)
+) -> Path:
+    """A bundle for LoRA on q_proj and v_proj of a base model with these widths (of states, queries and values).
+
+    By default those are 512 full tokens.
+    """
     import torch
     from hyperconv import GeneratorConfig, HyperConvGenerator
     from lora_tokenizer import AdapterConfig, LoraAdapter, TokenLayout, TokenStats
@@ -60,17 +65,17 @@ def make_bundle(path: Path) -> Path:
 
     torch.manual_seed(0)
     tensors = {}
-    for layer in range(16):
-        for module in ("q_proj", "v_proj"):
+    for layer in range(num_layers):
+        for module, width in (("q_proj", widths[1]), ("v_proj", widths[2])):
             name = f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_{{}}.weight"
-            tensors |= {name.format("A"): torch.randn(8, 384), name.format("B"): torch.randn(384, 8)}
+            tensors |= {name.format("A"): torch.randn(r, widths[0]), name.format("B"): torch.randn(width, r)}
     config = AdapterConfig(
-        r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"), base_model_name_or_path="base", task_type="CAUSAL_LM"
+        r=r, lora_alpha=16, target_modules=("q_proj", "v_proj"), base_model_name_or_path="base", task_type="CAUSAL_LM"
     )
     adapter = LoraAdapter(config=config, tensors=tensors)
-    layout = TokenLayout.from_adapter(adapter)
-    num_layers, row_tokens, width = layout.grid
-    generator = HyperConvGenerator(GeneratorConfig(grid=(num_layers, row_tokens), output_dim=width))
+    layout = TokenLayout.from_adapter(adapter, max_tokens="auto")
+    *grid, width = layout.grid
+    generator = HyperConvGenerator(GeneratorConfig(grid=tuple(grid), output_dim=width))
     stats = TokenStats.from_tokens([layout.encode(adapter), 2 * layout.encode(adapter)])
     bundle = GeneratorBundle(generator=generator.eval(), layout=layout, stats=stats, text_encoder_name=ENCODER)
     print(f"generator: {bundle.generator.num_parameters():,} parameters, tokens {layout.grid}")

@@ -41,7 +41,7 @@ def quiet_logging():
 @pytest.fixture
 def run(zoo, generator, monkeypatch):
     """``run_generate`` with the options given, on a generator that is loaded once for all tests."""
-    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
+    monkeypatch.setattr("loragen_infer.generation.run.load_generator", lambda config: generator)
     return lambda **options: run_generate(GenerateConfig(model=str(zoo.experiment), **options))
 
 
@@ -194,7 +194,7 @@ def test_an_adapter_beyond_its_dtype_is_written_in_no_form(zoo, make, encoder, t
     tensors = {name: tensor.half() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     generator = LoraGenerator(make.bundle([folder]), encoder)
-    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
+    monkeypatch.setattr("loragen_infer.generation.run.load_generator", lambda config: generator)
     output = tmp_path / {"peft": "a", "pt": "a.pt"}.get(kind, "a.safetensors")
     config = GenerateConfig(model="m", prompts=("1 + 1",), output=str(output), format=kind, scale=1e6)
     with pytest.raises(
@@ -238,7 +238,7 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_loaded(zoo,
     def never(config):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("loragen_infer.generation.run._load", never)
+    monkeypatch.setattr("loragen_infer.generation.run.load_generator", never)
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file" / "a", Path("/proc/nowhere/a")):
         with pytest.raises(LoragenInferError, match=r"cannot be written: .*; choose another place"):

@@ -10,7 +10,7 @@ from loragen_infer.generation.run import run_generate
 @pytest.fixture
 def run(zoo, generator, monkeypatch):
     """``run_generate`` with the options given, on a generator that is loaded once for all tests."""
-    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
+    monkeypatch.setattr("loragen_infer.generation.run.load_generator", lambda config: generator)
     return lambda **options: run_generate(GenerateConfig(model=str(zoo.experiment), **options))
 
 

@@ -65,7 +65,7 @@ def test_an_adapter_is_made_once_and_is_what_the_generator_makes(store, generato
 def test_it_is_the_same_folder_as_generate_writes_under_the_same_fingerprint(
     store, zoo, generator, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
+    monkeypatch.setattr("loragen_infer.generation.run.load_generator", lambda config: generator)
     made = store.get_or_create(["1 + 1"], scale=2)
     run_generate(GenerateConfig(model="m", prompts=("1 + 1",), scale=2, output=str(tmp_path / "plain")))
     assert visible(made.path) == NAMES

@@ -15,5 +15,6 @@ from .evaluation import TaskMeans as TaskMeans
 from .generator import LoraGenerator as LoraGenerator
 from .generator import scale_adapter as scale_adapter
 from .models import load_base_model as load_base_model
+from .sharded import read_sharded as read_sharded
 from .store import AdapterStore as AdapterStore
 from .store import StoredAdapter as StoredAdapter

@@ -26,6 +26,7 @@ __all__ = [
     "example_of",
     "iter_jsonl",
     "iter_lines",
+    "json_object",
     "num_common_tokens",
     "prompt_hash",
     "read_examples",
@@ -67,7 +68,7 @@ class TokenizedExample:
         return self.input_ids[self.num_prompt_tokens :]
 
 
-def iter_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+def iter_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
     """Yield the number and the text of every line that has text, one at a time, without white space around it."""
     # Bytes are split at newlines only; text would also split at characters that JSON holds as they are, such as U+2028.
     for number, line in enumerate(stream, start=1):
@@ -94,11 +95,16 @@ def iter_jsonl(stream: BinaryIO, name: str) -> Iterator[tuple[int, dict[str, Any
         yield from enumerate(rows, start=1)
         return
     while line:
-        row = _parse_json(line, f"{name}, line {number}")
-        if not isinstance(row, dict):
-            raise LoragenInferError(f"{name}, line {number} is {type(row).__name__}, not a JSON object with fields.")
-        yield number, row
+        yield number, json_object(line, f"{name}, line {number}")
         number, line = next(lines, (0, ""))
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """Return the JSON object that ``text`` is; errors call it ``where``."""
+    row = _parse_json(text, where)
+    if not isinstance(row, dict):
+        raise LoragenInferError(f"{where} is {type(row).__name__}, not a JSON object with fields.")
+    return row
 
 
 def _parse_json(text: str, where: str) -> Any:

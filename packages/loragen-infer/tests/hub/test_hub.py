@@ -127,7 +127,7 @@ def test_without_the_extra_it_says_what_to_install(hub, generator, monkeypatch):
 
 
 def test_generate_pushes_the_adapter(hub, zoo, generator, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("loragen_infer.generation.run._load", lambda config: generator)
+    monkeypatch.setattr("loragen_infer.generation.run.load_generator", lambda config: generator)
     options = ["generate", "--model", "m", "--prompt", "say ab", "--output", str(tmp_path / "a")]
     assert main([*options, "--push-to-hub", "ada/ab", "--private"]) == 0
     said = capsys.readouterr().out

@@ -14,6 +14,7 @@ from loragen_infer.cli.compare import add_compare_options, run_compare
 from loragen_infer.cli.demo import DEMO
 from loragen_infer.cli.merge import add_merge_options, run_merge
 from loragen_infer.cli.serve import add_serve_options, run_serve_command
+from loragen_infer.cli.sharded import add_ray_options, sharded_config
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.generation.config import GenerateConfig
@@ -142,6 +143,7 @@ def _add_generate_options(parser: ArgumentParser) -> None:
         "--push-to-hub", metavar="USER/NAME", help="Push the adapter to that repository of the hub too."
     )
     parser.add_argument("--private", action="store_true", help="Make the repository of --push-to-hub a private one.")
+    add_ray_options(parser)
 
 
 def _generate(options: Namespace) -> None:
@@ -150,9 +152,15 @@ def _generate(options: Namespace) -> None:
     values = {field.name: options[field.name] for field in fields(GenerateConfig)}
     try:
         config = GenerateConfig(**{**values, "prompts": (*options.prompts, *options.descriptions)})
+        sharded = sharded_config(config, options)
     except LoragenInferError as error:
         raise UsageError(str(error)) from error
-    outcome = run_generate(config)
+    if sharded is None:
+        outcome = run_generate(config)
+    else:
+        from loragen_infer.sharded.run import run_sharded
+
+        outcome = run_sharded(sharded)
     kept = f", {outcome.num_kept:,} were there already" if outcome.num_kept else ""
     adapters = "adapter" if outcome.num_made == 1 else "adapters"
     print(

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.samples import PROMPT_COLUMNS, iter_jsonl, iter_lines
 
-__all__ = ["PromptFile", "Request", "opened_prompt_file", "settings_of"]
+__all__ = ["PromptFile", "Request", "opened_prompt_file", "request_of", "settings_of"]
 
 _SAFE_ID = re.compile(r"(?!manifest\.jsonl$)[A-Za-z0-9_]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
@@ -63,7 +63,7 @@ class PromptFile:
         seen: set[str] = set()
         for number, row in self._rows():
             where = f"{self._name}, line {number}"
-            request = Request(id=_id(row, number, where), prompts=_prompts(row, where))
+            request = request_of(row, number, where)
             key = request.id.casefold()  # case does not tell files apart everywhere
             if key in seen:
                 raise LoragenInferError(f"{where}: the id {request.id!r} is there twice; give every line its own.")
@@ -99,6 +99,11 @@ def opened_prompt_file(path: str) -> Iterator[PromptFile]:
             stream.seek(0)
             is_json = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
         yield PromptFile(stream, name="standard input" if is_stdin else path, is_json=is_json)
+
+
+def request_of(row: dict[str, Any], number: int, where: str) -> Request:
+    """Return the request in a row, whose id is ``number`` where it has none; errors call the row ``where``."""
+    return Request(id=_id(row, number, where), prompts=_prompts(row, where))
 
 
 def _id(row: dict[str, Any], number: int, where: str) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from loragen_infer.generator import LoraGenerator
 
-__all__ = ["ADAPTERS_FOLDER", "Outcome", "run_generate"]
+__all__ = ["ADAPTERS_FOLDER", "Outcome", "load_generator", "run_generate"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +77,15 @@ def run_generate(config: GenerateConfig) -> Outcome:
                 pass
             if not config.is_one_file:
                 _check_writable(output)
-                return _Run(config, _load(config)).batch_in_folder(file, output)
+                return _Run(config, load_generator(config)).batch_in_folder(file, output)
             _check_new(output)
-            return _Run(config, _load(config)).batch_in_one_file(file, output)
+            return _Run(config, load_generator(config)).batch_in_one_file(file, output)
         pooled = [prompt for request in file or () for prompt in request.prompts]
     request = Request(id=(output.stem if output else "") or "adapter", prompts=(*config.prompts, *pooled))
     check_prompts(request.prompts)
     samples = tuple(read_examples(Path(config.tune))) if config.tune is not None else ()
     _check_writable(ADAPTERS_FOLDER) if output is None else _check_new(output)
-    outcome = _Run(config, _load(config), samples).single(request, output)
+    outcome = _Run(config, load_generator(config), samples).single(request, output)
     if config.push_to_hub is None:
         return outcome
     message = f"Push an adapter generated from {counted(len(request.prompts), 'prompt')}"
@@ -93,7 +93,8 @@ def run_generate(config: GenerateConfig) -> Outcome:
     return replace(outcome, commit_url=url)
 
 
-def _load(config: GenerateConfig) -> "LoraGenerator":
+def load_generator(config: GenerateConfig) -> "LoraGenerator":
+    """Return the generator that ``config`` names, with its base model."""
     from loragen_infer.generator import LoraGenerator
 
     generator = LoraGenerator.from_pretrained(
