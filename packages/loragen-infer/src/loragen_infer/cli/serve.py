@@ -34,6 +34,7 @@ def add_serve_options(parser: ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=_DEFAULTS[name], help=text)
     parser.add_argument("--token", help="What clients send as Authorization: Bearer (default: $LORAGEN_TOKEN, if set).")
+    parser.add_argument("--vllm", help="Address of a running vLLM to load adapters into (its key: $VLLM_API_KEY).")
     parser.add_argument("--revision", help="Branch, tag or commit of the model on the hub.")
     parser.add_argument("--condition-model", help="The base model, for a model that is conditioned on its states.")
     parser.add_argument("--cache-dir", help="Folder of an embedding cache, which training may share.")

@@ -12,6 +12,7 @@ from loragen_infer.encoder.base import check_prompts
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.serving.config import ServeConfig
 from loragen_infer.store import AdapterStore, StoredAdapter
+from loragen_infer.vllm.client import VllmClient, VllmError
 
 __all__ = ["AdapterMade", "make_api", "status_of"]
 
@@ -44,8 +45,8 @@ class _Prompts(BaseModel):
         return prompts
 
 
-def make_api(store: AdapterStore, config: ServeConfig) -> LitAPI:
-    """Return the LitServe side of ``POST /adapters`` within the limits of ``config``."""
+def make_api(store: AdapterStore, config: ServeConfig, vllm: VllmClient | None = None) -> LitAPI:
+    """Return the LitServe side of ``POST /adapters`` within the limits of ``config``; ``vllm`` loads what is made."""
     prompt = Annotated[str, StringConstraints(min_length=1, max_length=config.max_prompt_characters)]
     prompts = Annotated[list[prompt], Field(min_length=1, max_length=config.max_prompts, description="Of one task.")]
     request_model = create_model("AdapterRequest", __base__=_Prompts, prompts=(prompts, ...))
@@ -56,9 +57,8 @@ def make_api(store: AdapterStore, config: ServeConfig) -> LitAPI:
 
         def predict(self, x: Any, **_options: Any) -> Any:
             """Answers for a batch of requests (or for the only one): an adapter or an error each."""
-            if isinstance(x, list):
-                return _answers(store, x)
-            return _answers(store, [x])[0]
+            answers = [_loaded(answer, vllm) for answer in _answers(store, x if isinstance(x, list) else [x])]
+            return answers if isinstance(x, list) else answers[0]
 
         def encode_response(self, output: Any) -> AdapterMade:
             if isinstance(output, LoragenInferError):
@@ -76,7 +76,9 @@ def make_api(store: AdapterStore, config: ServeConfig) -> LitAPI:
 
 
 def status_of(error: LoragenInferError) -> int:
-    """Return 507 for a full disk, 503 for what else the system refuses, 422 for what was asked for."""
+    """Return 507 for a full disk, 503 for what else the system refuses, 502 for vLLM, 422 for what was asked for."""
+    if isinstance(error, VllmError):
+        return 502
     cause: BaseException | None = error
     while cause is not None:
         if "No space left" in str(cause) or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -96,3 +98,15 @@ def _answers(store: AdapterStore, requests: list[Any]) -> list[StoredAdapter | L
         if len(asked) == 1:
             return [error]
     return [answer for request in requests for answer in _answers(store, [request])]
+
+
+def _loaded(answer: StoredAdapter | LoragenInferError, vllm: VllmClient | None) -> StoredAdapter | LoragenInferError:
+    """The answer, once vLLM has the adapter; one that it does not take stays in the store."""
+    if vllm is None or isinstance(answer, LoragenInferError):
+        return answer
+    try:
+        vllm.load(answer)
+    except LoragenInferError as error:
+        logger.warning("%s", error)
+        return error
+    return answer

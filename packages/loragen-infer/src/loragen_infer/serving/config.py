@@ -40,6 +40,8 @@ class ServeConfig:
     """Largest body of a request; a larger one is answered with 413."""
     max_queue: int = 256
     """Most requests for adapters that are open at once; more are answered with 429."""
+    vllm: str | None = None
+    """Address of a vLLM that loads every adapter that is asked for; None: nobody does."""
     drain_seconds: int = 30
     """How long open requests are waited for after SIGTERM."""
     revision: str | None = None

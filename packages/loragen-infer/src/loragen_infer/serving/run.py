@@ -1,5 +1,6 @@
 """The work behind ``loragen-infer serve``: load, listen, answer until SIGTERM, and end when all are answered."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.serving.config import ServeConfig
+from loragen_infer.vllm.client import VllmClient
+from loragen_infer.vllm.remarks import log_remarks
 
 __all__ = ["run_serve"]
 
@@ -21,6 +24,7 @@ def run_serve(config: ServeConfig, *, say: Callable[[str], None]) -> None:
     for name in ("litserve", "prometheus_client"):
         if find_spec(name) is None:
             raise LoragenInferError(f'serve needs {name}; install it with: pip install "loragen-infer[serve]".')
+    vllm = VllmClient(config.vllm, os.environ.get("VLLM_API_KEY")) if config.vllm is not None else None
     listener = _listen(config)  # before what takes long
     import uvicorn
 
@@ -36,9 +40,11 @@ def run_serve(config: ServeConfig, *, say: Callable[[str], None]) -> None:
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
         condition_model=config.condition_model,
     )
+    if vllm is not None:
+        log_remarks(generator.mean_adapter(), config.model)
     store = AdapterStore(config.store, generator, max_adapters=config.max_adapters)
     options = uvicorn.Config(
-        make_app(store, config), log_config=None, access_log=False, timeout_graceful_shutdown=config.drain_seconds
+        make_app(store, config, vllm), log_config=None, access_log=False, timeout_graceful_shutdown=config.drain_seconds
     )
     # uvicorn sends itself the signal again when it has drained, which would kill it with another exit code.
     signal.signal(signal.SIGTERM, lambda *_: None)

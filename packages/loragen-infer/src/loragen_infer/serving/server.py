@@ -23,6 +23,7 @@ from loragen_infer.serving.config import ServeConfig
 from loragen_infer.serving.guard import Metrics, RequestGuard
 from loragen_infer.serving.routes import add_routes
 from loragen_infer.store import AdapterStore
+from loragen_infer.vllm.client import VllmClient
 
 __all__ = ["make_app"]
 
@@ -72,11 +73,11 @@ class _Server(LitServer):  # type: ignore[misc]
             await asyncio.to_thread(worker.join, 5.0)
 
 
-def make_app(store: AdapterStore, config: ServeConfig) -> FastAPI:
-    """Return the application that serves ``store``, which must have a generator."""
+def make_app(store: AdapterStore, config: ServeConfig, vllm: VllmClient | None = None) -> FastAPI:
+    """Return the application that serves ``store``, which must have a generator; ``vllm`` loads what is made."""
     metrics = Metrics()
     guard = (RequestGuard, {"config": config, "metrics": metrics})
-    server = _Server(make_api(store, config), timeout=False, middlewares=[guard])
+    server = _Server(make_api(store, config, vllm), timeout=False, middlewares=[guard])
     app: FastAPI = server.app
     app.title = "loragen-infer"
     add_routes(app, store, metrics)

@@ -17,9 +17,13 @@ from loragen_infer.vllm.names import served_name
 if TYPE_CHECKING:
     from loragen_infer.store import StoredAdapter
 
-__all__ = ["VllmClient"]
+__all__ = ["VllmClient", "VllmError"]
 
 _MAX_BYTES = 1 << 24  # of an answer: a list of ten thousand models is a tenth of it
+
+
+class VllmError(LoragenInferError):
+    """A vLLM server cannot be reached, or refuses."""
 
 
 class VllmClient:
@@ -48,7 +52,7 @@ class VllmClient:
         """Load ``adapter`` and return the ``model`` that requests for it give; one that is loaded already stays.
 
         Raises:
-            LoragenInferError: vLLM cannot be reached, does not let anyone load adapters, or refuses this one.
+            VllmError: vLLM cannot be reached, does not let anyone load adapters, or refuses this one.
         """
         name = served_name(adapter.id)
         path = str(adapter.path.absolute())
@@ -61,7 +65,7 @@ class VllmClient:
         """Unload the adapter of that id, if it is loaded.
 
         Raises:
-            LoragenInferError: vLLM cannot be reached, does not let anyone unload adapters, or refuses to.
+            VllmError: vLLM cannot be reached, does not let anyone unload adapters, or refuses to.
         """
         name = served_name(adapter_id)
         status, answer = self._ask("/v1/unload_lora_adapter", {"lora_name": name})
@@ -72,7 +76,7 @@ class VllmClient:
         """Return the names of the models and adapters that vLLM has loaded.
 
         Raises:
-            LoragenInferError: vLLM cannot be reached, or what answers is not vLLM.
+            VllmError: vLLM cannot be reached, or what answers is not vLLM.
         """
         status, answer = self._ask("/v1/models")
         try:
@@ -96,11 +100,11 @@ class VllmClient:
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             said = reason_of(reason) if isinstance(reason, Exception) else str(reason)
-            raise LoragenInferError(
+            raise VllmError(
                 f"vLLM at {self.url} cannot be reached ({said}); start it, or correct its address."
             ) from error
 
-    def _refused(self, what: str, status: int, answer: str) -> LoragenInferError:
+    def _refused(self, what: str, status: int, answer: str) -> VllmError:
         message = _message_of(answer)
         if status == 401:
             way_out = "set VLLM_API_KEY to what vLLM was given as --api-key"
@@ -110,7 +114,7 @@ class VllmClient:
             way_out = "let it see the folder of the store under the same path"
         else:
             way_out = "loragen-infer verify ADAPTER says what vLLM needs"
-        return LoragenInferError(f"vLLM at {self.url} {what} (status {status}: {message}); {way_out}.")
+        return VllmError(f"vLLM at {self.url} {what} (status {status}: {message}); {way_out}.")
 
 
 class _NoRedirect(HTTPRedirectHandler):
