@@ -51,7 +51,7 @@ class Plan:
     """Of the trainings on all tasks."""
     part_sizes: tuple[int, ...] = (10, 20, 42)
     """Numbers of training tasks of the further trainings, with the first seed."""
-    num_steps: int = 240
+    num_steps: int = 54
     """Steps of every training, whatever the number of tasks."""
     quick: bool = False
     """Whether the numbers are tiny."""

@@ -188,6 +188,26 @@ def test_a_joint_adapter_of_other_tasks_is_refused(joint, tmp_path):
     assert ZooManifest.read(root).task("again").adapters
 
 
+def test_a_joint_adapter_of_a_length_of_its_own(config, copy):
+    config = replace(config, output_dir=str(copy), joint=True, joint_steps=4)
+    collect(config)
+    assert ZooManifest.read(copy).joint == "joint/checkpoint-4"
+    with pytest.raises(LoragenTrainError, match=r"zoo/joint was made with other settings \(joint_steps: 4, and"):
+        collect(replace(config, joint_steps=6))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"joint": True, "joint_steps": 0}, "joint_steps is 0"),
+        ({"joint_steps": 4}, "joint_steps is 4, but there is no joint adapter; set joint."),
+    ],
+)
+def test_bad_length_of_a_joint_adapter(config, settings, message):
+    with pytest.raises(LoragenTrainError, match=message):
+        replace(config, **settings)
+
+
 def test_no_joint_adapter_without_all_tasks(config, tmp_path, caplog):
     bad = replace(config.tasks[1], source=str(tmp_path / "missing.jsonl"))
     with pytest.raises(LoragenTrainError, match=r"^1 of 2 tasks have failed"):

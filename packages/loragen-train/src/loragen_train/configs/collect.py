@@ -166,8 +166,9 @@ class CollectConfig:
     seed: int = 0
     """Seed of the initialisation, of the generated samples and of their order."""
     joint: bool = False
-    """Also train one adapter on all training tasks together, with as many steps as they have in all: the row ``joint``
-    of an evaluation."""
+    """Also train one adapter on all training tasks together: the row ``joint`` of an evaluation."""
+    joint_steps: int | None = None
+    """Number of optimizer steps of that adapter; by default as many as the training tasks have in all."""
     shard: str | None = None
     """``I/N``: only every N-th task from the I-th on, so that N machines share a zoo; under torchrun and SLURM by
     default the process's own share."""
@@ -177,6 +178,10 @@ class CollectConfig:
             raise LoragenTrainError("tasks is empty; name at least one task with its source.")
         check_task_names([task.name for task in self.tasks])
         check_seed("", self.seed)
+        if self.joint_steps is not None:
+            check_positive("", joint_steps=self.joint_steps)
+            if not self.joint:
+                raise LoragenTrainError(f"joint_steps is {self.joint_steps}, but there is no joint adapter; set joint.")
         if self.shard is not None:
             part, _, whole = self.shard.partition("/")
             if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):

@@ -200,7 +200,8 @@ class _Collection:
             with ExitStack() as held:
                 if len(ready) == len(trained) and self._claim(".joint", held) and not folder.is_dir():
                     joint = joint_task(ready, self._config, self._folder)
-                    self._train_group([joint], frozen, fabric, num_steps=self._config.training.max_steps * len(ready))
+                    num_steps = self._config.joint_steps or self._config.training.max_steps * len(ready)
+                    self._train_group([joint], frozen, fabric, num_steps=num_steps)
         if folder.is_dir():
             records.check_settings(folder / "training.json", joint_settings(trained, self._config, self._folder))
 

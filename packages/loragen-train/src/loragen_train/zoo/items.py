@@ -79,6 +79,8 @@ def joint_settings(tasks: Iterable[CollectTask], config: CollectConfig, output_d
     """Return what decides the weights of one adapter on all ``tasks``: the settings, and hashes of the samples."""
     settings = records.task_settings(config, config.tasks[0])
     del settings["task"]
+    if config.joint_steps is not None:
+        settings["joint_steps"] = config.joint_steps
     return {**settings, "tasks": {task.name: _hash_samples(task, output_dir) for task in tasks}}
 
 
