@@ -1,4 +1,4 @@
-"""What the site needs beyond mkdocs.yml: the picture of the results, docstrings as Markdown, nothing from elsewhere."""
+"""What the site needs beyond mkdocs.yml: pictures from elsewhere, docstrings as Markdown, nothing from the network."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,11 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-# The README shows this picture of the results once a run is recorded, and the site shows that section of the README.
-PICTURE = Path("results/results.png")
+# Where pages show pictures that lie elsewhere; that of the results is there once a run is recorded.
+PICTURES = {
+    "how-to/images/demo.png": ROOT / "packages/loragen-infer/images/demo.png",
+    "results/results.png": ROOT / "results/results.png",
+}
 
 _SPHINX = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)|<p>\.\. code-block:: python</p>\n?")
 # The theme fetches the library that draws diagrams from elsewhere where a page has one.
@@ -19,9 +22,10 @@ _LOADED = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the picture, where there is one."""
-    if (ROOT / PICTURE).is_file():
-        files.append(File.generated(config, PICTURE.as_posix(), abs_src_path=str(ROOT / PICTURE)))
+    """Add the pictures that there are."""
+    for name, path in PICTURES.items():
+        if path.is_file():
+            files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -144,6 +145,15 @@ def test_one_adapter_comes_out_as_it_went_in(finished, one_process, tmp_path):
         read_sharded(output, "77")
     with pytest.raises(LoragenInferError, match=r"has no manifest\.parquet"):
         read_sharded(tmp_path, "000077")
+
+
+def test_the_lines_of_the_documentation_run(finished, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[3] / "docs/how-to/ray.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("shards").symlink_to(finished[0])
+    exec(compile(code.replace('"sums"', '"000077"'), "ray.md", "exec"), {})
+    assert Path("my-adapter/adapter_model.safetensors").is_file()
 
 
 def test_a_manifest_cannot_lead_out_of_its_folder(finished, tmp_path):

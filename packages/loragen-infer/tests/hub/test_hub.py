@@ -187,8 +187,8 @@ def test_models_that_others_do_not_have_are_named(hub, zoo, encoder, encoder_at_
     assert pulled.fingerprint == bundle.fingerprint
 
 
-def test_the_lines_of_the_readme_run(hub, zoo):
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"\[start:hub\] -->\n```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(code.replace('"experiments/zoo_20260101_120000"', repr(str(zoo.experiment))), "README.md", "exec"), {})
+def test_the_lines_of_the_documentation_run(hub, zoo):
+    text = (Path(__file__).parents[4] / "docs/how-to/hub.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code.replace('"experiments/zoo_20260101_120000"', repr(str(zoo.experiment))), "hub.md", "exec"), {})
     assert sorted(hub.files("user/sums-generator")) == [".gitattributes", "README.md", "generator.safetensors"]
