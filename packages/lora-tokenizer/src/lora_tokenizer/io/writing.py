@@ -41,18 +41,28 @@ def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool =
     ('q',)
     """
     target = Path(folder).absolute()
-    check_finite(adapter, str(target))
     with writing(target):
         place = target.resolve()  # what a link points to is written to, the link stays
         _check_target(place, overwrite)
     with writing(target), atomic_folder(place, replace=overwrite) as folder_to_fill:
-        text = json.dumps(adapter.config.to_peft(), indent=2) + "\n"
-        (folder_to_fill / CONFIG_NAME).write_text(text, encoding="utf-8")
-        try:
-            save_file(_separate(adapter), folder_to_fill / WEIGHTS_NAME, metadata={"format": "pt"})
-        except SafetensorError as error:  # how a full disk comes back
-            raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
+        fill_folder(adapter, folder_to_fill, target)
     return target
+
+
+def fill_folder(adapter: LoraAdapter, folder: Path, target: Path) -> None:
+    """Write both files into `folder`, an empty one that will become `target`, which is what errors name.
+
+    Raises:
+        LoraTokenizerError: a tensor holds NaN or Inf, or safetensors cannot write.
+        OSError: the disk refuses.
+    """
+    check_finite(adapter, str(target))
+    text = json.dumps(adapter.config.to_peft(), indent=2) + "\n"
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    try:
+        save_file(_separate(adapter), folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    except SafetensorError as error:  # how a full disk comes back
+        raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""The language model behind the page: loaded in the background, asked one question at a time, with and without adapter."""
+"""The language model behind the page: loaded in the background, and asked with and without adapter, one at a time."""
 
 import threading
 from concurrent.futures import Future

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, write_adapter
+from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout
+from lora_tokenizer.io.writing import fill_folder
 from safetensors import SafetensorError, safe_open
 
 from loragen_infer.bundle.sealed_file import write_sealed
@@ -69,9 +70,9 @@ def write_peft_folder(adapter: LoraAdapter, path: Path, *, card: str) -> None:
     """Write ``adapter`` to the folder ``path``, which must be missing or empty; its request's mark is in ``card``."""
     with atomic_folder(path) as part:
         try:
-            write_adapter(adapter, part)
-        except LoraTokenizerError as error:  # of a folder that is gone when anyone reads this
-            raise LoragenInferError(str(error).replace(str(part), str(path))) from error
+            fill_folder(adapter, part, path)
+        except LoraTokenizerError as error:
+            raise LoragenInferError(str(error)) from error
         (part / CARD_NAME).write_text(card, encoding="utf-8")
 
 
