@@ -1,6 +1,7 @@
 """What the demo page shows, without the page: norms, nearest tasks, answers, and what is refused."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -169,6 +170,33 @@ def test_a_language_model_that_is_not_there_is_said_of_each_question(zoo, name, 
     with pytest.raises(LoragenInferError, match=reason):
         language_model.answers("say ab", read_adapter(zoo.adapters[0]))
     assert reason in language_model.status
+
+
+def test_what_is_interrupted_is_waited_for_by_nobody():
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    loading = Loading("The encoder", interrupted)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(loading.result)
+        with pytest.raises(KeyboardInterrupt):
+            loading.load()
+        with pytest.raises(LoragenInferError, match="ended before The encoder was loaded"):
+            waiting.result(10)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"text_encoder_name": "./nowhere"}, "text encoder './nowhere' does not exist"), ({}, "cannot be written")],
+)
+def test_what_can_be_seen_at_once_is_said_before_the_page(zoo, tmp_path, capsys, change, reason):
+    replace(zoo.bundle, **change).save(tmp_path / "generator.safetensors")
+    (tmp_path / "taken").write_text("")
+    words = ["demo", "--model", str(tmp_path), "--store", str(tmp_path / "taken"), "--port", "7999"]
+    assert main(words) == 1
+    found = capsys.readouterr().err
+    assert reason in found
+    assert "The page is at" not in found
 
 
 def test_what_is_missing_or_taken_is_one_sentence(zoo, monkeypatch, capsys):
