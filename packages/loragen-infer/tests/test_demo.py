@@ -1,6 +1,7 @@
 """What the demo page shows, without the page: norms, nearest tasks, answers, and what is refused."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from loragen_infer.bundle import TrainingTasks
 from loragen_infer.cli.main import main
 from loragen_infer.demo import run
 from loragen_infer.demo.language_model import LanguageModel
+from loragen_infer.demo.loading import Loading
 from loragen_infer.demo.nearest import TaskMap
 from loragen_infer.demo.norms import delta_norms, draw_norms
-from loragen_infer.demo.workshop import Workshop, prompts_of
+from loragen_infer.demo.workshop import Maker, Workshop, prompts_of
 from loragen_infer.evaluation.task_means import TASK_MEANS_NAME, TaskMeansWriter
 from loragen_infer.generator import scale_adapter
 from loragen_infer.models.base_model import load_base_model
@@ -39,14 +41,16 @@ def shown(zoo, encoder, tmp_path_factory) -> SimpleNamespace:
     bundle.save(root / "generator.safetensors")
     generator = LoraGenerator(bundle, encoder)
     language_model = LanguageModel(str(zoo.model))
-    language_model.start()
     workshop = Workshop(
-        generator,
-        store=AdapterStore(root / "adapters", generator),
-        tasks=TaskMap(generator, root),
+        bundle,
+        maker=Loading(
+            "The encoder", lambda: Maker(generator=generator, store=AdapterStore(root / "adapters", generator))
+        ),
+        tasks=TaskMap(bundle, root / "generator.safetensors"),
         language_model=language_model,
         workspace=root,
     )
+    workshop.load()
     return SimpleNamespace(workshop=workshop, root=root, generator=generator, language_model=language_model)
 
 
@@ -81,7 +85,7 @@ def test_an_adapter_without_effect_can_be_drawn(zoo, tmp_path):
 
 
 def test_the_nearest_tasks_come_first_and_what_was_trained_on_is_said(shown, encoder):
-    near = shown.workshop.tasks.nearest(["French word for house?", "French for bread?"])
+    near = shown.workshop.tasks.nearest(["French word for house?", "French for bread?"], encoder)
     assert [name for name, _ in near.rows] == ["French", "sums"]
     means = [
         encoder.encode(prompts).mean(dim=0)
@@ -89,13 +93,13 @@ def test_the_nearest_tasks_come_first_and_what_was_trained_on_is_said(shown, enc
     ]
     assert near.rows[0][1] == pytest.approx(torch.cosine_similarity(*means, dim=0).item(), abs=1e-5)
     assert near.note == "1 prompt of these the generator saw in training."
-    assert shown.workshop.tasks.nearest(["French word for house?"]).note == ""
+    assert shown.workshop.tasks.nearest(["French word for house?"], encoder).note == ""
 
 
-def test_without_means_nothing_is_compared(zoo, generator):
-    tasks = TaskMap(generator, zoo.file)
+def test_without_means_nothing_is_compared(zoo, encoder):
+    tasks = TaskMap(zoo.bundle, zoo.file)
     assert tasks.num_tasks is None
-    near = tasks.nearest(["Add 1 and 2."])
+    near = tasks.nearest(["Add 1 and 2."], encoder)
     assert near.rows == ()
     assert "nothing is compared" in near.note
 
@@ -161,11 +165,38 @@ def test_a_question_that_cannot_be_asked_is_refused(shown, question, reason):
 @pytest.mark.parametrize(("name", "reason"), [(None, "--base-model"), ("./nowhere", "'./nowhere' does not exist")])
 def test_a_language_model_that_is_not_there_is_said_of_each_question(zoo, name, reason):
     language_model = LanguageModel(name)
-    assert language_model.status == f"{name} is being loaded…"
-    language_model.start()
+    assert language_model.status == f"{name or 'The language model'} is being loaded…"
+    language_model.load()
     with pytest.raises(LoragenInferError, match=reason):
         language_model.answers("say ab", read_adapter(zoo.adapters[0]))
     assert reason in language_model.status
+
+
+def test_what_is_interrupted_is_waited_for_by_nobody():
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    loading = Loading("The encoder", interrupted)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(loading.result)
+        with pytest.raises(KeyboardInterrupt):
+            loading.load()
+        with pytest.raises(LoragenInferError, match="ended before The encoder was loaded"):
+            waiting.result(10)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"text_encoder_name": "./nowhere"}, "text encoder './nowhere' does not exist"), ({}, "cannot be written")],
+)
+def test_what_can_be_seen_at_once_is_said_before_the_page(zoo, tmp_path, capsys, change, reason):
+    replace(zoo.bundle, **change).save(tmp_path / "generator.safetensors")
+    (tmp_path / "taken").write_text("")
+    words = ["demo", "--model", str(tmp_path), "--store", str(tmp_path / "taken"), "--port", "7999"]
+    assert main(words) == 1
+    found = capsys.readouterr().err
+    assert reason in found
+    assert "The page is at" not in found
 
 
 def test_what_is_missing_or_taken_is_one_sentence(zoo, monkeypatch, capsys):

@@ -9,6 +9,9 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +48,46 @@ from loragen_infer.cli.main import main
 
 sys.exit(main())
 """
+# The command, whose encoder is loaded as soon as there is a file "go" in its folder.
+GATED = """
+import sys, time
+from pathlib import Path
+from loragen_infer.bundle import encoder_match
+
+load = encoder_match.load_encoder
+
+def load_when_told(*arguments, **options):
+    while not Path("go").exists():
+        time.sleep(0.05)
+    return load(*arguments, **options)
+
+encoder_match.load_encoder = load_when_told
+from loragen_infer.cli.main import main
+
+sys.exit(main())
+"""
 WAIT = 60_000
+
+
+@contextmanager
+def command(program: str, root: Path) -> Iterator[SimpleNamespace]:
+    """The program at work on ``root / "model"`` until the end of the block, from when its page is up."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["demo", "--model", str(root / "model"), "--store", str(root / "adapters"), "--port", str(port)]
+    log = root / "log.txt"
+    with log.open("w") as stream:
+        process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=stream, cwd=root)
+    try:
+        end = time.monotonic() + 120
+        while "The page is at" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, "the page does not come up"
+            time.sleep(0.1)
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}/", process=process, log=log)
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +100,11 @@ def served(zoo, encoder, tmp_path_factory) -> SimpleNamespace:
     with TaskMeansWriter(means, num_tokens=layout.num_tokens, token_dim=layout.token_dim) as writer:
         for name, prompt in {"sums": "What is 2 + 3?", "French": "Translate to French: dog"}.items():
             writer.add(name, encoder.encode([prompt]), bundle.stats.mean)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = ["demo", "--model", str(root / "model"), "--store", str(root / "adapters"), "--port", str(port)]
-    log = root / "log.txt"
-    with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, "-c", WATCHED, *words], stderr=stream, cwd=root)
-    try:
-        end = time.monotonic() + 120
-        while "The page is at" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, "the page does not come up"
-            time.sleep(0.1)
-        yield SimpleNamespace(
-            url=f"http://127.0.0.1:{port}/", store=root / "adapters", root=root, process=process, log=log, zoo=zoo
-        )
-    finally:
-        process.terminate()
-        code = process.wait(30)
-    assert code == 130, log.read_text()
-    assert "outside:" not in log.read_text()
-    assert "Traceback" not in log.read_text()
+    with command(WATCHED, root) as started:
+        yield SimpleNamespace(**vars(started), store=root / "adapters", root=root, zoo=zoo)
+    assert started.process.returncode == 130, started.log.read_text()
+    assert "outside:" not in started.log.read_text()
+    assert "Traceback" not in started.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +243,41 @@ def test_files_of_the_machine_are_not_served(served):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{served.url}gradio_api/file={path}")
         assert refused.value.code in (403, 404)
+
+
+def test_a_click_before_the_encoder_is_there_gets_its_adapter(browser, zoo, tmp_path):
+    zoo.bundle.save(tmp_path / "model" / "generator.safetensors")
+    with command(GATED, tmp_path) as started:
+        tab = browser.new_page()
+        tab.goto(started.url)
+        make(tab, "Add 1 and 2.", "say ab")
+        wait_for(tab, "#status", r"The encoder of prompts \(all-MiniLM-L6-v2\) is being loaded")
+        tab.wait_for_timeout(1500)
+        assert tab.inner_text("#base textarea") == ""
+        (tmp_path / "go").touch()
+        wait_for(tab, "#made", "from 1 prompt: 448 parameters")
+        assert all(answers(tab))
+        wait_for(tab, "#status", r" is ready\.")
+        tab.close()
+
+
+@pytest.mark.parametrize(("is_wrong", "code", "sentence"), [(True, 1, "is not the one of training"), (False, 130, "")])
+def test_a_command_that_ends_before_the_encoder_is_there_leaves_no_click_waiting(
+    browser, zoo, tmp_path, is_wrong, code, sentence
+):
+    replace(zoo.bundle, text_encoder_fingerprint="0" * 32).save(tmp_path / "model" / "generator.safetensors")
+    with command(GATED, tmp_path) as started:
+        tab = browser.new_page()
+        tab.goto(started.url)
+        make(tab, "Add 1 and 2.")
+        tab.wait_for_timeout(1000)
+        if is_wrong:
+            (tmp_path / "go").touch()
+            started.process.wait(60)
+        else:
+            started.process.terminate()
+            started.process.wait(30)
+        tab.close()
+    assert started.process.returncode == code
+    assert sentence in started.log.read_text()
+    assert "Traceback" not in started.log.read_text()

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from hyperconv.config import GeneratorConfig
 from hyperconv.layers.conv import Factory
 
-__all__ = ["BasisExpander", "BroadcastExpander", "PositionEmbedding", "make_lift", "make_position", "to_blocks"]
+__all__ = [
+    "BasisExpander",
+    "BroadcastExpander",
+    "PositionEmbedding",
+    "init_normal",
+    "make_lift",
+    "make_position",
+    "to_blocks",
+]
 
 
 class PositionEmbedding(nn.Module):
@@ -24,8 +32,8 @@ class PositionEmbedding(nn.Module):
         L, H = config.grid
         self.layer = nn.Parameter(torch.empty(L, 1, config.hidden_dim, **factory))
         self.slot = nn.Parameter(torch.empty(1, H, config.hidden_dim, **factory))
-        nn.init.normal_(self.layer, std=0.02)
-        nn.init.normal_(self.slot, std=0.02)
+        init_normal(self.layer, std=0.02)
+        init_normal(self.slot, std=0.02)
 
     def forward(self) -> Tensor:
         """The embeddings of the whole grid."""
@@ -65,6 +73,13 @@ class BroadcastExpander(nn.Module):
         """[B, C] to the input of the blocks [B, L, H, C]; nothing goes past them."""
         x_BLHC = condition_BC[:, None, None, :].expand(-1, *self.grid, -1)
         return (x_BLHC if self.position is None else x_BLHC + self.position()), None
+
+
+def init_normal(weight: Tensor, *, std: float) -> None:
+    """Fill ``weight`` with normal values; one without storage is left alone."""
+    # For a tensor on "meta" torch would import its compiler first, which takes more than a second.
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
 
 
 def make_lift(config: GeneratorConfig, factory: Factory) -> nn.Linear | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hyperconv.config import GeneratorConfig
 from hyperconv.errors import HyperConvError
-from hyperconv.expanders import make_lift, make_position, to_blocks
+from hyperconv.expanders import init_normal, make_lift, make_position, to_blocks
 from hyperconv.layers.conv import Factory
 from hyperconv.memory import TaskMemory
 from hyperconv.ridge import RidgeFit
@@ -66,7 +66,7 @@ class LinearExpander(nn.Module):
         self.position = make_position(config, factory) if self.has_blocks else None
         self.feature_scale = config.feature_scale
         # So large are features then of embeddings of length 1, as after `start_from`.
-        nn.init.normal_(self.features.weight, std=self.feature_scale)
+        init_normal(self.features.weight, std=self.feature_scale)
         self.memory: TaskMemory | None = None
         self.corrections: nn.Parameter | None = None
         if config.num_tasks:

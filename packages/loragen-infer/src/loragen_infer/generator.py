@@ -21,9 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.bundle.bundle import GeneratorBundle
 from loragen_infer.bundle.bundle_file import BUNDLE_NAME, find_bundle
-from loragen_infer.bundle.encoder_match import check_encoder, place_of_encoder
+from loragen_infer.bundle.encoder_match import check_encoder, load_encoder_of
 from loragen_infer.encoder.base import ConditionEncoder, check_prompts
-from loragen_infer.encoder.condition import Condition, load_encoder
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.device import as_dtype, check_device, dtype_name
 from loragen_infer.models.locate import hub_name
@@ -98,21 +97,14 @@ class LoraGenerator:
         bundle, which ``token`` (default: that of ``hf auth login`` or ``HF_TOKEN``) may read; ``cache_dir`` is where
         the encoder keeps its embeddings. ``condition_model`` is where the base model is, for a bundle that is
         conditioned on its states; by default where the bundle says. The other options, and the
-        errors, are those of the class, :meth:`GeneratorBundle.load` and :func:`load_encoder`.
+        errors, are those of the class, :meth:`GeneratorBundle.load` and :func:`load_encoder_of`.
         """
         from loragen_infer.hub.model_card import find_evaluation
 
         file = find_bundle(path, revision=revision, token=token)
         bundle = GeneratorBundle.load(file)
-        text_encoder = bundle.text_encoder_name
-        encoder = load_encoder(
-            Condition.parse(bundle.condition),
-            text_encoder=None if text_encoder is None else place_of_encoder(text_encoder, file.parent),
-            condition_model=condition_model or bundle.condition_model_name,
-            revision=bundle.text_encoder_revision,
-            device=device,
-            cache_dir=cache_dir,
-            state=bundle.text_encoder_state,
+        encoder = load_encoder_of(
+            bundle, file.parent, device=device, cache_dir=cache_dir, condition_model=condition_model
         )
         generator = cls(bundle, encoder, device=device, dtype=dtype, compile=compile)
         generator._evaluation = find_evaluation(file)

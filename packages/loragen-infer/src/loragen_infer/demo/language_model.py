@@ -1,7 +1,6 @@
-"""The language model behind the page: loaded in the background, and asked with and without adapter, one at a time."""
+"""The language model behind the page: loaded when the page is up, asked with and without adapter, one at a time."""
 
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +9,7 @@ from lora_tokenizer import LoraAdapter
 from loragen_infer.adapters.batched import BatchedLora
 from loragen_infer.adapters.stack import AdapterStack
 from loragen_infer.answering import Questions
+from loragen_infer.demo.loading import Loading
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.generator import scale_adapter
 from loragen_infer.models.base_model import load_base_model
@@ -23,8 +23,8 @@ _MAX_QUESTION_TOKENS = 1024
 _MAX_ANSWER_TOKENS = 64
 
 
-class LanguageModel:
-    """A base model that is there some time after :meth:`start`.
+class LanguageModel(Loading["tuple[Any, PreTrainedTokenizerBase]"]):
+    """A base model that is there some time after :meth:`load` is called.
 
     Args:
         name: A folder, a ``.gguf`` file or a hub name; None: nobody knows, which is an error of each question.
@@ -32,27 +32,9 @@ class LanguageModel:
     """
 
     def __init__(self, name: str | None, *, device: str = "cpu") -> None:
-        self._name, self._device = name, device
-        self._loaded: Future[tuple[Any, PreTrainedTokenizerBase]] = Future()
+        super().__init__(name or "The language model", lambda: _loaded(name, device))
         # The model is changed while it answers.
         self._lock = threading.Lock()
-
-    def start(self) -> None:
-        """Begin to load; a process that ends does not wait for it."""
-        threading.Thread(target=self._load, name="language model", daemon=True).start()
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it is loaded, or will never be."""
-        return self._loaded.done()
-
-    @property
-    def status(self) -> str:
-        """How far it is, in words."""
-        if not self.is_settled:
-            return f"{self._name} is being loaded…"
-        error = self._loaded.exception()
-        return f"{self._name} is ready." if error is None else f"No language model: {error}"
 
     def answers(self, question: str, adapter: LoraAdapter) -> tuple[str, str]:
         """Return what the base model answers, and what it answers with ``adapter``, each token the likeliest.
@@ -60,7 +42,7 @@ class LanguageModel:
         Raises:
             LoragenInferError: The model could not be loaded, the question is too long, or the adapter does not fit.
         """
-        model, tokenizer = self._loaded.result()
+        model, tokenizer = self.result()
         asked = Questions(tokenizer, [question, question], max_new_tokens=_MAX_ANSWER_TOKENS)
         limit = getattr(model.config, "max_position_embeddings", None) or _MAX_QUESTION_TOKENS + _MAX_ANSWER_TOKENS
         limit = min(limit - _MAX_ANSWER_TOKENS, _MAX_QUESTION_TOKENS)
@@ -76,10 +58,8 @@ class LanguageModel:
                 batched.remove()
         return base, adapted
 
-    def _load(self) -> None:
-        try:
-            if self._name is None:
-                raise LoragenInferError("the generator does not know its language model; name it with --base-model.")
-            self._loaded.set_result(load_base_model(self._name, device=self._device))
-        except Exception as error:  # noqa: BLE001  # whoever waits for it is told
-            self._loaded.set_exception(error)
+
+def _loaded(name: str | None, device: str) -> "tuple[Any, PreTrainedTokenizerBase]":
+    if name is None:
+        raise LoragenInferError("the generator does not know its language model; name it with --base-model.")
+    return load_base_model(name, device=device)

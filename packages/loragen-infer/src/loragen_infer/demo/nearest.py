@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from loragen_infer.bundle import TrainingTasks, find_bundle
+from loragen_infer.bundle import GeneratorBundle, TrainingTasks
+from loragen_infer.encoder.base import ConditionEncoder
 from loragen_infer.evaluation.task_means import TaskMeans, read_task_means
-from loragen_infer.generator import LoraGenerator
 from loragen_infer.samples import prompt_hash
 from loragen_infer.words import counted
 
@@ -33,14 +33,17 @@ class NearTasks:
 class TaskMap:
     """What is known of a generator's training tasks: their names, and the means of their prompts where these are.
 
+    Args:
+        bundle: The generator.
+        file: The file that it was read from.
+
     Raises:
         LoragenInferError: The task means beside the bundle are damaged.
     """
 
-    def __init__(self, generator: LoraGenerator, bundle: str | Path, *, revision: str | None = None) -> None:
-        self._encoder = generator.encoder
-        self._tasks: TrainingTasks | None = generator.bundle.training_tasks
-        self._means: TaskMeans | None = read_task_means(find_bundle(bundle, revision=revision))
+    def __init__(self, bundle: GeneratorBundle, file: Path) -> None:
+        self._tasks: TrainingTasks | None = bundle.training_tasks
+        self._means: TaskMeans | None = read_task_means(file)
 
     @property
     def num_tasks(self) -> int | None:
@@ -49,13 +52,16 @@ class TaskMap:
             return len(self._tasks.names)
         return len(self._means.names) if self._means is not None else None
 
-    def nearest(self, prompts: Sequence[str]) -> NearTasks:
-        """Return the tasks whose mean prompt embedding has the least angle to the mean of these ``prompts``."""
+    def nearest(self, prompts: Sequence[str], encoder: ConditionEncoder) -> NearTasks:
+        """Return the tasks whose mean prompt embedding has the least angle to the mean of these ``prompts``.
+
+        ``encoder`` is that of the generator.
+        """
         if self._means is None:
             names = self._tasks.names if self._tasks is not None else ()
             listed = f" It was trained on {', '.join(names)}." if names else ""
             return NearTasks(rows=(), note=f"No task means lie beside the model, so nothing is compared.{listed}")
-        mean_D = self._encoder.encode(prompts).mean(dim=0)
+        mean_D = encoder.encode(prompts).mean(dim=0)
         similarity_K = torch.cosine_similarity(mean_D, self._means.condition_means, dim=-1)
         best = similarity_K.argsort(descending=True)[:_NUM_SHOWN].tolist()
         rows = tuple((self._means.names[place], similarity_K[place].item()) for place in best)

@@ -93,7 +93,7 @@ def build_page(workshop: Workshop) -> gr.Blocks:
                     adapted = gr.Textbox(
                         label="With the adapter", lines=5, max_lines=10, interactive=False, elem_id="adapted"
                     )
-                status = gr.Markdown(workshop.language_model.status, elem_id="status", elem_classes="quiet")
+                status = gr.Markdown(workshop.status, elem_id="status", elem_classes="quiet")
         gr.Examples(
             [list(example) for example in _EXAMPLES.values()],
             [prompts, question],
@@ -140,7 +140,7 @@ def build_page(workshop: Workshop) -> gr.Blocks:
             return answer(current, text) if current is not None and (text or "").strip() else ("", "")
 
         def look() -> tuple[str, gr.Timer]:
-            return workshop.language_model.status, gr.Timer(active=not workshop.language_model.is_settled)
+            return workshop.status, gr.Timer(active=not workshop.is_settled)
 
         shown = [made, summary, download, near, note, picture, base, adapted]
         making = {"outputs": shown, "concurrency_id": "generator", "show_progress_on": [summary]}
@@ -160,12 +160,12 @@ def build_page(workshop: Workshop) -> gr.Blocks:
 
 
 def _heading(workshop: Workshop) -> str:
-    generator, number = workshop.generator, workshop.tasks.num_tasks
+    bundle, number = workshop.bundle, workshop.tasks.num_tasks
     trained = "" if number is None else f", trained on {counted(number, 'task')}"
     return (
         "# LoRA adapters from prompts\n"
-        f"A generator{trained} (`{generator.bundle.fingerprint}`) writes an adapter for "
-        f"`{generator.base_model or 'an unknown base model'}` in one forward pass. It sees the prompts only."
+        f"A generator{trained} (`{bundle.fingerprint}`) writes an adapter for "
+        f"`{bundle.base_model or 'an unknown base model'}` in one forward pass. It sees the prompts only."
     )
 
 

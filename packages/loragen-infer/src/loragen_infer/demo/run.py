@@ -1,4 +1,4 @@
-"""The work behind ``loragen-infer demo``: load the generator, put up the page, then load the language model."""
+"""The work behind ``loragen-infer demo``: read the bundle, put up the page, then load the encoder and the model."""
 
 import importlib.util
 import logging
@@ -15,7 +15,8 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import writing
 
 if TYPE_CHECKING:
-    from loragen_infer.demo.workshop import Workshop
+    from loragen_infer.bundle import GeneratorBundle
+    from loragen_infer.demo.workshop import Maker, Workshop
 
 __all__ = ["run_demo"]
 
@@ -26,8 +27,8 @@ def run_demo(config: DemoConfig) -> None:
     """Serve the page until the process is interrupted or terminated.
 
     Raises:
-        LoragenInferError: Gradio is missing, the model cannot be loaded, the store cannot be written to, or the port is
-            taken.
+        LoragenInferError: Gradio is missing, the bundle or its encoder is not found or cannot be read, the store cannot
+            be written to, or the port is taken; or, when the page is up, the encoder cannot be loaded.
     """
     missing = next((name for name in ("gradio", "peft", "matplotlib") if importlib.util.find_spec(name) is None), None)
     if missing is not None:
@@ -52,27 +53,44 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _workshop(config: DemoConfig, workspace: Path) -> "Workshop":
+    """All that the page shows at first; what takes seconds to load is left to :meth:`Workshop.load`."""
+    from loragen_infer.bundle import GeneratorBundle, find_bundle
+    from loragen_infer.bundle.encoder_match import find_encoder
     from loragen_infer.demo.language_model import LanguageModel
+    from loragen_infer.demo.loading import Loading
     from loragen_infer.demo.nearest import TaskMap
     from loragen_infer.demo.workshop import Workshop
+    from loragen_infer.models.locate import hub_name
+
+    file = find_bundle(config.model, revision=config.revision)
+    bundle = GeneratorBundle.load(file)
+    known = bundle.base_model and (hub_name(bundle.base_model) or bundle.base_model)
+    bundle = bundle.with_base_model(config.base_model or known)
+    find_encoder(bundle, file.parent, device=config.device, condition_model=config.condition_model)
+    with writing(Path(config.store)):
+        Path(config.store).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=config.store).close()
+    encoder = bundle.text_encoder_name or bundle.condition_model_name
+    return Workshop(
+        bundle,
+        maker=Loading(f"The encoder of prompts ({encoder})", lambda: _maker(config, bundle, file.parent)),
+        tasks=TaskMap(bundle, file),
+        language_model=LanguageModel(bundle.base_model, device=config.device),
+        workspace=workspace,
+    )
+
+
+def _maker(config: DemoConfig, bundle: "GeneratorBundle", folder: Path) -> "Maker":
+    from loragen_infer.bundle.encoder_match import load_encoder_of
+    from loragen_infer.demo.workshop import Maker
     from loragen_infer.generator import LoraGenerator
     from loragen_infer.store import AdapterStore
 
-    generator = LoraGenerator.from_pretrained(
-        config.model, revision=config.revision, device=config.device, condition_model=config.condition_model
-    )
-    if config.base_model is not None:
-        generator.bundle = generator.bundle.with_base_model(config.base_model)
-    store = Path(config.store)
-    with writing(store):
-        store.mkdir(parents=True, exist_ok=True)
-    return Workshop(
-        generator,
-        store=AdapterStore(store, generator),
-        tasks=TaskMap(generator, config.model, revision=config.revision),
-        language_model=LanguageModel(generator.base_model, device=config.device),
-        workspace=workspace,
-    )
+    encoder = load_encoder_of(bundle, folder, device=config.device, condition_model=config.condition_model)
+    generator = LoraGenerator(bundle, encoder, device=config.device)
+    # The adapters name the base model as --base-model does, a path too.
+    generator.bundle = bundle
+    return Maker(generator=generator, store=AdapterStore(config.store, generator))
 
 
 def _serve(config: DemoConfig, workshop: "Workshop") -> None:
@@ -98,7 +116,8 @@ def _serve(config: DemoConfig, workshop: "Workshop") -> None:
         logger.info("The page is at %s (Ctrl+C ends it).", address)
         if shared:
             logger.info("Anyone can see it at %s.", shared)
-        workshop.language_model.start()
+        # Here, where an interrupt ends it: a process that ends with libraries at work in a thread may crash.
+        workshop.load()
         threading.Event().wait()
     finally:
         page.close(verbose=False)

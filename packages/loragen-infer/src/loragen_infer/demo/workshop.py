@@ -8,7 +8,9 @@ from pathlib import Path
 
 from lora_tokenizer import read_adapter
 
+from loragen_infer.bundle import GeneratorBundle
 from loragen_infer.demo.language_model import LanguageModel
+from loragen_infer.demo.loading import Loading
 from loragen_infer.demo.nearest import NearTasks, TaskMap
 from loragen_infer.demo.norms import delta_norms, draw_norms
 from loragen_infer.errors import LoragenInferError
@@ -16,12 +18,22 @@ from loragen_infer.files import atomic_file
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.store import AdapterStore
 
-__all__ = ["MAX_STRENGTH", "Shown", "Workshop", "prompts_of"]
+__all__ = ["MAX_STRENGTH", "Maker", "Shown", "Workshop", "prompts_of"]
 
 MAX_STRENGTH = 2.0
 _MAX_PROMPTS = 1000
 _MAX_CHARACTERS = 200_000
 _MAX_QUESTION_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """What adapters are made with."""
+
+    generator: LoraGenerator
+    """What writes them."""
+    store: AdapterStore
+    """Where they are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +54,11 @@ class Shown:
 
 
 class Workshop:
-    """Makes adapters with one generator and asks one language model.
+    """Makes adapters with one generator and asks one language model, and waits for both where they are not there yet.
 
     Args:
-        generator: What writes the adapters.
-        store: Where they are kept.
+        bundle: The generator without its encoder, which is known at once.
+        maker: The generator with its encoder, and the store of what it makes.
         tasks: What the generator was trained on.
         language_model: What answers.
         workspace: A folder for the archives.
@@ -54,26 +66,47 @@ class Workshop:
 
     def __init__(
         self,
-        generator: LoraGenerator,
+        bundle: GeneratorBundle,
         *,
-        store: AdapterStore,
+        maker: Loading[Maker],
         tasks: TaskMap,
         language_model: LanguageModel,
         workspace: Path,
     ) -> None:
-        self.generator, self.tasks, self.language_model = generator, tasks, language_model
-        self._store, self._workspace = store, workspace
+        self.bundle, self.tasks = bundle, tasks
+        self._maker, self._language_model, self._workspace = maker, language_model, workspace
+
+    def load(self) -> None:
+        """Load the encoder, and then the language model, without which a page still makes adapters.
+
+        Raises:
+            LoragenInferError: The encoder cannot be loaded, or is not the one of the generator.
+        """
+        self._maker.load()
+        self._maker.result()
+        self._language_model.load()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is loaded that will be."""
+        return self._maker.is_settled and self._language_model.is_settled
+
+    @property
+    def status(self) -> str:
+        """What is being loaded, in words, or how the language model is."""
+        return (self._language_model if self._maker.is_settled else self._maker).status
 
     def make(self, prompts: Sequence[str], strength: float) -> Shown:
         """Return the adapter for ``prompts``, which is made only once.
 
         Raises:
-            LoragenInferError: The prompts or the strength are none that an adapter can be made of, or it cannot be
-                written.
+            LoragenInferError: The prompts or the strength are none that an adapter can be made of, it cannot be
+                written, or the encoder cannot be loaded.
         """
         if not isinstance(strength, int | float) or not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
             raise LoragenInferError(f"The strength is {strength}, where a number up to {MAX_STRENGTH:g} belongs.")
-        made = self._store.get_or_create(prompts, scale=float(strength))
+        maker = self._maker.result()
+        made = maker.store.get_or_create(prompts, scale=float(strength))
         adapter = read_adapter(made.path)
         norms = delta_norms(adapter)
         return Shown(
@@ -82,7 +115,7 @@ class Workshop:
             num_parameters=adapter.num_parameters,
             strength=float(strength),
             archive=_zip_folder(made.path, self._workspace / f"{made.id}.zip"),
-            near=self.tasks.nearest(prompts),
+            near=self.tasks.nearest(prompts, maker.generator.encoder),
             picture=draw_norms(norms, self._workspace / f"{made.id}.png"),
             total_norm=norms.norms_ML.nan_to_num().norm().item(),
         )
@@ -97,8 +130,8 @@ class Workshop:
             raise LoragenInferError("There is no question; write one.")
         if len(question) > _MAX_QUESTION_CHARACTERS:
             raise LoragenInferError(f"The question is longer than {_MAX_QUESTION_CHARACTERS:,} characters; shorten it.")
-        made = self._store.get_or_create(prompts, scale=float(strength))
-        return self.language_model.answers(question, read_adapter(made.path))
+        made = self._maker.result().store.get_or_create(prompts, scale=float(strength))
+        return self._language_model.answers(question, read_adapter(made.path))
 
 
 def prompts_of(text: str) -> tuple[str, ...]:
