@@ -143,6 +143,26 @@ def test_a_full_store_removes_what_was_used_least_recently_and_nothing_else(gene
         AdapterStore(tmp_path, max_adapters=0)
 
 
+def test_what_somebody_else_put_there_keeps_no_adapter_from_being_removed(generator, tmp_path):
+    store = AdapterStore(tmp_path / "few", generator, max_adapters=3)
+    (store.folder / "0123456789abcdef").mkdir(parents=True)
+    os.utime(store.folder / "0123456789abcdef", ns=(1, 1))  # nothing was used less recently
+    for number in range(5):
+        store.get_or_create([f"say {number}"])
+    assert len(store) == 2
+    assert (store.folder / "0123456789abcdef").is_dir()
+
+
+def test_an_adapter_that_is_asked_for_is_not_removed_for_its_neighbours(generator, tmp_path):
+    store = AdapterStore(tmp_path / "few", generator, max_adapters=2)
+    kept = store.get_or_create(["a"])
+    with pytest.raises(LoragenInferError, match=r"3 adapters are asked for at once, and the store .* keeps 2"):
+        store.get_or_create_many([(["a"], 1.0), (["b"], 1.0), (["c"], 1.0)])
+    assert kept.path.is_dir()
+    both = store.get_or_create_many([(["a"], 1.0), (["b"], 1.0), (["a"], 1.0)])
+    assert all(stored.path.is_dir() for stored in both)
+
+
 def test_a_store_stays_within_its_bound_whoever_makes_adapters(generator, tmp_path):
     stores = [AdapterStore(tmp_path / "few", generator, max_adapters=5) for _ in range(2)]
     for number in range(24):
