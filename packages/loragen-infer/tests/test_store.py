@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from huggingface_hub import metadata_load
 from lora_tokenizer import read_adapter
-from loragen_infer import AdapterStore, LoragenInferError
+from loragen_infer import AdapterStore, LoraGenerator, LoragenInferError
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.run import run_generate
 
@@ -75,6 +76,15 @@ def test_it_is_the_same_folder_as_generate_writes_under_the_same_fingerprint(
     place = store.folder / store.id_of(prompts)
     run_generate(GenerateConfig(model="m", prompts=prompts, output=str(place)))
     assert store.get_or_create(prompts).is_new is False
+
+
+def test_the_head_of_a_card_names_no_place_of_this_machine(zoo, encoder, tmp_path):
+    for base_model, named in ((str(tmp_path), None), ("lab/base", "lab/base"), (None, None)):
+        generator = LoraGenerator(zoo.bundle.with_base_model(base_model), encoder)
+        made = AdapterStore(tmp_path / "adapters", generator).get_or_create(["a"])
+        head = metadata_load(made.path / "README.md")
+        assert head.get("base_model") == named  # a hub refuses any other
+        assert head["loragen_request"] == made.id
 
 
 def test_many_are_made_together_each_with_its_scale(store, generator):
