@@ -113,6 +113,12 @@ def test_adapters_of_one_name_are_told_apart_by_their_places(zoo, make, tmp_path
         compare([other, other], EXAMPLES[:1])
 
 
+def test_one_base_model_may_have_several_names(zoo, make, tmp_path):
+    other = make.adapter(make.llama(seed=1), tmp_path / "other", seed=5)
+    rename_base(other, f"{zoo.model.parent}/../{zoo.model.parent.name}/{zoo.model.name}")
+    assert list(compare([zoo.adapters[0], other], EXAMPLES[:1], max_new_tokens=1).prompts[0].answers)[2] == "other"
+
+
 def test_what_cannot_be_compared_is_one_sentence(zoo, make, tmp_path, capsys):
     def zoo_twin():
         model = make.llama(seed=1)

@@ -1,5 +1,6 @@
 """What the demo page shows, without the page: norms, nearest tasks, answers, and what is refused."""
 
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -109,6 +110,16 @@ def test_the_same_prompts_are_the_same_adapter_and_the_strength_scales_it(shown)
     assert one.id == again.id != half.id
     assert half.total_norm == pytest.approx(one.total_norm / 2, rel=1e-5)
     assert one.num_parameters == shown.generator.bundle.layout.num_values
+
+
+def test_what_was_made_for_the_page_is_not_kept_for_ever(shown):
+    old, other = shown.root / f"{'0' * 16}.zip", shown.root / "generator.safetensors"
+    old.touch()
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    made = shown.workshop.make(("Add 1 and 2.",), 1)
+    assert not old.exists()
+    assert all(path.exists() for path in (other, made.archive, made.picture))
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), 2.5, -3, None, "1"])

@@ -70,6 +70,9 @@ def test_files_are_found_by_name_folder_and_pattern(make, tmp_path):
     second = write_parquet(tmp_path / "in" / "b" / "c.parquet", row)
     (tmp_path / "in" / "notes.txt").write_text("not mine")
     assert find_files(str(first)) == [first]
+    for pattern in (tmp_path / "in", tmp_path / "in" / "**" / "*.[jp]*"):
+        assert find_files(str(pattern), without=second.parent) == [first]  # a run's own output is no input
+    assert find_files(str(second.parent), without=second.parent) == [second]
     assert find_files(str(tmp_path / "in")) == [first, second]
     assert find_files(str(tmp_path / "in" / "**" / "*.parquet")) == [second]
     for name, words in {

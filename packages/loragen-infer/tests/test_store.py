@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from huggingface_hub import metadata_load
 from lora_tokenizer import read_adapter
-from loragen_infer import AdapterStore, LoragenInferError
+from loragen_infer import AdapterStore, LoraGenerator, LoragenInferError
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.run import run_generate
 
@@ -77,6 +78,15 @@ def test_it_is_the_same_folder_as_generate_writes_under_the_same_fingerprint(
     assert store.get_or_create(prompts).is_new is False
 
 
+def test_the_head_of_a_card_names_no_place_of_this_machine(zoo, encoder, tmp_path):
+    for base_model, named in ((str(tmp_path), None), ("lab/base", "lab/base"), (None, None)):
+        generator = LoraGenerator(zoo.bundle.with_base_model(base_model), encoder)
+        made = AdapterStore(tmp_path / "adapters", generator).get_or_create(["a"])
+        head = metadata_load(made.path / "README.md")
+        assert head.get("base_model") == named  # a hub refuses any other
+        assert head["loragen_request"] == made.id
+
+
 def test_many_are_made_together_each_with_its_scale(store, generator):
     requests = [(["a"], 1.0), (["b", "c"], -2.0), (["a"], 1.0)]
     made = store.get_or_create_many(requests)
@@ -141,6 +151,26 @@ def test_a_full_store_removes_what_was_used_least_recently_and_nothing_else(gene
         store.get_or_create_many([([f"more {number}"], 1.0) for number in range(4)])
     with pytest.raises(LoragenInferError, match="max_adapters is 0"):
         AdapterStore(tmp_path, max_adapters=0)
+
+
+def test_what_somebody_else_put_there_keeps_no_adapter_from_being_removed(generator, tmp_path):
+    store = AdapterStore(tmp_path / "few", generator, max_adapters=3)
+    (store.folder / "0123456789abcdef").mkdir(parents=True)
+    os.utime(store.folder / "0123456789abcdef", ns=(1, 1))  # nothing was used less recently
+    for number in range(5):
+        store.get_or_create([f"say {number}"])
+    assert len(store) == 2
+    assert (store.folder / "0123456789abcdef").is_dir()
+
+
+def test_an_adapter_that_is_asked_for_is_not_removed_for_its_neighbours(generator, tmp_path):
+    store = AdapterStore(tmp_path / "few", generator, max_adapters=2)
+    kept = store.get_or_create(["a"])
+    with pytest.raises(LoragenInferError, match=r"3 adapters are asked for at once, and the store .* keeps 2"):
+        store.get_or_create_many([(["a"], 1.0), (["b"], 1.0), (["c"], 1.0)])
+    assert kept.path.is_dir()
+    both = store.get_or_create_many([(["a"], 1.0), (["b"], 1.0), (["a"], 1.0)])
+    assert all(stored.path.is_dir() for stored in both)
 
 
 def test_a_store_stays_within_its_bound_whoever_makes_adapters(generator, tmp_path):

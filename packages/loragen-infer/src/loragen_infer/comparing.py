@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_tokenizer import LoraAdapter, read_adapter
 
 from loragen_infer.errors import LoragenInferError
+from loragen_infer.models.locate import is_same_model
 from loragen_infer.progress import ProgressBar
 from loragen_infer.samples import Example, iter_lines, read_examples, tokenize_example
 
@@ -235,9 +236,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _common_base_model(adapters: dict[str, LoraAdapter]) -> str:
     named = {column: adapter.config.base_model_name_or_path for column, adapter in adapters.items()}
-    different = set(named.values())
-    (first, *others) = different
-    if others or not first:
+    first, *others = named.values()
+    if not first or not all(other and is_same_model(first, other) for other in others):
         said = ", ".join(f"{column}: {base or 'none'}" for column, base in named.items())
         raise LoragenInferError(f"The adapters do not name one base model ({said}); give it with --base-model.")
     return first

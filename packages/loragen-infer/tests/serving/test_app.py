@@ -1,5 +1,6 @@
 """The server's application in this process: answers, limits, and whatever clients send."""
 
+import asyncio
 import errno
 import io
 import json
@@ -14,6 +15,7 @@ from lora_tokenizer import read_adapter
 from loragen_infer import AdapterStore, LoragenInferError
 
 pytest.importorskip("litserve")
+from loragen_infer.serving import guard
 from loragen_infer.serving.config import ServeConfig
 from loragen_infer.serving.server import make_app
 from starlette.testclient import TestClient
@@ -146,6 +148,34 @@ def test_a_full_queue_and_a_full_disk_have_their_own_codes(store, generator, mon
         assert "No space left on device" in answer.json()["detail"]
         assert not [path for path in store.folder.iterdir() if ".tmp-" in path.name]
         assert client.post("/adapters", json={"prompts": ["no room"]}).json()["is_new"]
+
+
+def test_a_body_that_does_not_come_counts_as_open_and_is_given_up(monkeypatch):
+    monkeypatch.setattr(guard, "_BODY_SECONDS", 0.1, raising=False)
+
+    async def app(_scope, _receive, _send):
+        raise AssertionError("nothing came")
+
+    guarded = guard.RequestGuard(app, config=ServeConfig(model="m", max_queue=1), metrics=guard.Metrics())
+
+    async def stalled():
+        await asyncio.sleep(2)
+        return {"type": "http.disconnect"}
+
+    async def status() -> int:
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await guarded({"type": "http", "method": "POST", "path": "/adapters", "headers": []}, stalled, send)
+        return sent[0]["status"]
+
+    async def two() -> list[int]:
+        return await asyncio.gather(status(), status())
+
+    assert asyncio.run(two()) == [408, 429]
+    assert asyncio.run(status()) == 408  # the place in the queue was given back
 
 
 def test_a_token_is_asked_for_everywhere_but_for_health(store):

@@ -73,3 +73,15 @@ def test_two_servers_on_one_store_one_drains_and_one_is_killed(zoo, tmp_path):
     for path in store.iterdir():
         if not path.name.startswith("."):
             read_adapter(path)
+
+
+def test_a_server_that_is_told_to_end_before_it_listens_to_signals_ends(zoo, tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from loragen_infer.serving.config import ServeConfig\n"
+        "from loragen_infer.serving.run import run_serve\n"
+        "config = ServeConfig(model=sys.argv[1], store=sys.argv[2], port=0)\n"
+        "run_serve(config, say=lambda line: os.kill(os.getpid(), signal.SIGTERM))\n"
+    )
+    words = [sys.executable, "-c", script, str(zoo.experiment), str(tmp_path / "adapters")]
+    assert subprocess.run(words, timeout=45).returncode == 0

@@ -7,14 +7,13 @@ import gradio as gr
 from hyperconv.errors import HyperConvError
 from lora_tokenizer.errors import LoraTokenizerError
 
-from loragen_infer.demo.workshop import MAX_STRENGTH, Shown, Workshop, prompts_of
+from loragen_infer.demo.workshop import KEPT_SECONDS, MAX_STRENGTH, Shown, Workshop, prompts_of
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.words import counted
 
 __all__ = ["CSS", "THEME", "build_page"]
 
 _MAX_WAITING = 32
-_KEPT_SECONDS = 3600
 # Fonts of the machine, since others would be fetched from elsewhere.
 THEME = gr.themes.Soft(
     primary_hue="blue",
@@ -64,7 +63,7 @@ _Made = tuple[tuple[str, ...], float]
 def build_page(workshop: Workshop) -> gr.Blocks:
     """Return the page, ready to be launched."""
     with gr.Blocks(
-        title="LoRA adapters from prompts", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)
+        title="LoRA adapters from prompts", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
     ) as page:
         made = gr.State(None)
         gr.Markdown(_heading(workshop))

@@ -1,6 +1,7 @@
 """What the page does at a click, without the page: text in, an adapter and what is shown of it out."""
 
 import math
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from loragen_infer.files import atomic_file
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.store import AdapterStore
 
-__all__ = ["MAX_STRENGTH", "Maker", "Shown", "Workshop", "prompts_of"]
+__all__ = ["KEPT_SECONDS", "MAX_STRENGTH", "Maker", "Shown", "Workshop", "prompts_of"]
 
 MAX_STRENGTH = 2.0
+KEPT_SECONDS = 3600
+"""How long archives and pictures are there, which the page has copies of by then."""
 _MAX_PROMPTS = 1000
 _MAX_CHARACTERS = 200_000
 _MAX_QUESTION_CHARACTERS = 20_000
@@ -109,6 +112,7 @@ class Workshop:
         made = maker.store.get_or_create(prompts, scale=float(strength))
         adapter = read_adapter(made.path)
         norms = delta_norms(adapter)
+        _clear_old(self._workspace)
         return Shown(
             id=made.id,
             num_prompts=len(prompts),
@@ -153,6 +157,14 @@ def prompts_of(text: str) -> tuple[str, ...]:
             f"{_MAX_PROMPTS:,} of {_MAX_CHARACTERS:,}; give it fewer, or use loragen-infer generate."
         )
     return prompts
+
+
+def _clear_old(workspace: Path) -> None:
+    """Remove archives and pictures of long ago; the store has the adapters."""
+    oldest = time.time() - KEPT_SECONDS
+    for path in workspace.iterdir():
+        if path.suffix in (".png", ".zip") and path.stat().st_mtime < oldest:
+            path.unlink()
 
 
 def _zip_folder(folder: Path, path: Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loragen_infer.generation.prompt_file import Request
+from loragen_infer.models.locate import hub_name
 from loragen_infer.words import counted
 
 __all__ = ["CARD_NAME", "merged_card", "model_card", "read_request_fingerprint"]
@@ -75,7 +76,9 @@ def read_request_fingerprint(folder: Path) -> str | None:
 def _head(base_model: str | None, **marks: Any) -> str:
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(base_model=base_model or "unknown", library_name="peft", tags=["lora", "loragen"], **marks)
+    # The hub takes names of its own only.
+    name = hub_name(base_model) if base_model else None
+    data = ModelCardData(base_model=name, library_name="peft", tags=["lora", "loragen"], **marks)
     return f"---\n{data.to_yaml()}\n---\n"
 
 

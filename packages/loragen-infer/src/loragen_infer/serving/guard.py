@@ -1,5 +1,6 @@
 """What comes before a request is read: token, size of the body, length of the queue; and the counts of all."""
 
+import asyncio
 import json
 import secrets
 import time
@@ -11,6 +12,8 @@ from loragen_infer.serving.config import ServeConfig
 
 __all__ = ["Metrics", "RequestGuard"]
 
+# A client that stops in the middle would keep its place in the queue for ever.
+_BODY_SECONDS = 30
 _PATHS = ("/adapters", "/health", "/metrics", "/openapi.json", "/docs")
 
 
@@ -62,13 +65,8 @@ class RequestGuard:
             sentence = "The token is missing or wrong; send the header Authorization: Bearer TOKEN."
             await _refuse(send, 401, sentence, {"www-authenticate": "Bearer"})
             return
-        body = await self._read(receive)
-        if body is None:
-            await _refuse(send, 413, f"The body is over {self._config.max_body_bytes:,} bytes; send less.")
-            return
-        is_for_adapter = scope["method"] == "POST" and scope["path"] == "/adapters"
-        if not is_for_adapter:
-            await self._app(scope, _replayed(body, receive), send)
+        if scope["method"] != "POST" or scope["path"] != "/adapters":  # nobody reads the body
+            await self._app(scope, receive, send)
             return
         if self._num_open >= self._config.max_queue:
             sentence = f"{self._num_open} requests are open already, which is all that may wait; try again later."
@@ -77,10 +75,22 @@ class RequestGuard:
         self._num_open += 1
         self._metrics.open.set(self._num_open)
         try:
-            await self._app(scope, _replayed(body, receive), send)
+            await self._for_adapter(scope, receive, send)
         finally:
             self._num_open -= 1
             self._metrics.open.set(self._num_open)
+
+    async def _for_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                body = await self._read(receive)
+        except TimeoutError:
+            await _refuse(send, 408, f"The body did not come within {_BODY_SECONDS} seconds; send it again.")
+            return
+        if body is None:
+            await _refuse(send, 413, f"The body is over {self._config.max_body_bytes:,} bytes; send less.")
+            return
+        await self._app(scope, _replayed(body, receive), send)
 
     def _is_allowed(self, scope: Scope) -> bool:
         if self._config.token is None or scope["path"] == "/health":

@@ -46,11 +46,17 @@ def run_serve(config: ServeConfig, *, say: Callable[[str], None]) -> None:
     options = uvicorn.Config(
         make_app(store, config, vllm), log_config=None, access_log=False, timeout_graceful_shutdown=config.drain_seconds
     )
-    # uvicorn sends itself the signal again when it has drained, which would kill it with another exit code.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    server = uvicorn.Server(options)
+
+    def end(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
+    # For a signal before uvicorn listens to them; and it sends itself the signal again when it has drained, which would
+    # kill it with another exit code.
+    signal.signal(signal.SIGTERM, end)
     host, port = listener.getsockname()[:2]
     say(f"http://{f'[{host}]' if ':' in host else host}:{port} serves {config.model} with the store {store.folder}")
-    uvicorn.Server(options).run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
 def _listen(config: ServeConfig) -> socket.socket:

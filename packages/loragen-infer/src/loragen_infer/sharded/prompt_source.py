@@ -98,8 +98,11 @@ class _Found(NamedTuple):
     request: Request
 
 
-def find_files(path: str) -> list[Path]:
-    """Return the JSONL and Parquet files that ``path`` (a file, a folder, or a glob pattern) stands for, sorted."""
+def find_files(path: str, *, without: Path | None = None) -> list[Path]:
+    """Return the JSONL and Parquet files that ``path`` (a file, a folder, or a glob pattern) stands for, sorted.
+
+    What is in the folder ``without``, where that is only a part of ``path``, is not meant.
+    """
     place = Path(path)
     if place.is_dir():
         found = [file for file in place.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file()]
@@ -107,6 +110,8 @@ def find_files(path: str) -> list[Path]:
         found = [place]
     else:
         found = [Path(name) for name in glob.glob(path, recursive=True)]  # noqa: PTH207  # absolute patterns too
+    if without is not None and place.absolute() != without:
+        found = [file for file in found if without not in file.absolute().parents]
     if not found:
         raise LoragenInferError(f"{path} is no file, folder or pattern with .jsonl or .parquet files; give one.")
     for file in found:

@@ -58,7 +58,7 @@ def run_sharded(config: ShardedConfig) -> Outcome:
     _import_ray()
     options = _with_whole_paths(config.generate)
     output = Path(options.output or "")
-    files = find_files(options.prompt_file or "")
+    files = find_files(options.prompt_file or "", without=output)  # which an earlier run may have begun
     taken = f"Another process is writing to {output}; wait for it to end, or choose another --output."
     with locked(output, taken):
         _check_folder(output)

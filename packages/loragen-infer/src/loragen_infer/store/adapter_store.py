@@ -92,6 +92,7 @@ class AdapterStore:
         """
         start = time.perf_counter()
         recipes = [self._recipe(prompts, scale) for prompts, scale in requests]
+        self._shelf.check_number(len({recipe.id for recipe in recipes}))  # also those that are there must not go
         missing = {recipe.id: recipe for recipe in recipes if self._shelf.use(recipe.id) is None}
         made: set[str] = set()
         if missing:

@@ -96,13 +96,16 @@ class Shelf:
                 stack.enter_context(locked(self.folder / _OWN / "locks", None, name=stripe))
             yield
 
-    def make_room(self, number: int) -> None:
-        """Remove those that were used least recently until ``number`` more have room."""
+    def check_number(self, number: int) -> None:
+        """Raise LoragenInferError if ``number`` adapters cannot all be there at once."""
         if number > self._max_adapters:
             raise LoragenInferError(
                 f"{number:,} adapters are asked for at once, and the store {self.folder} keeps {self._max_adapters:,}; "
                 "ask for fewer, or raise max_adapters."
             )
+
+    def make_room(self, number: int) -> None:
+        """Remove those that were used least recently until ``number`` more have room."""
         with self._room_lock:
             if self._room < number:
                 with locked(self.folder / _OWN, None, name="room"), writing(self.folder):
@@ -145,7 +148,9 @@ class Shelf:
             with suppress(FileNotFoundError):
                 used.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
         free = self._max_adapters - len(used)
-        for _, name in sorted(used)[: max(0, min(number, self._max_adapters) - free)]:
+        for _, name in sorted(used):
+            if free >= number:
+                break
             if self.find(name) is None:
                 continue  # nothing that the store made
             removed.mkdir(exist_ok=True)
