@@ -290,8 +290,10 @@ def test_help_loads_nothing_heavy(words):
 
 
 MODULES = [module.name for module in pkgutil.walk_packages(loragen_infer.__path__, "loragen_infer.")]
+# Of these one runs a command, and one defines a class of vLLM's, which is never installed here.
+NOT_IMPORTED = ("loragen_infer.cli.__main__", "loragen_infer.vllm.resolver")
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in NOT_IMPORTED])
 def test_the_examples_in_the_docstrings_hold(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -32,7 +32,7 @@ def quiet_logging():
 @pytest.fixture
 def encoder_at_hand(monkeypatch, encoder):
     """The text encoder is loaded already, whatever a bundle says of it."""
-    monkeypatch.setattr("loragen_infer.generator.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("loragen_infer.bundle.encoder_match.load_encoder", lambda *args, **options: encoder)
 
 
 def test_a_pushed_generator_is_pulled_as_it_was(hub, generator, encoder_at_hand):

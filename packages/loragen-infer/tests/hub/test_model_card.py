@@ -37,7 +37,7 @@ RESULTS = {
 @pytest.fixture
 def experiment(zoo, tmp_path, encoder, monkeypatch):
     """A folder as fit leaves it, with an evaluation in it."""
-    monkeypatch.setattr("loragen_infer.generator.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("loragen_infer.bundle.encoder_match.load_encoder", lambda *args, **options: encoder)
     folder = tmp_path / "experiment"
     zoo.bundle.save(folder / "results" / "final_model" / "generator.safetensors")
     (folder / "results" / "evaluation.json").write_text(json.dumps(RESULTS), encoding="utf-8")

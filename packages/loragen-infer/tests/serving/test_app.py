@@ -191,7 +191,19 @@ def test_a_token_is_asked_for_everywhere_but_for_health(store):
     assert "secret" not in repr(ServeConfig(model="m", token="secret"))
 
 
-@pytest.mark.parametrize("options", [{"port": 70000}, {"max_queue": 0}, {"batch_timeout": 0.0}, {"token": "a\nb"}])
+def test_an_adapter_that_cannot_be_read_is_a_sentence(client, store):
+    made = store.get_or_create(["unreadable"])
+    weights = made.path / "adapter_model.safetensors"
+    weights.unlink()
+    weights.mkdir()
+    answer = client.get(f"/adapters/{made.id}", params={"format": "safetensors"})
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == f"The adapter {made.id} cannot be read: Is a directory."
+
+
+@pytest.mark.parametrize(
+    "options", [{"port": 70000}, {"max_queue": 0}, {"batch_timeout": 0.0}, {"token": "a\nb"}, {"token": " a"}]
+)
 def test_options_out_of_range(options):
     with pytest.raises(LoragenInferError, match=next(iter(options)).replace("_", "-")):
         ServeConfig(model="m", **options)

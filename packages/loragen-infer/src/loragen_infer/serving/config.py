@@ -64,8 +64,10 @@ class ServeConfig:
             raise LoragenInferError(f"--batch-timeout is {self.batch_timeout}, where a number above 0 belongs")
         if not 0 <= self.port < 1 << 16:
             raise LoragenInferError(f"--port is {self.port}, where a number from 0 to 65535 belongs")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise LoragenInferError("--token must be one or more printable ASCII characters")
+        if self.token is not None and not (
+            self.token.isascii() and self.token.isprintable() and self.token and self.token.strip() == self.token
+        ):
+            raise LoragenInferError("--token must be printable ASCII characters without a space at either end")
 
 
 def _option(name: str) -> str:

@@ -33,6 +33,8 @@ def add_routes(app: FastAPI, store: AdapterStore, metrics: Metrics) -> None:
                 return _packed(stored.path, format)
         except FileNotFoundError:  # removed meanwhile, since the store was full
             pass
+        except OSError as error:
+            raise LoragenInferError(f"The adapter {adapter_id} cannot be read: {error.strerror}.") from error
         raise HTTPException(404, f"There is no adapter {adapter_id}; POST its prompts to /adapters.")
 
     @app.get("/metrics", response_class=Response, summary="Counts for Prometheus")
