@@ -105,6 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         match parts:
             case ["api", "repos", "create"]:
                 return self.create(json.loads(body))
+            case ["api", "models", owner, name]:
+                repository_id = f"{owner}/{name}"
+                return reply(200, {"id": repository_id, "private": self.hub.repositories[repository_id].is_private})
             case ["api", "models", owner, name, "branch", branch]:
                 branches = self.hub.repositories[f"{owner}/{name}"].branches
                 if branch in branches:

@@ -49,6 +49,14 @@ def test_a_pushed_generator_is_pulled_as_it_was(hub, generator, encoder_at_hand)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_what_is_to_be_private_is_not_pushed_where_all_can_read_it(hub, generator):
+    generator.push_to_hub("ada/sums")
+    before = hub.commit_of("ada/sums", "main")[0]
+    with pytest.raises(LoragenInferError, match=r"^ada/sums is there already and everyone can read it; "):
+        generator.push_to_hub("ada/sums", private=True)
+    assert hub.commit_of("ada/sums", "main")[0] == before
+
+
 def test_what_was_pulled_is_found_in_the_cache_without_the_hub(hub, generator, encoder_at_hand, monkeypatch):
     generator.push_to_hub("ada/sums")
     LoraGenerator.from_pretrained("ada/sums")

@@ -68,6 +68,11 @@ def push_folder(
     api = HfApi(token=token)
     with _refusals(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:  # one that exists stays as it is
+            raise LoragenInferError(
+                f"{repo_id} is there already and everyone can read it; make it private on the hub, or choose another "
+                "name."
+            )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
