@@ -3,6 +3,7 @@
 import json
 import re
 from importlib.metadata import version
+from typing import get_args
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from loragen_infer.cli.main import main as infer
 from loragen_train.cli.main import main as train
 
 COMMANDS = [
-    *((infer, name) for name in ("generate", "verify", "evaluate", "info")),
+    *((infer, name) for name in ("generate", "verify", "evaluate", "info", "compare", "merge", "serve", "demo")),
     *((train, name) for name in ("collect", "prepare", "analyze", "test-tokenizer", "fit", "report")),
 ]
 
@@ -51,13 +52,13 @@ def words_of(parser):
         is_section = any(name.startswith(f"{option}.") and not name.endswith(".help") for name in names)
         if is_section or option.endswith(".help") or action.dest in ("help", "config", "print_config"):
             continue
+        kind = getattr(action, "_typehint", action.type)
         if action.nargs == 0:
             options[option] = None
-        elif action.default is None and not action.required and hasattr(action, "_typehint"):
+        elif action.default is None and not action.required and type(None) in get_args(kind):
             options[option] = "null"
         elif action.default is None:
-            is_list = "list" in str(getattr(action, "_typehint", ""))
-            options[option] = "[]" if is_list else "x" if action.type in (str, None) else "1"
+            options[option] = "[]" if "list" in str(kind) else "x" if kind in (str, None) else "1"
         else:
             options[option] = action.default if isinstance(action.default, str) else json.dumps(action.default)
     return positional, options
