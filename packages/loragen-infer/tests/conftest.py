@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,6 +158,16 @@ def make_manifest(root: Path, *, adapters: list[Path], model: Path, **changes: d
     manifest = ZooManifest(base_model=str(model), base_model_path=str(model), tasks=tasks, folder=root.absolute())
     manifest.write()
     return manifest
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging():
+    """What a command line changes in the process's logging ends with the test."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -49,15 +49,6 @@ class Config:
             raise LoragenInferError("output_dir is forbidden; choose another.")
 
 
-@pytest.fixture(autouse=True)
-def quiet_logging():
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
-
-
 @pytest.fixture
 def call():
     """Run ``prog go`` with options; gives exit code and the config that arrived."""

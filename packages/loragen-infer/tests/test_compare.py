@@ -1,7 +1,6 @@
 """The command compare: the base model and adapters on it answer the same prompts, alone and together alike."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -17,15 +16,6 @@ EXAMPLES = [
     Example(prompt="a longer prompt to be padded", response=""),
     Example(prompt="x", response="yz"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def quiet_logging():
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 def rename_base(folder, name):

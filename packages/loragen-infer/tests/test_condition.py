@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import shutil
 
 import pytest
@@ -17,15 +16,6 @@ from transformers import AutoModelForCausalLM
 
 DESCRIPTION = "Translate English words to French"
 PROMPTS = [DESCRIPTION, "Name the capital of France."]
-
-
-@pytest.fixture(autouse=True)
-def quiet_logging():
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module", params=["lm:1", "both:1"])

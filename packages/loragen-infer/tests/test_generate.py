@@ -29,15 +29,6 @@ ROWS = [{"id": "sums", "prompts": ["1 + 1", "2 + 3"]}, {"id": "capitals", "promp
 NAMES = ["sums", "capitals", "000003"]
 
 
-@pytest.fixture(autouse=True)
-def quiet_logging():
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
-
-
 @pytest.fixture
 def run(zoo, generator, monkeypatch):
     """``run_generate`` with the options given, on a generator that is loaded once for all tests."""

@@ -27,15 +27,6 @@ psutil = pytest.importorskip("psutil")
 NUM_TASKS, SHARD_SIZE, BATCH_SIZE = 118, 4, 2
 
 
-@pytest.fixture(autouse=True)
-def quiet_logging():
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
-
-
 @pytest.fixture(scope="module")
 def ray():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 import re
 import subprocess
@@ -18,15 +17,6 @@ from loragen_infer.generation.card import read_request_fingerprint
 from loragen_infer.hub.pushing import check_push
 from loragen_infer.models.locate import locate_model
 from safetensors.torch import load
-
-
-@pytest.fixture(autouse=True)
-def quiet_logging():
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.fixture
