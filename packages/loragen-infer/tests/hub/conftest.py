@@ -24,7 +24,7 @@ class Hub:
         self.repositories: dict[str, SimpleNamespace] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.refuse_commits = False
+        self.refusal: tuple[int, str] | None = None
         self.stores_large_files = False
         outer = self
 
@@ -145,8 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         return reply(200, {"url": f"{self.hub.url}/{name}"})
 
     def commit(self, name: str, branch: str, lines):
-        if self.hub.refuse_commits:
-            return reply(507, {"error": "The storage is full"})
+        if self.hub.refusal is not None:
+            status, error = self.hub.refusal
+            return reply(status, {"error": error})
         changes = {}
         for line in lines[1:]:
             value = line["value"]

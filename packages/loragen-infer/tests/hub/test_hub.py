@@ -88,11 +88,13 @@ def test_large_files_go_to_the_large_file_storage(hub, generator):
     assert load(hub.files("ada/sums")["generator.safetensors"]).keys() == load(next(iter(hub.large.values()))).keys()
 
 
-def test_what_the_hub_refuses_is_one_sentence_and_leaves_nothing_half(hub, generator, monkeypatch):
-    hub.refuse_commits = True
-    with pytest.raises(
-        LoragenInferError, match=r"refuses the push to ada/sums: .*storage is full.*; try again later\."
-    ):
+@pytest.mark.parametrize(
+    ("refusal", "way_out"),
+    [((507, "The storage is full"), "try again later"), ((400, "The card names no model"), "mend what it names")],
+)
+def test_what_the_hub_refuses_is_one_sentence_and_leaves_nothing_half(hub, generator, monkeypatch, refusal, way_out):
+    hub.refusal = refusal
+    with pytest.raises(LoragenInferError, match=rf"refuses the push to ada/sums: .*{refusal[1]}.*; {way_out}\."):
         generator.push_to_hub("ada/sums")
     assert list(hub.files("ada/sums")) == [".gitattributes"]
     with pytest.raises(LoragenInferError, match=r"refuses the push to ada/new: .*; give a token that may write there"):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from loragen_infer.generator import LoraGenerator
 
-__all__ = ["ADAPTERS_FOLDER", "Outcome", "load_generator", "run_generate"]
+__all__ = ["ADAPTERS_FOLDER", "Outcome", "load_generator", "made_otherwise", "run_generate"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,14 @@ def run_generate(config: GenerateConfig) -> Outcome:
     message = f"Push an adapter generated from {counted(len(request.prompts), 'prompt')}"
     url = push_folder(outcome.path, config.push_to_hub, private=config.private or None, commit_message=message)
     return replace(outcome, commit_url=url)
+
+
+def made_otherwise(path: Path) -> LoragenInferError:
+    """Return the error about something that lies where a result of this run belongs."""
+    return LoragenInferError(
+        f"{path} exists already and was not made from the same prompts, model and options; choose another --output or "
+        "remove it."
+    )
 
 
 def load_generator(config: GenerateConfig) -> "LoraGenerator":
@@ -239,10 +247,7 @@ class _Run:
         if _is_free(path):
             return False
         if read_mark(path) != fingerprint:
-            raise LoragenInferError(
-                f"{path} exists already and was not made from the same prompts, model and options; choose another "
-                "--output or remove it."
-            )
+            raise made_otherwise(path)
         return True
 
     def _write(self, request: Request, adapter: "LoraAdapter", path: Path) -> None:

@@ -95,8 +95,10 @@ def _refusals(repo_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         # Without the right to see a repository the hub says that it is not there.
         way_out = "give a token that may write there (hf auth login, HF_TOKEN)"
-        if error.response.status_code not in (401, 403, 404):
+        if error.response.status_code == 429 or error.response.status_code >= 500:
             way_out = "try again later"
+        elif error.response.status_code not in (401, 403, 404):
+            way_out = "mend what it names"
         reason = error.server_message or reason_of(error)
         raise LoragenInferError(f"The hub refuses the push to {repo_id}: {reason}; {way_out}.") from error
     except (httpx2.HTTPError, OSError) as error:

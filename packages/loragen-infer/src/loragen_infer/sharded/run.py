@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.files import locked
 from loragen_infer.generation.config import GenerateConfig
-from loragen_infer.generation.run import Outcome, load_generator
+from loragen_infer.generation.run import Outcome, load_generator, made_otherwise
 from loragen_infer.progress import ProgressBar
 from loragen_infer.sharded.config import ShardedConfig
 from loragen_infer.sharded.prompt_source import Shard, find_files, plan_shards
@@ -145,20 +145,13 @@ def _find_finished(output: Path, jobs: Sequence[tuple[Shard, str]]) -> set[int]:
     for shard, fingerprint in jobs:
         mark, is_finished = mark_of(output, shard.number)
         if mark not in (None, fingerprint):
-            raise LoragenInferError(_elsewhere(output / shard_name(shard.number)))
+            raise made_otherwise(output / shard_name(shard.number))
         if is_finished:
             done.add(shard.number)
     beyond = output / shard_name(len(jobs))
     if beyond.exists():
-        raise LoragenInferError(_elsewhere(beyond))
+        raise made_otherwise(beyond)
     return done
-
-
-def _elsewhere(path: Path) -> str:
-    return (
-        f"{path} exists already and was not made from the same prompts, model and options; choose another --output or "
-        "remove it."
-    )
 
 
 def _make(
