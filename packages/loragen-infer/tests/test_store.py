@@ -11,7 +11,9 @@ import torch
 from huggingface_hub import metadata_load
 from lora_tokenizer import read_adapter
 from loragen_infer import AdapterStore, LoraGenerator, LoragenInferError
+from loragen_infer.generation.card import model_card
 from loragen_infer.generation.config import GenerateConfig
+from loragen_infer.generation.prompt_file import Request
 from loragen_infer.generation.run import run_generate
 
 NAMES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
@@ -178,6 +180,45 @@ def test_a_store_stays_within_its_bound_whoever_makes_adapters(generator, tmp_pa
     for number in range(24):
         assert stores[number % 2].get_or_create([f"say {number}"]).path.is_dir()
         assert len(stores[0]) <= 6
+
+
+def test_a_bound_that_somebody_has_set_holds_for_those_that_set_none(generator, tmp_path):
+    AdapterStore(tmp_path / "few", generator, max_adapters=2).get_or_create(["say 0"])
+    store = AdapterStore(tmp_path / "few", generator)
+    for number in range(1, 5):
+        store.get_or_create([f"say {number}"])
+    assert len(store) == 2
+    with pytest.raises(LoragenInferError, match=r"3 adapters are asked for at once, and the store .* keeps 2"):
+        store.get_or_create_many([([f"more {number}"], 1.0) for number in range(3)])
+    AdapterStore(tmp_path / "few", generator, max_adapters=5).get_or_create(["raised"])
+    another = AdapterStore(tmp_path / "few", generator)
+    for number in range(9):
+        another.get_or_create([f"again {number}"])
+    assert len(another) == 5
+    (store.folder / ".store" / "bound.json").write_text("{", encoding="utf-8")
+    with pytest.raises(LoragenInferError, match=r"bound\.json cannot be read .*; remove it\."):
+        AdapterStore(tmp_path / "few", generator).get_or_create(["damaged"])
+
+
+def test_an_adapter_that_was_tuned_is_never_removed(generator, tmp_path):
+    store = AdapterStore(tmp_path / "few", generator, max_adapters=2)
+    tuned = store.get_or_create(["tuned"])
+    request = Request(id="adapter", prompts=("tuned",))
+    text = model_card(
+        request,
+        base_model="m",
+        generator_fingerprint="g",
+        request_fingerprint=tuned.id,
+        scale=1.0,
+        omit_prompts=False,
+        num_tuned_on=4,
+    )
+    (tuned.path / "README.md").write_text(text, encoding="utf-8")
+    os.utime(tuned.path, ns=(1, 1))
+    for number in range(4):
+        store.get_or_create([f"say {number}"])
+    assert store.find(tuned.id)
+    assert len(store) == 2
 
 
 @pytest.mark.parametrize(

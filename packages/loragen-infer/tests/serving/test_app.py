@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import queue
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,9 +16,11 @@ from lora_tokenizer import read_adapter
 from loragen_infer import AdapterStore, LoragenInferError
 
 pytest.importorskip("litserve")
+from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from loragen_infer.serving import guard
+from loragen_infer.serving.api import make_api
 from loragen_infer.serving.config import ServeConfig
-from loragen_infer.serving.server import make_app
+from loragen_infer.serving.server import _Loop, make_app
 from starlette.testclient import TestClient
 
 LIMITS = {"max_prompts": 4, "max_prompt_characters": 50, "max_body_bytes": 2000}
@@ -129,6 +132,26 @@ def test_requests_at_once_are_made_together_and_one_bad_one_spoils_no_other(stor
     assert [answer.status_code for answer in answers] == [200, 200, 200, 422, 200, 200, 200, 200]
 
 
+def test_the_worker_takes_all_that_wait_and_waits_for_no_other(store):
+    config = ServeConfig(model="m", max_batch_size=3)
+    api, waiting = make_api(store, config), queue.Queue()
+    for number in range(4):
+        waiting.put((0, f"uid {number}", 0.0, number))
+    waiting.put(_SENTINEL_VALUE)
+    loop = _Loop()
+    taken = loop.get_batch_requests(api, waiting, None)
+    assert taken == ([(0, "uid 0", 0), (0, "uid 1", 1), (0, "uid 2", 2)], [])
+    assert loop.get_batch_requests(api, waiting, None) == ([(0, "uid 3", 3)], [])
+    with pytest.raises(_StopLoopError):
+        loop.get_batch_requests(api, waiting, None)
+
+
+def test_requests_can_be_made_one_by_one(store):
+    with TestClient(make_app(store, ServeConfig(model="m", max_batch_size=1))) as client, ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda n: client.post("/adapters", json={"prompts": [f"alone {n}"]}), range(4))
+        assert [answer.status_code for answer in answers] == [200] * 4
+
+
 def test_a_full_queue_and_a_full_disk_have_their_own_codes(store, generator, monkeypatch):
     config = ServeConfig(model="m", max_queue=1, batch_timeout=0.3)
     with TestClient(make_app(store, config)) as client, ThreadPoolExecutor(4) as pool:
@@ -202,7 +225,7 @@ def test_an_adapter_that_cannot_be_read_is_a_sentence(client, store):
 
 
 @pytest.mark.parametrize(
-    "options", [{"port": 70000}, {"max_queue": 0}, {"batch_timeout": 0.0}, {"token": "a\nb"}, {"token": " a"}]
+    "options", [{"port": 70000}, {"max_queue": 0}, {"batch_timeout": -0.1}, {"token": "a\nb"}, {"token": " a"}]
 )
 def test_options_out_of_range(options):
     with pytest.raises(LoragenInferError, match=next(iter(options)).replace("_", "-")):

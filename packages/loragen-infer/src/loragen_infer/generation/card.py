@@ -1,6 +1,7 @@
 """The README of a generated adapter: what it belongs to, what it was made from, and how to use it.
 
-Its head is the YAML that model hubs read; ``loragen_request`` in it tells a later run what the adapter was made from.
+Its head is the YAML that model hubs read; ``loragen_request`` in it tells a later run what the adapter was made from,
+and ``loragen_tuned_on`` that no run can make it from prompts alone.
 """
 
 import re
@@ -12,7 +13,7 @@ from loragen_infer.generation.prompt_file import Request
 from loragen_infer.models.locate import hub_name
 from loragen_infer.words import counted
 
-__all__ = ["CARD_NAME", "merged_card", "model_card", "read_request_fingerprint"]
+__all__ = ["CARD_NAME", "merged_card", "model_card", "read_request_fingerprint", "was_tuned"]
 
 CARD_NAME = "README.md"
 _MAX_PROMPTS = 20
@@ -35,7 +36,10 @@ def model_card(
     trained = (
         f"then it was tuned on {counted(num_tuned_on, 'sample')}" if num_tuned_on else "it was not trained on them"
     )
-    return f"""{_head(base_model, loragen_request=request_fingerprint, loragen_generator=generator_fingerprint)}
+    marks: dict[str, Any] = {"loragen_request": request_fingerprint, "loragen_generator": generator_fingerprint}
+    if num_tuned_on:
+        marks["loragen_tuned_on"] = num_tuned_on
+    return f"""{_head(base_model, **marks)}
 # LoRA adapter generated from {count}
 
 A hypernetwork wrote this adapter from prompts; {trained}. Check it before relying on it:
@@ -63,14 +67,23 @@ Base model: `{base_model or "unknown"}`. Check it before relying on it: `loragen
 
 def read_request_fingerprint(folder: Path) -> str | None:
     """Return what the adapter in ``folder`` was made from, or None if that is not known."""
+    found = _read_marks(folder).get("loragen_request")
+    return found if isinstance(found, str) else None
+
+
+def was_tuned(folder: Path) -> bool:
+    """Return whether the adapter in ``folder`` went on from samples, without which it cannot be made again."""
+    return "loragen_tuned_on" in _read_marks(folder)
+
+
+def _read_marks(folder: Path) -> dict[str, Any]:
     import yaml
     from huggingface_hub import metadata_load
 
     try:
-        found = (metadata_load(folder / CARD_NAME) or {}).get("loragen_request")
+        return metadata_load(folder / CARD_NAME) or {}
     except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return found if isinstance(found, str) else None
+        return {}
 
 
 def _head(base_model: str | None, **marks: Any) -> str:

@@ -56,9 +56,11 @@ def make_api(store: AdapterStore, config: ServeConfig, vllm: VllmClient | None =
             return request
 
         def predict(self, x: Any, **_options: Any) -> Any:
-            """Answers for a batch of requests (or for the only one): an adapter or an error each."""
-            answers = [_loaded(answer, vllm) for answer in _answers(store, x if isinstance(x, list) else [x])]
-            return answers if isinstance(x, list) else answers[0]
+            """Answers for a batch of requests: an adapter or an error each."""
+            return [_loaded(answer, vllm) for answer in _answers(store, x)]
+
+        def unbatch(self, output: Any) -> Any:
+            return output
 
         def encode_response(self, output: Any) -> AdapterMade:
             if isinstance(output, LoragenInferError):

@@ -26,12 +26,12 @@ class ServeConfig:
     """Port to listen on; 0: a free one."""
     token: str | None = field(default=None, repr=False)
     """What clients must send as ``Authorization: Bearer …``; None: nothing."""
-    max_adapters: int = 10_000
-    """Most adapters that the store keeps."""
+    max_adapters: int | None = None
+    """Most adapters that the store keeps; None: what was last set for it, or 10,000."""
     max_batch_size: int = 16
     """Most requests whose adapters are made in one forward pass."""
-    batch_timeout: float = 0.002
-    """Seconds that requests are gathered before a forward pass."""
+    batch_timeout: float = 0.0
+    """Seconds that a request waits for others to share its forward pass; 0: it takes those that wait already."""
     max_prompts: int = 64
     """Most prompts of a request; more are answered with 422."""
     max_prompt_characters: int = 8192
@@ -58,10 +58,11 @@ class ServeConfig:
     def __post_init__(self) -> None:
         counts = ("max_adapters", "max_batch_size", "max_prompts", "max_prompt_characters", "max_body_bytes")
         for name in (*counts, "max_queue", "drain_seconds"):
-            if getattr(self, name) < 1:
-                raise LoragenInferError(f"{_option(name)} is {getattr(self, name)}, where a number from 1 belongs")
-        if not 0 < self.batch_timeout < math.inf:
-            raise LoragenInferError(f"--batch-timeout is {self.batch_timeout}, where a number above 0 belongs")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LoragenInferError(f"{_option(name)} is {value}, where a number from 1 belongs")
+        if not 0 <= self.batch_timeout < math.inf:
+            raise LoragenInferError(f"--batch-timeout is {self.batch_timeout}, where a number from 0 belongs")
         if not 0 <= self.port < 1 << 16:
             raise LoragenInferError(f"--port is {self.port}, where a number from 0 to 65535 belongs")
         if self.token is not None and not (

@@ -7,14 +7,15 @@ answers before the open requests have them. So its application is run here, and 
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from litserve import LitAPI, LitServer
-from litserve.loops import inference_worker
-from litserve.loops.base import _SENTINEL_VALUE
+from litserve.loops import BatchedLoop, inference_worker
+from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from litserve.transport.base import MessageTransport
 from litserve.utils import WorkerSetupStatus
 
@@ -48,12 +49,40 @@ class _Transport(MessageTransport):  # type: ignore[misc]  # LitServe ships no t
             waiting.event.set()
 
 
+class _Loop(BatchedLoop):  # type: ignore[misc]
+    """Waits for a request and takes all that wait by then into its batch, so that none waits for company while the
+    worker is free; LitServe's own lets every batch wait, and wakes up all the time where there is nothing to do."""
+
+    def get_batch_requests(
+        self,
+        lit_api: LitAPI,
+        request_queue: queue.Queue[Any],
+        transport: MessageTransport,  # noqa: ARG002
+    ) -> tuple[list[Any], list[Any]]:
+        """Return (consumer, uid, request) of each request, and none that waited too long, as there is no limit."""
+        taken = [request_queue.get()]
+        end = time.monotonic() + lit_api.batch_timeout
+        while len(taken) < lit_api.max_batch_size and taken[-1] != _SENTINEL_VALUE:
+            left = end - time.monotonic()
+            try:
+                taken.append(request_queue.get(block=left > 0, timeout=max(left, 0)))
+            except queue.Empty:
+                break
+        if taken[-1] == _SENTINEL_VALUE:
+            taken.pop()
+            if not taken:
+                raise _StopLoopError
+            request_queue.put(_SENTINEL_VALUE)  # the end is for the next round
+        return [(consumer, uid, request) for consumer, uid, _, request in taken], []
+
+
 class _Server(LitServer):  # type: ignore[misc]
     """A LitServer whose worker is a thread, which starts and ends with the application."""
 
     def __init__(self, api: LitAPI, **options: Any) -> None:
         self.workers_setup_status: dict[str, str] = {}
         super().__init__(api, accelerator="cpu", devices=1, **options)
+        api.loop = _Loop()
         self._api = api
         self._requests: queue.Queue[Any] = queue.Queue()
         self.litapi_request_queues = {api.api_path: self._requests}

@@ -35,13 +35,14 @@ class AdapterStore:
     """PEFT folders in ``folder`` under the fingerprints of their requests, as ``loragen-infer generate`` writes them.
 
     Threads and processes may share a folder. An adapter appears whole or not at all, and is made once: whoever asks for
-    it meanwhile waits. Beyond ``max_adapters`` those that were used least recently are removed (with several processes
-    that make adapters, up to a sixty-fourth more each may be there for a while).
+    it meanwhile waits. Beyond ``max_adapters`` those that were used least recently are removed, but none that was tuned
+    (with several processes that make adapters, up to a sixty-fourth more each may be there for a while).
 
     Args:
         folder: Where the adapters are; it is made with the first of them.
         generator: What makes them, and is left as it is meanwhile; without one the store only finds and merges.
-        max_adapters: Most adapters that are kept.
+        max_adapters: Most adapters that are kept; None: as many as whoever last set a number for the folder said, or
+            10,000.
 
     Raises:
         LoragenInferError: By every method, in one sentence: the folder cannot be written, a prompt has no text, an id
@@ -56,7 +57,7 @@ class AdapterStore:
     """
 
     def __init__(
-        self, folder: str | Path, generator: LoraGenerator | None = None, *, max_adapters: int = 10_000
+        self, folder: str | Path, generator: LoraGenerator | None = None, *, max_adapters: int | None = None
     ) -> None:
         self.generator = generator
         self._shelf = Shelf(Path(folder), max_adapters=max_adapters)

@@ -1,8 +1,8 @@
 """The folder of a store: which adapters are there, who may make one, and which go when it is full.
 
 An adapter is the folder ``ID``; what the store needs besides lies under ``.store``. When an adapter was last used is
-the time of its folder, which all processes see. Locks are files whose number does not grow: ids that begin alike share
-one.
+the time of its folder, which all processes see, as they do the bound, which is noted where somebody has set one. Locks
+are files whose number does not grow: ids that begin alike share one.
 """
 
 import json
@@ -21,9 +21,12 @@ from lora_tokenizer.io.atomic import clear_leftovers
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked, write_json, writing
-from loragen_infer.generation.card import read_request_fingerprint
+from loragen_infer.generation.card import read_request_fingerprint, was_tuned
 
-__all__ = ["Shelf", "StoredAdapter", "check_id"]
+__all__ = ["DEFAULT_MAX_ADAPTERS", "Shelf", "StoredAdapter", "check_id"]
+
+DEFAULT_MAX_ADAPTERS = 10_000
+"""Most adapters of a store of which nobody has said otherwise."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _OWN = ".store"
@@ -51,17 +54,26 @@ def check_id(adapter_id: str) -> str:
 
 
 class Shelf:
-    """The adapters in ``folder``, at most ``max_adapters``; nothing is written before the first is made."""
+    """The adapters in ``folder``, at most ``max_adapters``; nothing is written before the first is made.
 
-    def __init__(self, folder: Path, *, max_adapters: int) -> None:
-        if max_adapters < 1:
+    Without ``max_adapters`` it is the bound that was last set for this folder.
+    """
+
+    def __init__(self, folder: Path, *, max_adapters: int | None) -> None:
+        if max_adapters is not None and max_adapters < 1:
             raise LoragenInferError(f"max_adapters is {max_adapters}, where a number from 1 belongs.")
         self.folder = folder.absolute()
-        self._max_adapters = max_adapters
-        # How many are made between two looks at the whole folder, which take time in a large one.
-        self._stride = max(1, max_adapters // 64)
+        self._own_bound = max_adapters
         self._room, self._room_lock = 0, threading.Lock()
         self._known: set[str] = set()
+
+    @property
+    def max_adapters(self) -> int:
+        """The bound: its own, that of the folder, or the default."""
+        if self._own_bound is not None:
+            return self._own_bound
+        noted = self._read(self._bound_file, "remove it").get("max_adapters")
+        return noted if isinstance(noted, int) and noted > 0 else DEFAULT_MAX_ADAPTERS
 
     def __iter__(self) -> Iterator[str]:
         """Yield the ids of the adapters, sorted."""
@@ -98,18 +110,19 @@ class Shelf:
 
     def check_number(self, number: int) -> None:
         """Raise LoragenInferError if ``number`` adapters cannot all be there at once."""
-        if number > self._max_adapters:
+        if number > 1 and number > self.max_adapters:
             raise LoragenInferError(
-                f"{number:,} adapters are asked for at once, and the store {self.folder} keeps {self._max_adapters:,}; "
+                f"{number:,} adapters are asked for at once, and the store {self.folder} keeps {self.max_adapters:,}; "
                 "ask for fewer, or raise max_adapters."
             )
 
     def make_room(self, number: int) -> None:
-        """Remove those that were used least recently until ``number`` more have room."""
+        """Remove those that were used least recently until ``number`` more have room; none that was tuned."""
         with self._room_lock:
             if self._room < number:
                 with locked(self.folder / _OWN, None, name="room"), writing(self.folder):
-                    self._room = self._cleared(max(number, self._stride))
+                    self._note_bound()
+                    self._room = self._cleared(number)
             self._room -= number
 
     def keep_request(self, adapter_id: str, request: dict[str, Any]) -> None:
@@ -118,15 +131,27 @@ class Shelf:
 
     def read_request(self, adapter_id: str) -> dict[str, Any] | None:
         """Return what :meth:`keep_request` kept, or None."""
+        return self._read(self._request_file(adapter_id), "remove it and register the prompts again") or None
+
+    def _read(self, file: Path, way_out: str) -> dict[str, Any]:
+        """What a JSON file of the store holds; nothing if it is not there."""
         try:
-            content = json.loads(self._request_file(adapter_id).read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            return {}
         except (OSError, ValueError) as error:
-            raise LoragenInferError(
-                f"{self._request_file(adapter_id)} cannot be read ({error}); remove it and register the prompts again."
-            ) from error
-        return content if isinstance(content, dict) else None
+            raise LoragenInferError(f"{file} cannot be read ({error}); {way_out}.") from error
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def _bound_file(self) -> Path:
+        return self.folder / _OWN / "bound.json"
+
+    def _note_bound(self) -> None:
+        """Let the other processes know the own bound."""
+        bound = self._own_bound
+        if bound is not None and self._read(self._bound_file, "remove it").get("max_adapters") != bound:
+            write_json(self._bound_file, {"max_adapters": bound})
 
     def _request_file(self, adapter_id: str) -> Path:
         return self.folder / _OWN / "requests" / f"{check_id(adapter_id)}.json"
@@ -139,7 +164,12 @@ class Shelf:
             return []
 
     def _cleared(self, number: int) -> int:
-        """Clear away what killed processes left, remove adapters for ``number`` others, and return what has room."""
+        """Clear away what killed processes left, remove adapters for ``number`` others, and return what has room.
+
+        It makes room for more than that, since a look at the whole of a large folder takes time.
+        """
+        max_adapters = self.max_adapters
+        stride = max(number, max_adapters // 64)
         removed = self.folder / _OWN / "removed"
         clear_leftovers(self.folder)
         shutil.rmtree(removed, ignore_errors=True)  # whoever was removing holds the lock or is gone
@@ -147,16 +177,16 @@ class Shelf:
         for entry in self._entries():
             with suppress(FileNotFoundError):
                 used.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
-        free = self._max_adapters - len(used)
+        free = max_adapters - len(used)
         for _, name in sorted(used):
-            if free >= number:
+            if free >= stride:
                 break
-            if self.find(name) is None:
-                continue  # nothing that the store made
+            if self.find(name) is None or was_tuned(self.folder / name):
+                continue  # nothing that the store made, or could make again
             removed.mkdir(exist_ok=True)
             # Under its id it is whole or gone; what a reader has open by then stays readable.
             (self.folder / name).rename(removed / f"{name}-{secrets.token_hex(4)}")
             self._known.discard(name)
             free += 1
         shutil.rmtree(removed, ignore_errors=True)
-        return max(min(free, self._stride), number)
+        return max(min(free, stride), number)
