@@ -25,6 +25,8 @@ _COLOURS = {
     "junk": "#e8710a",
 }
 _OTHERS = "#80868b"
+# Where the rows that are tuned start; without a step the initialisation changes nothing in the base model.
+_STARTS = {"tuned": "generated", "tuned from mean": "mean", "tuned from scratch": "base"}
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto; }
@@ -56,6 +58,10 @@ def readme_section(found: Found | None) -> str:
         "",
         *_markdown(*_curve_table(found["curve"])),
         "",
+        f"After gradient steps on a few answers (seed {found['seeds'][0]}; NLL / exact match, %):",
+        "",
+        *_markdown(*_tuning_table(found)),
+        "",
         *_markdown(*_row_table(found["seen"], caption="row, on training tasks")),
     ]
     return "\n".join(lines) + "\n"
@@ -69,10 +75,10 @@ def replace_section(readme: str, section: str) -> str:
 
 
 def draw(found: Found, path: Path) -> None:
-    """Draw the rows' two scores, and those of a few rows over the number of training tasks, to a PNG file."""
-    figure = Figure(figsize=(11.5, 7.4), layout="constrained")
+    """Draw the two scores of all rows, of some over the number of training tasks, and after tuning, to a PNG file."""
+    figure = Figure(figsize=(11.5, 10.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2)
+    axes = figure.subplots(3, 2)
     title = f"{len(found['per_task'])} tasks never seen, {found['num_training_tasks']} training tasks"
     figure.suptitle(f"{title}: means with 95 % intervals over tasks", fontsize=11)
     for column, (name, label, factor) in enumerate(
@@ -83,6 +89,7 @@ def draw(found: Found, path: Path) -> None:
     ):
         _draw_rows(axes[0, column], found["held_out"], name, label, factor)
         _draw_curve(axes[1, column], found["curve"], name, label, factor)
+        _draw_tuning(axes[2, column], _tuning_points(found), column, label, factor)
     with atomic_file(path) as part:
         figure.savefig(part, format="png", dpi=140)
 
@@ -116,6 +123,9 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         "<h2>By the number of training tasks</h2>",
         f"<p>Seed {found['seeds'][0]}, the same number of steps. NLL per answer token / exact match, %.</p>",
         _html(*_curve_table(found["curve"])),
+        "<h2>After gradient steps on a few answers</h2>",
+        f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %.</p>",
+        _html(*_tuning_table(found)),
         "<h2>Training tasks</h2>",
         _html(*_row_table(found["seen"])),
         "<h2>Every held-out task</h2><p>NLL per answer token / exact match, %.</p>",
@@ -179,6 +189,30 @@ def _curve_table(curve: list[Found]) -> Table:
     ]
 
 
+def _tuning_table(found: Found) -> Table:
+    points = _tuning_points(found)
+    rows = list(points[0]["rows"])
+    return ["samples", "steps", *rows], [
+        [
+            str(point["num_samples"]),
+            str(point["num_steps"]),
+            *(f"{nll:.3f} / {100 * exact_match:.1f}" for nll, exact_match in point["rows"].values()),
+        ]
+        for point in points
+    ]
+
+
+def _tuning_points(found: Found) -> list[Found]:
+    """What tuning has given by numbers of samples and steps, beginning with what it starts from."""
+    start = found["by_seed"][str(found["seeds"][0])]
+    none = {row: (start[source]["nll"], start[source]["exact_match"]) for row, source in _STARTS.items()}
+    points = [{"num_samples": 0, "num_steps": 0, "rows": none}]
+    for point in found["tuning"]:
+        means = {row: (scores["nll"]["mean"], scores["exact_match"]["mean"]) for row, scores in point["rows"].items()}
+        points.append({**point, "rows": means})
+    return points
+
+
 def _cell(score: Found, form: str, factor: float = 1) -> str:
     text = format(factor * score["mean"], form)
     if score["interval"] is None:
@@ -224,6 +258,17 @@ def _draw_curve(axes: Axes, curve: list[Found], name: str, label: str, factor: f
     axes.set_xticks(numbers, [str(number) for number in numbers], minor=False)
     axes.minorticks_off()
     axes.set_xlabel("training tasks", fontsize=8)
+    axes.set_title(label, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=7, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_tuning(axes: Axes, points: list[Found], score: int, label: str, factor: float) -> None:
+    names = [f"{point['num_samples']} samples,\n{point['num_steps']} steps" for point in points]
+    for row, marker in zip(_STARTS, "os^", strict=True):
+        values = [factor * point["rows"][row][score] for point in points]
+        axes.plot(names, values, marker=marker, markersize=4, label=row, color=_COLOURS.get(row, _OTHERS))
     axes.set_title(label, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=7, frameon=False)

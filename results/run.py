@@ -42,7 +42,7 @@ class Plan:
     """What is run, and where it is written."""
 
     configs: Path
-    """Folder of the four files of settings."""
+    """Folder of the files of settings."""
     work: Path
     """Folder of all that is kept between runs."""
     output: Path
@@ -51,6 +51,8 @@ class Plan:
     """Of the trainings on all tasks."""
     part_sizes: tuple[int, ...] = (10, 20, 42)
     """Numbers of training tasks of the further trainings, with the first seed."""
+    tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16), (16, 16))
+    """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""
     num_steps: int = 54
     """Steps of every training, whatever the number of tasks."""
     quick: bool = False
@@ -64,6 +66,7 @@ QUICK = Plan(
     output=Path("results_output/quick/results"),
     seeds=(0, 1),
     part_sizes=(2,),
+    tuning=((2, 1), (2, 2)),
     num_steps=4,
     quick=True,
 )
@@ -98,11 +101,13 @@ class Run:
         )
         return printed.splitlines()[-1]
 
-    def evaluate(self, experiment: str, name: str, *, fit: str, settings: str = "evaluate") -> dict[str, Any]:
-        """Return the scores of an experiment, as in evaluation.json."""
+    def evaluate(
+        self, experiment: str, name: str, *, fit: str, settings: str = "evaluate", options: str = ""
+    ) -> dict[str, Any]:
+        """Return the scores of an experiment, as in evaluation.json, with further ``options`` of the command."""
         config, output = self._config(settings), self._plan.work / "evaluation"
         printed = self.steps.run(
-            f"loragen-infer evaluate --config {config} --model {experiment} --device {self._device} --json",
+            f"loragen-infer evaluate --config {config} --model {experiment} --device {self._device} --json{options}",
             makes=output / "evaluation.json",
             name=f"evaluate-{name}",
             after=["collect", f"fit-{fit}"],
@@ -190,6 +195,12 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
     whole = run.evaluate(experiments[first], "part-all", fit=names[first], settings="curve")
     curve.append((len(manifest.training_tasks), whole))
 
+    tuning = []
+    for num_samples, num_steps in plan.tuning:
+        name, options = f"tuning-{num_samples}-{num_steps}", f" --num_shots {num_samples} --tune_steps {num_steps}"
+        one = run.evaluate(experiments[first], name, fit=names[first], settings="tuning", options=options)
+        tuning.append((num_samples, num_steps, one))
+
     scores = summary.scores_by_task(list(evaluations.values()), held_out=True)
     of_seeds = {seed: summary.scores_by_task([one], held_out=True) for seed, one in evaluations.items()}
     return {
@@ -203,6 +214,14 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         "curve": [
             {"num_tasks": size, "rows": summary.group_table(summary.scores_by_task([one], held_out=True))}
             for size, one in curve
+        ],
+        "tuning": [
+            {
+                "num_samples": num_samples,
+                "num_steps": num_steps,
+                "rows": summary.group_table(summary.scores_by_task([one], held_out=True)),
+            }
+            for num_samples, num_steps, one in tuning
         ],
         "by_seed": {
             str(seed): {

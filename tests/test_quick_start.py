@@ -75,7 +75,7 @@ def test_the_evaluation_has_every_row(workspace: Workspace) -> None:
     evaluation = json.loads((workspace.path / "results/evaluation.json").read_text(encoding="utf-8"))
     rows = {task["task"]: set(task["scores"]) for task in evaluation["tasks"]}
     common = {"base", "few-shot", "mean", "nearest", "ridge", "generated", "tuned", "tuned from mean"}
-    common |= {"wrong prompts", "junk"}
+    common |= {"tuned from scratch", "wrong prompts", "junk"}
     assert rows == {"sums": common | {"own"}, "capitals": common | {"own"}, "opposites": common}
     assert {task["task"] for task in evaluation["tasks"] if task["held_out"]} == {"opposites"}
     assert any(verdict["against"] == "ridge" for verdict in evaluation["verdicts"])

@@ -133,6 +133,8 @@ def found() -> dict:
     """Results as a run writes them."""
     scores = summary.scores_by_task([evaluation(0)], held_out=True)
     table = summary.group_table(scores)
+    means = {row: {name: table[row][name]["mean"] for name in ("nll", "exact_match")} for row in table}
+    tuned = dict.fromkeys(("tuned", "tuned from mean", "tuned from scratch"), table["own"])
     return {
         "quick": True,
         "rule": run.RULE,
@@ -142,7 +144,8 @@ def found() -> dict:
         "differences": {"generated": summary.compared(scores, "generated")},
         "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
         "curve": [{"num_tasks": number, "rows": table} for number in (10, 70)],
-        "by_seed": {"0": {row: {name: table[row][name]["mean"] for name in ("nll", "exact_match")} for row in table}},
+        "tuning": [{"num_samples": 4, "num_steps": 16, "rows": tuned}],
+        "by_seed": {"0": {**means, "mean": means["base"]}},
         "per_task": scores,
         "nearest_tasks": [{"task": "<t0>", "nearest": "sums", "cosine": 0.5, "same_generator": []}],
         "seconds": {"collect": 1.5},
@@ -168,6 +171,8 @@ def test_the_section_of_the_readme_has_the_numbers_and_replaces_the_one_before(f
     section = page.readme_section(found)
     assert re.search(r"\| generated \| 4\.000 \[\d\.\d{3}, \d\.\d{3}\] \| 25\.0 \[25\.0, 25\.0\] \| 83 \|", section)
     assert "| ridge | -0.500 [-0.500, -0.500] | 6 |" in section
+    assert "| 0 | 0 | 4.000 / 25.0 | 6.500 / 0.0 | 6.500 / 0.0 |" in section
+    assert "| 4 | 16 | 3.500 / 30.0 |" in section
     readme = "before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n"
     written = page.replace_section(readme, section)
     assert page.replace_section(written, section) == written

@@ -11,10 +11,11 @@ from lora_tokenizer import read_adapter
 from loragen_infer.adapters import AdapterStack
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import Example, TokenizedExample, tokenize_example
+from loragen_infer.zoo import INITIAL_NAME
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
 from loragen_train.zoo import train_lora
 from loragen_train.zoo.frozen import FrozenModel
-from loragen_train.zoo.initial import INITIAL, load_frozen
+from loragen_train.zoo.initial import load_frozen
 from loragen_train.zoo.items import AdapterTask
 from loragen_train.zoo.train_lora import TrainedAdapters, order_of_samples, train_adapters
 from peft import PeftModel
@@ -75,7 +76,7 @@ def train(config, fabric, tmp_path):
             tasks,
             frozen,
             changed,
-            initial=read_adapter(root / INITIAL),
+            initial=read_adapter(root / INITIAL_NAME),
             num_steps=changed.training.max_steps,
             folder=root / "work",
             fabric=fabric,
@@ -170,7 +171,7 @@ def test_the_weights_are_those_of_peft_and_the_transformers_trainer(
         items = tokenized(rows, frozen)
         order = order_of_samples([len(item.input_ids) for item in items], 8 * 4, 4, seed=3)
         base, _ = load_base_model(str(tiny_lm), dtype="float32")
-        model = PeftModel.from_pretrained(base, str(tmp_path / "zoo" / INITIAL), is_trainable=True)
+        model = PeftModel.from_pretrained(base, str(tmp_path / "zoo" / INITIAL_NAME), is_trainable=True)
         arguments = TrainingArguments(
             output_dir=str(tmp_path / "trainer"),
             max_steps=8,
@@ -224,7 +225,7 @@ def test_training_fits_the_responses_and_changes_nothing_but_the_adapters(config
     frozen = load_frozen(config, tmp_path / "zoo", fabric)
     before = {name: value.clone() for name, value in frozen.model.state_dict().items()}
     tasks = [task_of(name, rows, frozen) for name, rows in EXAMPLES.items()]
-    initial = read_adapter(tmp_path / "zoo" / INITIAL)
+    initial = read_adapter(tmp_path / "zoo" / INITIAL_NAME)
     trained = train_adapters(
         tasks, frozen, config, initial=initial, num_steps=30, folder=tmp_path / "work", fabric=fabric
     )
@@ -276,7 +277,7 @@ def test_gradients_pass_through_what_is_read_once(config, fabric, tmp_path, coun
     found = []
     for num_shared in (0, len(PREFIX)):
         torch.manual_seed(1)
-        adapters = train_lora._copies(read_adapter(tmp_path / "zoo" / INITIAL), len(samples), fabric.device)
+        adapters = train_lora._copies(read_adapter(tmp_path / "zoo" / INITIAL_NAME), len(samples), fabric.device)
         weights = [*adapters.a_Kri.values(), *adapters.b_Kor.values()]
         for weight in weights:
             weight.data += 0.3 * torch.randn(weight.shape)

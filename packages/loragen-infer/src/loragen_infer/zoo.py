@@ -17,9 +17,11 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import write_json
 from loragen_infer.words import nearest
 
-__all__ = ["MANIFEST_NAME", "SampleFile", "TaskQuality", "ZooManifest", "ZooTask", "path_in_zoo"]
+__all__ = ["INITIAL_NAME", "MANIFEST_NAME", "SampleFile", "TaskQuality", "ZooManifest", "ZooTask", "path_in_zoo"]
 
 MANIFEST_NAME = "zoo.json"
+INITIAL_NAME = "initial_adapter"
+"""Folder beside it of the initialisation from which all adapters were trained, where ``collect`` trained them."""
 _FORMAT, _VERSION = "loragen-zoo", 1
 
 

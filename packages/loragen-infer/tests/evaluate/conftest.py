@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from lora_tokenizer import read_adapter
+from lora_tokenizer import read_adapter, write_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator
 from loragen_infer.bundle import TrainingTasks, find_bundle
 from loragen_infer.evaluation.chart import draw_chart
@@ -92,7 +92,10 @@ def write_means(zoo, encoder):
 
 @pytest.fixture
 def full(config, zoo, tmp_path, rows, trained):
-    """Every row there is: shots, training tasks, a joint adapter, choices."""
+    """Every row there is: shots, training tasks, a joint adapter, an initialisation, choices."""
+    initial = read_adapter(zoo.adapters[0])
+    zeros = {name: tensor * ("lora_A" in name) for name, tensor in initial.tensors.items()}
+    initial = dataclasses.replace(initial, tensors=zeros)
     shots = rows(
         tmp_path / "shots.jsonl", *[{"prompt": f"say {word}", "response": word} for word in ("gh", "ij", "kl")]
     )
@@ -109,5 +112,6 @@ def full(config, zoo, tmp_path, rows, trained):
         tasks=tasks,
         training_tasks=training,
         joint_adapter=str(zoo.adapters[1]),
+        initial_adapter=str(write_adapter(initial, tmp_path / "initial_adapter")),
         num_shots=2,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lora_tokenizer import read_adapter
 from loragen_infer import LoragenInferError
-from loragen_infer.evaluation.config import ROWS
+from loragen_infer.evaluation.config import ROWS, TUNED_FROM
 from loragen_infer.evaluation.report import format_evaluation
 from loragen_infer.evaluation.run import evaluate
 
@@ -47,6 +47,7 @@ def test_every_row_is_there_with_what_it_needs(full):
         "nearest": second.notes["nearest"],
         "tuned": "2 examples",
         "tuned from mean": "2 examples",
+        "tuned from scratch": "2 examples",
         "wrong prompts": "prompts of one",
     }
     assert first.scores["ridge"].nll_above_ridge == 0
@@ -54,8 +55,10 @@ def test_every_row_is_there_with_what_it_needs(full):
     for row, source in (("tuned", "generated"), ("tuned from mean", "mean")):
         assert first.scores[row].nll != first.scores[source].nll
         assert first.costs[row].seconds > first.costs[source].seconds
-    assert first.scores["tuned"].nll != first.scores["tuned from mean"].nll
-    for row in ("nearest", "ridge", "generated", "tuned", "tuned from mean", "wrong prompts", "junk"):
+    assert len({first.scores[row].nll for row in TUNED_FROM}) == len(TUNED_FROM)
+    # B is zero at the initialisation, so without steps the row would be the base model.
+    assert first.scores["tuned from scratch"].nll != first.scores["base"].nll
+    for row in ("nearest", "ridge", "generated", *TUNED_FROM, "wrong prompts", "junk"):
         assert first.costs[row].seconds > 0
         assert first.costs[row].cpu_seconds >= 0
     assert "base" not in first.costs

@@ -91,15 +91,17 @@ def test_a_row_of_prompts_without_a_prompt_is_named(config, tmp_path):
         evaluate(config)
 
 
-@pytest.mark.parametrize("field", ["own", "joint", "training"])
+@pytest.mark.parametrize("field", ["own", "joint", "initial", "training"])
 def test_an_adapter_that_cannot_be_read_is_named(field, full, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     broken = {
         "own": {"tasks": [dataclasses.replace(full.tasks[0], adapter=nowhere), full.tasks[1]]},
         "joint": {"joint_adapter": nowhere},
+        "initial": {"initial_adapter": nowhere},
         "training": {"training_tasks": [dataclasses.replace(full.training_tasks[0], adapter=nowhere)]},
     }
-    named = {"own": "adapter of the task 'one'", "joint": "adapter of joint_adapter", "training": "training task 'one'"}
+    named = {"own": "adapter of the task 'one'", "training": "training task 'one'"}
+    named |= {name: f"adapter of {name}_adapter" for name in ("joint", "initial")}
     with pytest.raises(LoragenInferError, match=f"{named[field]} cannot be (read|used).*nowhere"):
         evaluate(dataclasses.replace(full, **broken[field]))
     assert not (tmp_path / "r").exists()

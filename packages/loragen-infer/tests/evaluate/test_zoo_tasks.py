@@ -57,8 +57,8 @@ def test_evaluate_needs_nothing_but_the_zoo_and_a_model(listed, folder, model, t
         ("two", False),
         ("new", True),
     ]
-    # No means lie beside the bundle.
-    rows = [row for row in ROWS if row not in ("nearest", "ridge")]
+    # No means lie beside the bundle, and no initialisation beside the zoo.
+    rows = [row for row in ROWS if row not in ("nearest", "ridge", "tuned from scratch")]
     assert [list(task["scores"]) for task in written["tasks"]] == [
         rows,
         rows,
@@ -117,10 +117,13 @@ def test_what_the_zoo_says_of_all_tasks_counts_where_nothing_else_is_said(listed
     config = EvaluateConfig(model="m", zoo=str(folder))
     found = with_tasks_of_zoo(config, str(folder), TRAINED)
     assert (found.joint_adapter, found.base_model) == (str(folder / "joint"), str(zoo.model))
+    assert found.initial_adapter is None
+    (folder / "initial_adapter").mkdir()
+    assert with_tasks_of_zoo(config, str(folder), TRAINED).initial_adapter == str(folder / "initial_adapter")
     assert [task.held_out for task in found.tasks] == [None, None, True]
-    own = dataclasses.replace(config, joint_adapter="mine", base_model="my-model")
+    own = dataclasses.replace(config, joint_adapter="mine", initial_adapter="my-start", base_model="my-model")
     found = with_tasks_of_zoo(own, str(folder), TRAINED)
-    assert (found.joint_adapter, found.base_model) == ("mine", "my-model")
+    assert (found.joint_adapter, found.initial_adapter, found.base_model) == ("mine", "my-start", "my-model")
     dataclasses.replace(manifest, base_model_path="gone").write()
     found = with_tasks_of_zoo(config, str(folder), TRAINED)
     assert (found.joint_adapter, found.base_model) == (None, None)

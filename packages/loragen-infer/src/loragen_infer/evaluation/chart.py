@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_chart"]
 
 _COLOURS = {
-    **dict.fromkeys(("base", "few-shot", "mean", "joint", "tuned from mean"), "#80868b"),  # needs no prompts
+    **dict.fromkeys(("base", "few-shot", "mean", "joint"), "#80868b"),  # baselines that need no prompts
+    **dict.fromkeys(("tuned from mean", "tuned from scratch"), "#80868b"),
     **dict.fromkeys(("nearest", "ridge"), "#a142f4"),  # baselines that do
     **dict.fromkeys(("generated", "tuned"), "#1a73e8"),
     "own": "#188038",

@@ -13,10 +13,12 @@ from loragen_infer.words import nearest
 
 __all__ = ["ROWS", "EvaluateConfig", "EvaluateTask", "TrainingTask"]
 
-SHOWN_ROWS = ("few-shot", "tuned", "tuned from mean")
+TUNED_FROM = {"tuned": "generated", "tuned from mean": "mean", "tuned from scratch": "initial"}
+"""What the rows that are tuned on a few solved examples start from."""
+SHOWN_ROWS = ("few-shot", *TUNED_FROM)
 """Rows that a few solved examples make."""
 ROWS = (
-    *("base", "few-shot", "mean", "nearest", "ridge", "joint", "generated", "tuned", "tuned from mean", "own"),
+    *("base", "few-shot", "mean", "nearest", "ridge", "joint", "generated", *TUNED_FROM, "own"),
     *("wrong prompts", "junk"),
 )
 """Every row, in the order in which they are shown."""
@@ -36,7 +38,7 @@ class EvaluateTask:
     """The task's own trained adapter (a PEFT folder, or a folder of checkpoints, of which the last is taken)."""
     shots: str | None = None
     """JSON/JSONL file with training examples and their responses, the first of which the row ``few-shot`` shows; the
-    rows ``tuned`` and ``tuned from mean`` are tuned on them."""
+    rows that are tuned are tuned on them."""
     choices: list[str] | None = None
     """What all examples can be answered with, for a file without a ``choices`` column, such as [yes, no]."""
     choice_pattern: str | None = None
@@ -91,16 +93,18 @@ class EvaluateConfig:
     tasks: list[EvaluateTask] = field(default_factory=list)
     """The tasks; at least two for the row ``wrong prompts``, which takes the prompts of others."""
     rows: list[str] | None = None
-    """What to score: base, few-shot, mean, nearest, ridge, joint, generated, tuned, tuned from mean, own,
-    wrong prompts, junk; by default each one that has what it needs."""
+    """What to score: base, few-shot, mean, nearest, ridge, joint, generated, tuned, tuned from mean,
+    tuned from scratch, own, wrong prompts, junk; by default each one that has what it needs."""
     training_tasks: list[TrainingTask] | None = None
     """The training tasks, for ``nearest`` and ``ridge``; by default those whose means lie beside the bundle."""
     joint_adapter: str | None = None
     """One adapter trained on all training tasks together, for the row ``joint``; by default the zoo's."""
+    initial_adapter: str | None = None
+    """The initialisation of all training, for the row ``tuned from scratch``; by default the zoo's."""
     num_shots: int = 4
     """Number of examples that the row ``few-shot`` shows before the prompt, and that tuned adapters are tuned on."""
     tune_steps: int = TUNE_STEPS
-    """Steps of AdamW that the rows ``tuned`` and ``tuned from mean`` take on the examples."""
+    """Steps of AdamW that the rows that are tuned take on the examples."""
     tune_learning_rate: float = TUNE_LEARNING_RATE
     """Learning rate of the first of them, from which it falls to zero."""
     base_model: str | None = None

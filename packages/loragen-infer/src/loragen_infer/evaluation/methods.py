@@ -16,7 +16,7 @@ from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.baselines import Ridge, nearest_task
-from loragen_infer.evaluation.config import SHOWN_ROWS, EvaluateConfig
+from loragen_infer.evaluation.config import SHOWN_ROWS, TUNED_FROM, EvaluateConfig
 from loragen_infer.evaluation.examples import TaskInputs
 from loragen_infer.evaluation.store import Cost
 from loragen_infer.evaluation.training_tasks import Training
@@ -24,11 +24,12 @@ from loragen_infer.generator import LoraGenerator
 from loragen_infer.samples import Example
 from loragen_infer.words import counted
 
-__all__ = ["TRAINED_ROWS", "Row", "RowMaker"]
+__all__ = ["GIVEN_ROWS", "Row", "RowMaker"]
 
 logger = logging.getLogger(__name__)
 
-TRAINED_ROWS = ("joint", "own")
+GIVEN_ROWS = ("joint", "tuned from scratch", "own")
+"""Rows whose adapter, or what it starts from, is read from a file."""
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _NO_MEANS = "there are no means of training tasks beside the bundle; copy them there, or name training_tasks"
 
@@ -91,25 +92,27 @@ class RowMaker:
             return Row()
         if row == "few-shot":
             return Row(shots=tuple(inputs.shots), note=_examples(inputs))
-        if row in TRAINED_ROWS:
-            adapter, path = self.trained(inputs, row)
-            return Row(adapter=adapter, cost=_training_cost(path))
+        if row in TUNED_FROM:
+            source = self.make(inputs, TUNED_FROM[row])
+            return replace(source, tuned_on=tuple(inputs.shots), note=_examples(inputs))
+        if row in (*GIVEN_ROWS, "initial"):
+            adapter, path = self.given(inputs, row)
+            return Row(adapter=adapter, cost=None if row == "initial" else _training_cost(path))
         if row == "generated":
             return self._generated(inputs.task.name)
-        if row in ("tuned", "tuned from mean"):
-            source = self.make(inputs, "generated" if row == "tuned" else "mean")
-            return replace(source, tuned_on=tuple(inputs.shots), note=_examples(inputs))
         if wrong_task is not None:
             others = self.wrong_tasks(inputs)
             note = f"prompts of {others[0]}" if len(others) == 1 else f"mean over the prompts of {len(others)} tasks"
             return replace(self._generated(wrong_task), note=note)
         return self._timed(lambda: self._make(inputs, row))
 
-    def trained(self, inputs: TaskInputs, row: str) -> tuple[LoraAdapter, Path]:
-        """Return the adapter of one of :data:`TRAINED_ROWS`, of a folder of checkpoints the last, and where it lies."""
+    def given(self, inputs: TaskInputs, row: str) -> tuple[LoraAdapter, Path]:
+        """Return the adapter of one of :data:`GIVEN_ROWS`, of a folder of checkpoints the last, and where it lies."""
         whose, path = f"the task {inputs.task.name!r}", inputs.task.adapter
         if row == "joint":
             whose, path = "joint_adapter", self._config.joint_adapter
+        elif row != "own":
+            whose, path = "initial_adapter", self._config.initial_adapter
         try:
             found = find_adapters(Path(str(path)))[-1]
             return read_adapter(found), found
@@ -137,6 +140,8 @@ class RowMaker:
             lacks["nearest"] = lacks["ridge"] = _NO_MEANS
         if self._config.joint_adapter is None:
             lacks["joint"] = "there is no joint_adapter"
+        if self._config.initial_adapter is None:
+            lacks["tuned from scratch"] = "there is no initial_adapter"
         if inputs.task.adapter is None:
             lacks["own"] = "no task has an adapter"
         return lacks

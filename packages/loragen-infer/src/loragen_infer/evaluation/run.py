@@ -11,7 +11,7 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.chart import draw_chart
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.evaluation.examples import read_inputs
-from loragen_infer.evaluation.methods import TRAINED_ROWS, RowMaker
+from loragen_infer.evaluation.methods import GIVEN_ROWS, RowMaker
 from loragen_infer.evaluation.results import Evaluation, TaskResult, summarise, to_json
 from loragen_infer.evaluation.row_scorer import RowScorer, named
 from loragen_infer.evaluation.scoring import mean_scores
@@ -55,9 +55,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         remarks += training.near_duplicates(inputs.task, generator.encoder.encode(inputs.prompts))
     maker = RowMaker(config, generator, training, tasks)
     maker.check()
-    trained = [(inputs, row) for inputs in tasks for row in maker.names(inputs) if row in TRAINED_ROWS]
-    for inputs, row in trained:
-        maker.trained(inputs, row)
+    from_files = [(inputs, row) for inputs in tasks for row in maker.names(inputs) if row in GIVEN_ROWS]
+    for inputs, row in from_files:
+        maker.given(inputs, row)
     base_model = config.base_model or generator.base_model
     if base_model is None:
         raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
@@ -67,9 +67,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     )
     scoring = RowScorer(config, tasks, maker, model, tokenizer)
     try:
-        for inputs, row in trained:
+        for inputs, row in from_files:
             with named(inputs, row):
-                scoring.applier.check(maker.trained(inputs, row)[0])
+                scoring.applier.check(maker.given(inputs, row)[0])
         finished = scoring.finish()
     finally:
         scoring.applier.remove()

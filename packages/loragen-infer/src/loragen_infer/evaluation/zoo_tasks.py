@@ -13,7 +13,7 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import SHOWN_ROWS, EvaluateConfig, EvaluateTask
 from loragen_infer.samples import read_examples
 from loragen_infer.words import counted
-from loragen_infer.zoo import MANIFEST_NAME, ZooManifest, ZooTask
+from loragen_infer.zoo import INITIAL_NAME, MANIFEST_NAME, ZooManifest, ZooTask
 
 __all__ = ["with_tasks_of_zoo"]
 
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 def with_tasks_of_zoo(config: EvaluateConfig, zoo: str, trained: TrainingTasks | None) -> EvaluateConfig:
-    """Return ``config`` with the tasks of ``zoo`` listed, and its joint adapter and language model where it has none.
+    """Return ``config`` with the tasks of ``zoo`` listed, and its joint adapter, initialisation and language model
+    where it names none.
 
     Args:
         config: The evaluation.
@@ -47,11 +48,13 @@ def with_tasks_of_zoo(config: EvaluateConfig, zoo: str, trained: TrainingTasks |
         )
     base_model = None if manifest.base_model_path is None else manifest.path(manifest.base_model_path)
     joint = None if manifest.joint is None else str(manifest.path(manifest.joint))
+    initial = manifest.folder / INITIAL_NAME
     return replace(
         config,
         zoo=None,
         tasks=[_listed(manifest, task, config) for task in chosen],
         joint_adapter=config.joint_adapter or joint,
+        initial_adapter=config.initial_adapter or (str(initial) if initial.is_dir() else None),
         base_model=config.base_model or (str(base_model) if base_model is not None and base_model.is_dir() else None),
     )
 

@@ -16,7 +16,7 @@ from lora_tokenizer.io.atomic import clear_leftovers
 from loragen_infer.errors import LoragenInferError, is_out_of_memory
 from loragen_infer.files import TakenError, locked, write_jsonl
 from loragen_infer.words import counted
-from loragen_infer.zoo import MANIFEST_NAME, ZooManifest
+from loragen_infer.zoo import INITIAL_NAME, MANIFEST_NAME, ZooManifest
 
 from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
@@ -25,7 +25,7 @@ from loragen_train.prompts.splits import read_all_samples
 from loragen_train.zoo import records
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.groups import begun_groups, plan_groups, remove_group, train_group
-from loragen_train.zoo.initial import INITIAL, load_frozen
+from loragen_train.zoo.initial import load_frozen
 from loragen_train.zoo.items import AdapterTask, joint_settings, joint_task, mean_length, tokenize_task
 from loragen_train.zoo.manifest import write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks
@@ -77,8 +77,10 @@ class _Collection:
             self._refuse_imported()
             if (self._folder / "adapters").is_dir():
                 clear_leftovers(self._folder / "adapters")  # of runs that were killed
-            if missing and (self._folder / INITIAL).is_dir():
-                records.check_settings(self._folder / INITIAL / "settings.json", records.shared_settings(self._config))
+            if missing and (self._folder / INITIAL_NAME).is_dir():
+                records.check_settings(
+                    self._folder / INITIAL_NAME / "settings.json", records.shared_settings(self._config)
+                )
             self._clear_finished_groups()
         self._write_samples([task for task in self._mine if task in missing or not task.wants_adapter])
         missing = [task for task in missing if task.name not in self._failures]
@@ -104,7 +106,7 @@ class _Collection:
 
     def _refuse_imported(self) -> None:
         """Adapters of another making do not share the initialisation, so none can join them."""
-        has_manifest, has_initial = (self._folder / MANIFEST_NAME).is_file(), (self._folder / INITIAL).is_dir()
+        has_manifest, has_initial = (self._folder / MANIFEST_NAME).is_file(), (self._folder / INITIAL_NAME).is_dir()
         if has_manifest and not has_initial and any(task.adapters for task in ZooManifest.read(self._folder).tasks):
             raise LoragenTrainError(f"{self._folder} holds imported adapters; choose another output_dir.")
 

@@ -15,13 +15,13 @@ from lora_tokenizer import read_adapter
 from lora_tokenizer.names import join_name
 from loragen_infer.adapters import AdapterStack
 from loragen_infer.files import atomic_folder, write_json
+from loragen_infer.zoo import INITIAL_NAME
 from safetensors.torch import save_file
 
 from loragen_train.configs.collect import CollectConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
 from loragen_train.zoo.frozen import FrozenModel
-from loragen_train.zoo.initial import INITIAL
 from loragen_train.zoo.items import AdapterTask
 from loragen_train.zoo.train_lora import TrainedAdapters, train_adapters
 
@@ -72,7 +72,7 @@ def train_group(
     }
     _begin(folder, begun)
     frozen.choose_attention([items for task in tasks for items in (task.train, task.test)])
-    initial = read_adapter(output_dir / INITIAL)
+    initial = read_adapter(output_dir / INITIAL_NAME)
     trained = train_adapters(tasks, frozen, config, initial=initial, num_steps=num_steps, folder=folder, fabric=fabric)
     failures = {}
     judged = [] if all(trained.diverged) else frozen.judge(trained.last, [task.test for task in tasks])
@@ -89,7 +89,7 @@ def train_group(
                 "quality": None if (quality := judged[index]) is None else asdict(quality),
             }
             record |= _work(index, tasks, trained, config.training.save_every)
-            _write_adapter(task.folder, index, trained.checkpoints, output_dir / INITIAL, record)
+            _write_adapter(task.folder, index, trained.checkpoints, output_dir / INITIAL_NAME, record)
             logger.info("%s", _summary(task.name, record))
     remove_group(folder)
     return failures

@@ -10,6 +10,7 @@ from loragen_infer.files import atomic_folder, locked, write_json
 from loragen_infer.models.base_model import load_base_model, save_base_model
 from loragen_infer.models.locate import hub_name, locate_model
 from loragen_infer.words import nearest
+from loragen_infer.zoo import INITIAL_NAME
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
@@ -18,10 +19,7 @@ from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
 from loragen_train.zoo.frozen import FrozenModel
 
-__all__ = ["INITIAL", "load_frozen"]
-
-INITIAL = "initial_adapter"
-"""The folder of the initialisation."""
+__all__ = ["load_frozen"]
 
 
 def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> FrozenModel:
@@ -38,7 +36,7 @@ def load_frozen(config: CollectConfig, output_dir: Path, fabric: Fabric) -> Froz
             name = str(save_base_model(name, output_dir / "base_model").resolve())
     model, tokenizer = load_base_model(name, device_map=training.device_map)
     digest = records.hash_weights(model)
-    folder = output_dir / INITIAL
+    folder = output_dir / INITIAL_NAME
     # What all processes share is made by one of them.
     with locked(output_dir, None):
         records.check_base_model(output_dir, config.base_model, digest)

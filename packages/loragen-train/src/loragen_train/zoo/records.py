@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from loragen_infer.files import write_json
+from loragen_infer.zoo import INITIAL_NAME
 from torch import nn
 from torch.utils.benchmark import Timer
 
@@ -111,7 +112,7 @@ def decide_precision(config: CollectConfig, output_dir: Path) -> Precision:
     """Return ``fp32`` or ``bf16``: the one chosen, or for ``auto`` the one that was measured once for this zoo."""
     if config.training.precision != "auto":
         return config.training.precision
-    file = output_dir / "initial_adapter" / "settings.json"
+    file = output_dir / INITIAL_NAME / "settings.json"
     record = read_record(file)
     known: Precision | None = record.get("precision")
     if known is None:
