@@ -51,7 +51,8 @@ def shown(zoo, encoder, tmp_path_factory) -> SimpleNamespace:
         language_model=language_model,
         workspace=root,
     )
-    workshop.load()
+    for load in workshop.loads:
+        load()
     return SimpleNamespace(workshop=workshop, root=root, generator=generator, language_model=language_model)
 
 
@@ -183,7 +184,7 @@ def test_a_language_model_that_is_not_there_is_said_of_each_question(zoo, name, 
     assert reason in language_model.status
 
 
-def test_what_is_interrupted_is_waited_for_by_nobody():
+def test_what_is_given_up_is_waited_for_by_nobody():
     def interrupted() -> int:
         raise KeyboardInterrupt
 
@@ -192,6 +193,7 @@ def test_what_is_interrupted_is_waited_for_by_nobody():
         waiting = pool.submit(loading.result)
         with pytest.raises(KeyboardInterrupt):
             loading.load()
+        loading.give_up()
         with pytest.raises(LoragenInferError, match="ended before The encoder was loaded"):
             waiting.result(10)
 

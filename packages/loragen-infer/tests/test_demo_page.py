@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,16 @@ from loragen_infer.cli.main import main
 
 sys.exit(main())
 """
+# The same, where the encoder is loaded by code that an interrupt does not get out of, as it does not of a destructor.
+DEAF = GATED.replace(
+    "        time.sleep(0.05)\n",
+    """\
+        try:
+            time.sleep(0.05)
+        except KeyboardInterrupt:
+            Path("go").touch()
+""",
+)
 WAIT = 60_000
 
 
@@ -281,3 +292,13 @@ def test_a_command_that_ends_before_the_encoder_is_there_leaves_no_click_waiting
     assert started.process.returncode == code
     assert sentence in started.log.read_text()
     assert "Traceback" not in started.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_that_is_lost_while_things_are_loaded_still_ends_the_command(zoo, tmp_path, number):
+    zoo.bundle.save(tmp_path / "model" / "generator.safetensors")
+    with command(DEAF, tmp_path) as started:
+        time.sleep(1)
+        started.process.send_signal(number)
+        assert started.process.wait(30) == 130, started.log.read_text()
+    assert (tmp_path / "go").exists()

@@ -29,10 +29,11 @@ class Loading(Generic[T]):
             self._made.set_result(self._make())
         except Exception as error:  # noqa: BLE001  # whoever waits for it is told
             self._made.set_exception(error)
-        except BaseException:
-            # A process does not end while a thread of its server waits.
+
+    def give_up(self) -> None:
+        """Let nobody wait for it any more: a process does not end while a thread of its server waits."""
+        if not self.is_settled:
             self._made.set_exception(LoragenInferError(f"The command ended before {self.name} was loaded."))
-            raise
 
     @property
     def is_settled(self) -> bool:

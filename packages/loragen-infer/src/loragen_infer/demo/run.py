@@ -96,8 +96,15 @@ def _maker(config: DemoConfig, bundle: "GeneratorBundle", folder: Path) -> "Make
 def _serve(config: DemoConfig, workshop: "Workshop") -> None:
     from loragen_infer.demo.page import CSS, THEME, build_page
 
+    ended = threading.Event()
+
+    def end(_number: int, _frame: object) -> None:
+        ended.set()
+        raise KeyboardInterrupt
+
     # A terminated process cleans up as an interrupted one does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     page = build_page(workshop)
     try:
         _, address, shared = page.launch(
@@ -117,7 +124,12 @@ def _serve(config: DemoConfig, workshop: "Workshop") -> None:
         if shared:
             logger.info("Anyone can see it at %s.", shared)
         # Here, where an interrupt ends it: a process that ends with libraries at work in a thread may crash.
-        workshop.load()
-        threading.Event().wait()
+        for load in workshop.loads:
+            load()
+            if ended.is_set():  # the interrupt is lost where it comes while a destructor runs
+                break
+        ended.wait()
+        raise KeyboardInterrupt
     finally:
+        workshop.give_up()
         page.close(verbose=False)

@@ -3,7 +3,7 @@
 import math
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,15 +79,22 @@ class Workshop:
         self.bundle, self.tasks = bundle, tasks
         self._maker, self._language_model, self._workspace = maker, language_model, workspace
 
-    def load(self) -> None:
-        """Load the encoder, and then the language model, without which a page still makes adapters.
+    @property
+    def loads(self) -> tuple[Callable[[], None], ...]:
+        """What is to be called once the page is up, in order: the last is for a page that makes adapters without it.
 
-        Raises:
-            LoragenInferError: The encoder cannot be loaded, or is not the one of the generator.
+        The first raises LoragenInferError where the encoder cannot be loaded, or is not the one of the generator.
         """
+        return self._load_maker, self._language_model.load
+
+    def give_up(self) -> None:
+        """End the waiting for what is not loaded."""
+        self._maker.give_up()
+        self._language_model.give_up()
+
+    def _load_maker(self) -> None:
         self._maker.load()
         self._maker.result()
-        self._language_model.load()
 
     @property
     def is_settled(self) -> bool:
