@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from hyperconv import HyperConvGenerator
+from hyperconv.linear import LeftOut
 from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
+from torch import Tensor
 
 from loragen_train.configs.fit import FitConfig
 from loragen_train.experiments.folder import describe_versions
@@ -93,10 +95,9 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     _warn_of_little_to_learn(zoo)
     watched = find_watched(config, training_data.test_hashes)
     device = default_device(training.accelerator)
-    frozen: FrozenModel | None
     if training.is_through_lm:
         known = (before or {}).get("lm_precision")
-        frozen = load_base(training.lm, training_data, zoo.layout, device, known_precision=known)
+        frozen: FrozenModel | None = load_base(training.lm, training_data, zoo.layout, device, known_precision=known)
     else:
         frozen = load_watching_model(config, zoo, watched) if watched else None
     table = PromptTable(prompts, {task.name: task.prompts for task in watched})
@@ -112,18 +113,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
     if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
-    network = config.model.network(
-        condition_dim=encoder.embedding_dim,
-        grid=zoo.layout.grid,
-        num_tasks=len(zoo.names),
-        leaves_own_out=training.leaves_own_out,
-    )
-    generator = HyperConvGenerator(network)
-    generator.center_on(embeddings_nD[: table.num_train])
-    left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=data.prompts_per_condition)
-    if (dtype := HALF_WEIGHTS.get(training.precision)) is not None:
-        for parameter in generator.parameters():
-            parameter.data = parameter.data.to(dtype)
+    generator, left_out = _make_generator(config, zoo, table, embeddings_nD)
     objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
     module = GeneratorModule(
         generator,
@@ -149,6 +139,25 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         frozen=frozen,
         unseen=unseen,
     )
+
+
+def _make_generator(
+    config: FitConfig, zoo: Zoo, table: PromptTable, embeddings_nD: Tensor
+) -> tuple[HyperConvGenerator, LeftOut | None]:
+    """The network as it is before the first step, and what leaves a task out of its own regression."""
+    network = config.model.network(
+        condition_dim=embeddings_nD.shape[1],
+        grid=zoo.layout.grid,
+        num_tasks=len(zoo.names),
+        leaves_own_out=config.training.leaves_own_out,
+    )
+    generator = HyperConvGenerator(network)
+    generator.center_on(embeddings_nD[: table.num_train])
+    left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=config.data.prompts_per_condition)
+    if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:
+        for parameter in generator.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return generator, left_out
 
 
 def _warn_of_little_to_learn(zoo: Zoo) -> None:

@@ -80,24 +80,9 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
                 stack.enter_context(_held(folder))
         trackers = stack.enter_context(tracked(config, folder, checkpoint))
         _log_start(setup, folder)
-        unseen = [] if setup.unseen is None else [setup.unseen]
-        monitor = UNSEEN_NLL if unseen else "val_loss"
-        # Right after the validation, so that what is saved to resume from knows of it.
-        best = BestWeights(
-            folder / LAST_CHECKPOINT.parent,
-            f"{{epoch}}-{{{monitor}:.4f}}",
-            monitor=monitor,
-            save_on_train_epoch_end=False,
-        )
-        saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training, monitor)
-        own = [ValidateOnTime(), EpochProgress(), *unseen, best]
-        if patience := config.training.early_stopping_patience:
-            own.append(StopEarlyInLastPhase(monitor, patience=patience, check_on_train_epoch_end=False))
+        best, saving, own = _own_callbacks(config, setup, folder)
         trainer = make_trainer(
-            config,
-            default_root_dir=folder,
-            logger=list(trackers),
-            callbacks=[*own, saving, MachineUse(), *callbacks],
+            config, default_root_dir=folder, logger=list(trackers), callbacks=[*own, MachineUse(), *callbacks]
         )
         try:
             run_trainer(trainer, setup, config, checkpoint)
@@ -108,17 +93,44 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
             raise
         if not trainer.is_global_zero:
             return None
-        chosen, said = None, f"last val_loss {val_loss:.4f}"
-        if config.export.weights == "best" and best.best_model_path and best.best_model_score is not None:
-            chosen, score = Path(best.best_model_path), best.best_model_score.item()
-            if setup.unseen is not None and setup.unseen.start_nll <= score:
-                chosen, score = folder / START_CHECKPOINT, setup.unseen.start_nll
-                logger.warning("No validation was better than the start, whose weights are the best.")
-            said = f"best {monitor} {score:.4f}"
+        chosen, said = _choose_weights(config, setup, folder, best) or (None, f"last val_loss {val_loss:.4f}")
         write_results(setup, config, folder, weights=chosen, device=trainer.strategy.root_device)
     seconds = time.perf_counter() - started
     logger.info("%s after %.0f s. Generator: %s", said, seconds, folder / FINAL_MODEL)
     return folder
+
+
+def _own_callbacks(
+    config: FitConfig, setup: TrainingSetup, folder: Path
+) -> tuple[BestWeights, ResumeCheckpoint, list[Callback]]:
+    """What keeps the best weights, what saves the state to resume from, and all that every training has, in order."""
+    unseen = [] if setup.unseen is None else [setup.unseen]
+    monitor = UNSEEN_NLL if unseen else "val_loss"
+    best = BestWeights(
+        folder / LAST_CHECKPOINT.parent,
+        f"{{epoch}}-{{{monitor}:.4f}}",
+        monitor=monitor,
+        save_on_train_epoch_end=False,
+    )
+    saving = ResumeCheckpoint(folder / LAST_CHECKPOINT, config.training, monitor)
+    own: list[Callback] = [ValidateOnTime(), EpochProgress(), *unseen]
+    own.append(best)  # right after the validation, so that what is saved to resume from knows of it
+    if patience := config.training.early_stopping_patience:
+        own.append(StopEarlyInLastPhase(monitor, patience=patience, check_on_train_epoch_end=False))
+    return best, saving, [*own, saving]
+
+
+def _choose_weights(
+    config: FitConfig, setup: TrainingSetup, folder: Path, best: BestWeights
+) -> tuple[Path, str] | None:
+    """The checkpoint whose weights are exported and what is said of them; None for those after the last step."""
+    if config.export.weights != "best" or not best.best_model_path or best.best_model_score is None:
+        return None
+    chosen, score = Path(best.best_model_path), best.best_model_score.item()
+    if setup.unseen is not None and setup.unseen.start_nll <= score:
+        chosen, score = folder / START_CHECKPOINT, setup.unseen.start_nll
+        logger.warning("No validation was better than the start, whose weights are the best.")
+    return chosen, f"best {best.monitor} {score:.4f}"
 
 
 def _held(folder: Path) -> AbstractContextManager[None]:
