@@ -52,7 +52,13 @@ def main() -> None:
 
 
 def make_bundle(
-    path: Path, *, num_layers: int = 16, r: int = 8, widths: tuple[int, int, int] = (384, 384, 384)
+    path: Path,
+    *,
+    num_layers: int = 16,
+    r: int = 8,
+    widths: tuple[int, int, int] = (384, 384, 384),
+    num_blocks: int = 3,
+    num_basis: int = 16,
 ) -> Path:
     """A bundle for LoRA on q_proj and v_proj of a base model with these widths (of states, queries and values).
 
@@ -75,7 +81,8 @@ def make_bundle(
     adapter = LoraAdapter(config=config, tensors=tensors)
     layout = TokenLayout.from_adapter(adapter, max_tokens="auto")
     *grid, width = layout.grid
-    generator = HyperConvGenerator(GeneratorConfig(grid=tuple(grid), output_dim=width))
+    network = GeneratorConfig(grid=tuple(grid), output_dim=width, num_hyperconv_blocks=num_blocks, num_basis=num_basis)
+    generator = HyperConvGenerator(network)
     stats = TokenStats.from_tokens([layout.encode(adapter), 2 * layout.encode(adapter)])
     bundle = GeneratorBundle(generator=generator.eval(), layout=layout, stats=stats, text_encoder_name=ENCODER)
     print(f"generator: {bundle.generator.num_parameters():,} parameters, tokens {layout.grid}")

@@ -1,6 +1,7 @@
-"""Times `loragen-infer serve` at the seed configuration of bench_generate.py on the CPU, clients and server here.
+"""Times `loragen-infer serve` on the CPU, clients and server here, at the configuration of bench_generate.py.
 
 Run with: OMP_NUM_THREADS=1 python packages/loragen-infer/benchmarks/bench_serve.py [--clients 50] [--seconds 60]
+[--num-blocks 0] [--num-basis 41]
 
 Every request has prompts of its own, so every one is generated and written. Prints the errors but 429, p50 and p99
 under load, the throughput against one client that asks one at a time, and what a warm request of one client takes
@@ -32,9 +33,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the clients ask")
+    parser.add_argument("--num-blocks", type=int, default=0, help="HyperConv blocks of the generator")
+    parser.add_argument(
+        "--num-basis", type=int, default=41, help="its patterns; one less than there are training tasks"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = make_bundle(Path(folder) / "generator.safetensors")
+        bundle = make_bundle(
+            Path(folder) / "generator.safetensors", num_blocks=options.num_blocks, num_basis=options.num_basis
+        )
         words = [sys.executable, "-m", "loragen_infer.cli", "serve", "--model", str(bundle)]
         words += ["--store", f"{folder}/adapters", "--port", "0"]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # noqa: S603

@@ -6,6 +6,7 @@ and ``loragen_tuned_on`` that no run can make it from prompts alone.
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def model_card(
     trained = (
         f"then it was tuned on {counted(num_tuned_on, 'sample')}" if num_tuned_on else "it was not trained on them"
     )
-    marks: dict[str, Any] = {"loragen_request": request_fingerprint, "loragen_generator": generator_fingerprint}
+    marks: dict[str, Any] = {"loragen_generator": generator_fingerprint}
     if num_tuned_on:
         marks["loragen_tuned_on"] = num_tuned_on
-    return f"""{_head(base_model, **marks)}
+    return f"""{_head(base_model, request_fingerprint, **marks)}
 # LoRA adapter generated from {count}
 
 A hypernetwork wrote this adapter from prompts; {trained}. Check it before relying on it:
@@ -55,7 +56,7 @@ A hypernetwork wrote this adapter from prompts; {trained}. Check it before relyi
 def merged_card(names: Sequence[str], weights: Sequence[float], *, base_model: str | None, fingerprint: str) -> str:
     """Return the text of the card of an adapter that was merged from those called ``names``."""
     parts = "\n".join(f"- {weight:g} times `{name}`" for name, weight in zip(names, weights, strict=True))
-    return f"""{_head(base_model, loragen_request=fingerprint)}
+    return f"""{_head(base_model, fingerprint)}
 # LoRA adapter merged from {counted(len(names), "adapter")}
 
 {parts}
@@ -86,13 +87,19 @@ def _read_marks(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _head(base_model: str | None, **marks: Any) -> str:
+def _head(base_model: str | None, request_fingerprint: str, **marks: Any) -> str:
+    # All else is the same on thousands of cards, and YAML is written slowly.
+    common = _common_head(base_model, tuple(marks.items()))
+    return f"---\n{common}\nloragen_request: '{request_fingerprint}'\n---\n"
+
+
+@lru_cache(maxsize=32)
+def _common_head(base_model: str | None, marks: tuple[tuple[str, Any], ...]) -> str:
     from huggingface_hub import ModelCardData
 
     # The hub takes names of its own only.
     name = hub_name(base_model) if base_model else None
-    data = ModelCardData(base_model=name, library_name="peft", tags=["lora", "loragen"], **marks)
-    return f"---\n{data.to_yaml()}\n---\n"
+    return str(ModelCardData(base_model=name, library_name="peft", tags=["lora", "loragen"], **dict(marks)).to_yaml())
 
 
 def _use(base_model: str | None) -> str:
