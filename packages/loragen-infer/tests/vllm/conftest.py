@@ -108,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             del state.loaded[name]
             return 200, f"Success: LoRA adapter '{name}' removed successfully."
         assert self.path == "/v1/load_lora_adapter"
+        if state.meeting is not None:
+            state.meeting.wait(20)
         if name in state.loaded:
             return error(400, f"The lora adapter '{name}' has already been loaded.")
         state.loaded[name] = body["lora_path"]
@@ -116,10 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def vllm_server():
-    """vLLM's endpoints on a port of this machine; ``answer`` is what it says to everything, if that is set."""
+    """vLLM's endpoints on a port of this machine.
+
+    ``answer`` is what it says to everything, if that is set, and at ``meeting``, a barrier, loads wait for each other.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     url = f"http://127.0.0.1:{server.server_port}"
-    server.state = SimpleNamespace(url=url, loaded={}, requests=[], token=None, allows_updates=True, answer=None)
+    server.state = SimpleNamespace(
+        url=url, loaded={}, requests=[], token=None, allows_updates=True, answer=None, meeting=None
+    )
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield server.state

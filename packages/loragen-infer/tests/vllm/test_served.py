@@ -1,5 +1,8 @@
 """A server that has every adapter loaded by a vLLM."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from loragen_infer import AdapterStore
 from loragen_infer.vllm import VllmClient
@@ -35,3 +38,13 @@ def test_what_vllm_refuses_is_said_and_kept(store, vllm_server):
         assert "LoRA rank 32 is greater than max_lora_rank 16" in answer.json()["detail"]
         assert store.find(store.id_of(BODY["prompts"])) is not None
         assert client.post("/adapters", json={"prompts": []}).status_code == 422
+
+
+def test_the_adapters_of_a_batch_are_loaded_at_once(store, vllm_server):
+    vllm_server.meeting = threading.Barrier(2)
+    config = ServeConfig(model="m", batch_timeout=1.0, max_batch_size=2)
+    with TestClient(make_app(store, config, VllmClient(vllm_server.url))) as client, ThreadPoolExecutor(2) as pool:
+        bodies = [{"prompts": [f"{number} + 1"]} for number in range(2)]
+        answers = list(pool.map(lambda body: client.post("/adapters", json=body), bodies))
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert vllm_server.loaded == {f"loragen:{made['id']}": made["path"] for made in (one.json() for one in answers)}

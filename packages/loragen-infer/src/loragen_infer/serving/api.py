@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import threading
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi.responses import JSONResponse
@@ -17,6 +19,8 @@ from loragen_infer.vllm.client import VllmClient, VllmError
 __all__ = ["AdapterMade", "make_api", "status_of"]
 
 logger = logging.getLogger(__name__)
+
+Answer = StoredAdapter | LoragenInferError
 
 
 class AdapterMade(BaseModel):
@@ -57,7 +61,8 @@ def make_api(store: AdapterStore, config: ServeConfig, vllm: VllmClient | None =
 
         def predict(self, x: Any, **_options: Any) -> Any:
             """Answers for a batch of requests: an adapter or an error each."""
-            return [_loaded(answer, vllm) for answer in _answers(store, x)]
+            answers = _answers(store, x)
+            return answers if vllm is None else _all_loaded(answers, vllm)
 
         def unbatch(self, output: Any) -> Any:
             return output
@@ -91,7 +96,7 @@ def status_of(error: LoragenInferError) -> int:
     return 422
 
 
-def _answers(store: AdapterStore, requests: list[Any]) -> list[StoredAdapter | LoragenInferError]:
+def _answers(store: AdapterStore, requests: list[Any]) -> list[Answer]:
     asked = [(request.prompts, request.scale) for request in requests]
     try:
         return [*store.get_or_create_many(asked)]
@@ -102,9 +107,25 @@ def _answers(store: AdapterStore, requests: list[Any]) -> list[StoredAdapter | L
     return [answer for request in requests for answer in _answers(store, [request])]
 
 
-def _loaded(answer: StoredAdapter | LoragenInferError, vllm: VllmClient | None) -> StoredAdapter | LoragenInferError:
+def _all_loaded(answers: Sequence[Answer], vllm: VllmClient) -> list[Answer]:
+    """The answers, once vLLM has their adapters, which it loads side by side."""
+    loaded = list(answers)
+
+    def load(place: int) -> None:
+        loaded[place] = _loaded(answers[place], vllm)
+
+    # A process may end while vLLM does not answer.
+    threads = [threading.Thread(target=load, args=(place,), daemon=True) for place in range(len(answers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return loaded
+
+
+def _loaded(answer: Answer, vllm: VllmClient) -> Answer:
     """The answer, once vLLM has the adapter; one that it does not take stays in the store."""
-    if vllm is None or isinstance(answer, LoragenInferError):
+    if isinstance(answer, LoragenInferError):
         return answer
     try:
         vllm.load(answer)

@@ -44,8 +44,8 @@ class ModelConfig:
     """Width of the generator's hidden states, in values."""
     max_seq_len: int | Literal["auto"] = "auto"
     """Most tokens the generator may write; ``auto``: as many as the adapters need."""
-    num_hyperconv_blocks: int = 3
-    """Number of HyperConv blocks."""
+    num_hyperconv_blocks: int = 0
+    """Number of HyperConv blocks; none has been seen to help on tasks never seen (docs/network.md)."""
     output_dim: int | Literal["auto"] = 384
     """Values per token; ``auto``: the most, up to 1024, that divide all rows of the adapters' matrices, so that no
     token holds pieces of two rows."""
