@@ -8,7 +8,7 @@ import functools
 import logging
 import threading
 
-from lora_tokenizer import read_adapter
+from lora_tokenizer.io.reading import read_settings
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
@@ -51,7 +51,7 @@ class LoragenResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is not there 
         adapter = self._find_or_make(adapter_id)
         if adapter is None:
             return None
-        named = read_adapter(adapter.path).config.base_model_name_or_path
+        named = read_settings(adapter.path).get("base_model_name_or_path")  # vLLM reads the weights itself
         if named is None or not is_same_model(named, base_model_name):
             logger.warning(
                 "%s is an adapter of %s, but vLLM serves %s; generate it with a model for that, or serve its own.",
