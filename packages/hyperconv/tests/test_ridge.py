@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hyperconv import HyperConvError, fit_ridge
+from hyperconv import HyperConvError, fit_ridge, relatives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,9 +55,9 @@ def test_the_weights_give_ridge_regression_onto_the_adapters(seed, num_tasks, nu
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999), num_tasks=st.integers(2, 7), num_rows=st.integers(1, 4), width=st.integers(1, 9))
-def test_the_penalty_is_the_best_of_really_leaving_each_task_out(seed, num_tasks, num_rows, width):
+def test_the_penalty_is_the_best_of_really_leaving_each_task_and_its_relatives_out(seed, num_tasks, num_rows, width):
     rows_KSD, means_KV = tasks(seed, num_tasks, num_rows, width)
-    others_of = [[other for other in range(num_tasks) if other != k] for k in range(num_tasks)]
+    others_of = [(~related_K).nonzero().flatten().tolist() for related_K in relatives(rows_KSD)]
     variance = sum(float((means_KV[others_of[k]].mean(0) - means_KV[k]).square().sum()) for k in range(num_tasks))
     errors = {}
     for penalty in PENALTIES:
@@ -68,6 +68,29 @@ def test_the_penalty_is_the_best_of_really_leaving_each_task_out(seed, num_tasks
     fit = fit_ridge(rows_KSD, means_KV @ means_KV.T, penalties=PENALTIES)
     assert errors[fit.penalty] == pytest.approx(min(errors.values()), rel=1e-6)
     assert fit.left_out_error == pytest.approx(min(errors.values()) / variance, rel=1e-6)
+
+
+def test_relatives_are_tasks_of_like_prompts_and_never_all():
+    rows_KSD = torch.tensor([[[5.0, 1.0, 0.0]], [[5.0, 1.1, 0.1]], [[5.0, -1.0, 0.0]], [[5.0, -1.0, -2.0]]])
+    related_KK = relatives(rows_KSD)
+    assert related_KK.tolist() == related_KK.T.tolist()
+    assert related_KK.int().tolist()[:2] == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert related_KK.diagonal().all()
+    alone = torch.zeros(3, 1, 2)
+    assert torch.equal(relatives(alone), torch.eye(3, dtype=torch.bool))
+
+
+def test_variants_of_a_task_do_not_hide_that_unlike_tasks_cannot_be_predicted():
+    """Families of five variants with one adapter each that the prompts say nothing of."""
+    random = torch.Generator().manual_seed(0)
+    centers_FD, means_FV = torch.randn(8, 64, generator=random), torch.randn(8, 200, generator=random)
+    rows_KSD = centers_FD.repeat_interleave(5, dim=0)[:, None] + 0.1 * torch.randn(40, 3, 64, generator=random)
+    means_KV = means_FV.repeat_interleave(5, dim=0)
+    fit = fit_ridge(rows_KSD, means_KV @ means_KV.T)
+    unlike_QD = torch.randn(20, 64, generator=random)
+    drift = (fit.task_weights(unlike_QD) @ means_KV - means_KV.mean(0)).square().sum(1).mean()
+    assert fit.left_out_error > 0.95
+    assert drift < 0.1 * (means_KV - means_KV.mean(0)).square().sum(1).mean()
 
 
 def test_the_scale_of_the_embeddings_does_not_matter():

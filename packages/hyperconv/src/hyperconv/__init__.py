@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         published_shapes,
         to_published,
     )
-    from hyperconv.ridge import RidgeFit, fit_ridge, left_out_fits
+    from hyperconv.ridge import LeftOutFit, RidgeFit, fit_ridge, left_out_fits, relatives
 
 __all__ = [
     "DualHyperConvBlock",
@@ -30,6 +30,7 @@ __all__ = [
     "HyperConvDecoder",
     "HyperConvError",
     "HyperConvGenerator",
+    "LeftOutFit",
     "RidgeFit",
     "SequentialHyperConvBlock",
     "decoder_from_published",
@@ -38,14 +39,13 @@ __all__ = [
     "left_out_fits",
     "num_basis_for",
     "published_shapes",
+    "relatives",
     "to_published",
 ]
 
 _HOMES = {
     "HyperConvGenerator": "hyperconv.generator",
-    "RidgeFit": "hyperconv.ridge",
-    "fit_ridge": "hyperconv.ridge",
-    "left_out_fits": "hyperconv.ridge",
+    **dict.fromkeys(("LeftOutFit", "RidgeFit", "fit_ridge", "left_out_fits", "relatives"), "hyperconv.ridge"),
 }
 
 

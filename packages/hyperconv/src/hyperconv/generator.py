@@ -18,7 +18,7 @@ from hyperconv.expanders import BasisExpander, BroadcastExpander
 from hyperconv.layers.conv import Factory
 from hyperconv.layers.decoder import HyperConvDecoder
 from hyperconv.linear import LeftOut, LinearExpander
-from hyperconv.ridge import RidgeFit
+from hyperconv.ridge import LeftOutFit, RidgeFit
 
 __all__ = ["HyperConvGenerator"]
 
@@ -143,8 +143,8 @@ class HyperConvGenerator(nn.Module):
             nn.init.zeros_(self.output_projection.weight)
             nn.init.zeros_(self.output_projection.bias)
 
-    def leave_out(self, fits: Iterable[tuple[Tensor, Tensor]]) -> LeftOut:
-        """The features that a task's prompts would have if it were no training task, to learn what such tasks need.
+    def leave_out(self, fits: Iterable[LeftOutFit]) -> LeftOut:
+        """The features of a task's prompts where it and its relatives are no training tasks, to learn what such tasks need.
 
         Args:
             fits: `left_out_fits` of the regression that the network has started from, one per task.

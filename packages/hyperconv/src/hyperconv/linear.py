@@ -18,7 +18,7 @@ from hyperconv.errors import HyperConvError
 from hyperconv.expanders import init_normal, make_lift, make_position, to_blocks
 from hyperconv.layers.conv import Factory
 from hyperconv.memory import TaskMemory
-from hyperconv.ridge import RidgeFit
+from hyperconv.ridge import LeftOutFit, RidgeFit
 
 __all__ = ["Expanded", "LeftOut", "LinearExpander"]
 
@@ -150,8 +150,8 @@ class LinearExpander(nn.Module):
             nn.init.zeros_(self.corrections)
 
     @torch.no_grad()
-    def leave_out(self, fits: Iterable[tuple[Tensor, Tensor]]) -> "LeftOut":
-        """The features that the regressions without one task each, in the order of the tasks, would give.
+    def leave_out(self, fits: Iterable[LeftOutFit]) -> "LeftOut":
+        """The features that the regressions without one task and its relatives, in the order of the tasks, would give.
 
         Raises:
             HyperConvError: the network remembers no tasks, or the fits are not as many.
@@ -175,28 +175,28 @@ class LinearExpander(nn.Module):
 
 
 class LeftOut(nn.Module):
-    """Features of a task's prompts as if the task had not been in the regression: what a task never seen gets.
+    """Features of a task's prompts as if it and its relatives had not been in the regression: what a task never seen gets.
 
     Args:
         expander: it has started from the regression on all tasks.
-        fits: for each task weights [T, D] and center [D] of the regression on the others (`left_out_fits`).
+        fits: for each task the regression on those that are no relatives of it (`left_out_fits`).
     """
 
     center_TD: Tensor
     weight_TKD: Tensor
     bias_TK: Tensor
 
-    def __init__(self, expander: LinearExpander, fits: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, expander: LinearExpander, fits: Sequence[LeftOutFit]) -> None:
         super().__init__()
         own_TK = expander.own_TK
         num_tasks = len(own_TK)
         if len(fits) != num_tasks:
             raise HyperConvError(f"fits are {len(fits)}, expected one for each of {num_tasks} tasks.")
-        others_TT = (1 - torch.eye(num_tasks).to(own_TK)) / max(1, num_tasks - 1)
+        others_TT = torch.stack([fit.start_K for fit in fits]).to(own_TK)
         # The last is that of tasks that the regression knows nothing of: the regression itself.
-        centers = [*(center_D for _, center_D in fits), expander.center]
+        centers = [*(fit.center_D for fit in fits), expander.center]
         weights = [
-            *(own_TK.T @ weights_TD.to(own_TK) for weights_TD, _ in fits),
+            *(own_TK.T @ fit.weights_KD.to(own_TK) for fit in fits),
             expander.features.weight.detach().float(),
         ]
         self.register_buffer("center_TD", torch.stack(centers).to(own_TK), persistent=False)

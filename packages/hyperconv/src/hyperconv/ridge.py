@@ -1,26 +1,31 @@
 """Linear ridge regression from mean prompt embeddings to weights over the training tasks: decides its penalty.
 
 What it predicts is an average of the tasks' adapters with these weights, and so only the inner products of the adapters
-are needed, not the adapters. The penalty is that of least squared error when each task is left out once. That error
-follows from the fit on all by (I - H_kk)⁻¹ r_k, with H the matrix that smooths the targets, k the rows of a task and r
-their residuals (R. D. Cook and S. Weisberg, Residuals and Influence in Regression, 1982).
+are needed, not the adapters. The penalty is that of least squared error when each task is left out once, together with
+its relatives, tasks of like prompts: a task never seen has none, and where they stay a task is predicted from its
+variants, for which next to no penalty is best. That error follows from the fit on all by (I - H_gg)⁻¹ r_g, with H the
+matrix that smooths the targets, g the rows that are left out and r their residuals (R. D. Cook and S. Weisberg,
+Residuals and Influence in Regression, 1982).
 
-Legend: K training tasks, S rows of a task, n = K · S, D width of an embedding, R rank of the rows, Q queries.
+Legend: K training tasks, S rows of a task, n = K · S, D width of an embedding, R rank of the rows, Q queries, G rows
+that are left out.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperconv.errors import HyperConvError
 
-__all__ = ["RidgeFit", "fit_ridge", "left_out_fits"]
+__all__ = ["LeftOutFit", "RidgeFit", "fit_ridge", "left_out_fits", "relatives"]
 
 # In units of the rows' mean squared distance from their centre; the first all but keeps the mean, the last all but
 # interpolates.
 _PENALTIES = tuple(10.0 ** (1 - quarter / 4) for quarter in range(21))
+_RELATED = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,8 +39,8 @@ class RidgeFit:
     penalty: float
     """The penalty chosen, per row of a task, in squared units of the embeddings."""
     left_out_error: float
-    """Share of the variance that is left when each task's adapter is predicted from the other tasks: squared error over
-    that of the mean of the others; 1 where the adapters do not differ."""
+    """Share of the variance that is left when each task's adapter is predicted from the tasks that are no relatives of
+    it: squared error over that of their mean; 1 where the adapters do not differ."""
     spread: float
     """Root mean square, over tasks and rows, of the weights' distance from 1/K."""
 
@@ -44,6 +49,40 @@ class RidgeFit:
         weights_KD = self.weights_KD
         from_center_QD = condition_QD.to(weights_KD) - self.center_D.to(weights_KD)
         return 1 / len(weights_KD) + from_center_QD @ weights_KD.T
+
+
+class LeftOutFit(NamedTuple):
+    """A regression without one task and its relatives, of `left_out_fits`.
+
+    The weights of the tasks at a mean embedding c are `start + (c - center) @ weights.T`.
+    """
+
+    weights_KD: Tensor
+    """float32 [K, D]; zero where a task is left out."""
+    center_D: Tensor
+    """float32 [D], the mean of the rows that are there."""
+    start_K: Tensor
+    """float32 [K]: the same for all tasks that are there, and in sum one; zero where a task is left out."""
+
+
+def relatives(rows_KSD: Tensor) -> Tensor:
+    """Tell which tasks have prompts so alike that they count as variants of one task.
+
+    Args:
+        rows_KSD: rows as `fit_ridge` takes them.
+
+    Returns:
+        bool [K, K]: the cosine between the means of two tasks' rows, less the mean of all, is 0.5 or more; each task is
+        its own relative. A task to which all others would be related has no other.
+
+    >>> relatives(torch.tensor([[[0.0, 1.0]], [[0.1, 1.0]], [[1.0, 0.0]]])).int().tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    """
+    means_KD = rows_KSD.detach().double().mean(1)
+    directions_KD = torch.nn.functional.normalize(means_KD - means_KD.mean(0), dim=1)
+    itself_KK = torch.eye(len(means_KD), dtype=torch.bool, device=means_KD.device)
+    related_KK = (directions_KD @ directions_KD.T >= _RELATED) | itself_KK
+    return torch.where(related_KK.all(dim=1, keepdim=True), itself_KK, related_KK)
 
 
 def fit_ridge(rows_KSD: Tensor, gram_KK: Tensor, *, penalties: Sequence[float] | None = None) -> RidgeFit:
@@ -57,7 +96,8 @@ def fit_ridge(rows_KSD: Tensor, gram_KK: Tensor, *, penalties: Sequence[float] |
             rows' mean squared distance from their centre.
 
     Returns:
-        the fit of least error when each task is left out once; of equal ones that with the largest penalty.
+        the fit of least error when each task is left out once, with its `relatives`; of equal ones that with the
+        largest penalty.
 
     Raises:
         HyperConvError: shapes that do not belong together, NaN or infinite values, or a penalty that is not positive.
@@ -81,23 +121,26 @@ def fit_ridge(rows_KSD: Tensor, gram_KK: Tensor, *, penalties: Sequence[float] |
     gram_KK = gram_KK.detach().to(targets_KK)
     size = float(gram_KK.trace())
     gram_KK = targets_KK @ gram_KK @ targets_KK
+    related_KK = relatives(rows_KSD)
     left_nR, values_R, right_RD = torch.linalg.svd(rows_nD, full_matrices=False)
     aligned_RK = left_nR.T @ targets_nK
     best, least = candidates_G[0], float("inf")
-    variance = float(gram_KK.trace())
-    # A task is K/(K-1) times as far from the mean of the others as from the mean of all.
-    variance *= (num_tasks / max(1, num_tasks - 1)) ** 2
+    from_others_KK = torch.eye(num_tasks).to(gram_KK) - _mean_of_others(related_KK).to(gram_KK)
+    variance = float(((from_others_KK @ gram_KK) * from_others_KK).sum())
     # Adapters that are all the same, or only one, are predicted by their mean, whatever the penalty.
     differ = num_tasks > 1 and variance > 1e-12 * size
     for penalty in candidates_G if differ else ():
         shrink_R = values_R**2 / (values_R**2 + penalty * num_rows)
         residuals_nK = targets_nK - (left_nR * shrink_R) @ aligned_RK
-        left_KSR = left_nR.view(num_tasks, num_rows, -1)
-        own_KSS = (left_KSR * shrink_R) @ left_KSR.mT + 1 / len(rows_nD)
-        identity_SS = torch.eye(num_rows).to(own_KSS)
-        left_out_KSK = torch.linalg.solve(identity_SS - own_KSS, residuals_nK.view(num_tasks, num_rows, num_tasks))
-        left_out_nK = left_out_KSK.flatten(0, 1)
-        error = float(((left_out_nK @ gram_KK) * left_out_nK).sum()) / num_rows
+        left_KSR, residuals_KSK = (rows.view(num_tasks, num_rows, -1) for rows in (left_nR, residuals_nK))
+        error = 0.0
+        for task, related_K in enumerate(related_KK):
+            left_GR, residuals_GK = left_KSR[related_K].flatten(0, 1), residuals_KSK[related_K].flatten(0, 1)
+            kept_GG = torch.eye(len(left_GR)).to(left_GR) - (left_GR * shrink_R) @ left_GR.T - 1 / len(rows_nD)
+            left_out_GK = torch.linalg.solve(kept_GG, residuals_GK)
+            place = int(related_K[:task].sum())
+            left_out_SK = left_out_GK[place * num_rows : (place + 1) * num_rows]
+            error += float(((left_out_SK @ gram_KK) * left_out_SK).sum()) / num_rows
         # What differs by round-off only is equal.
         if error < least * (1 - 1e-9):
             best, least = penalty, error
@@ -113,37 +156,42 @@ def fit_ridge(rows_KSD: Tensor, gram_KK: Tensor, *, penalties: Sequence[float] |
     )
 
 
-def left_out_fits(rows_KSD: Tensor, penalty: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fit the weights anew without one task each, in the order of the tasks, with a penalty that was chosen with all.
+def left_out_fits(rows_KSD: Tensor, penalty: float) -> Iterator[LeftOutFit]:
+    """Fit the weights anew without one task and its `relatives` each, with a penalty that was chosen with all.
 
     Args:
         rows_KSD: the rows that `fit_ridge` was given.
         penalty: the one that it chose.
 
     Yields:
-        weights [K, D], float32, and center [D] as in `RidgeFit`; the row of the task left out is zero, and the weights
-        of the others are `1/(K - 1) + (c - center) @ weights.T`.
+        the fit without each task, in the order of the tasks.
 
-    >>> rows_KSD = torch.tensor([[[0.0]], [[1.0]], [[2.0]]])
-    >>> weights_KD, center_D = next(left_out_fits(rows_KSD, 0.5))
-    >>> weights_KD.flatten().tolist(), center_D.tolist()
-    ([0.0, -0.5, 0.5], [1.5])
+    >>> rows_KSD = torch.tensor([[[-3.0]], [[1.0]], [[2.0]]])
+    >>> fit = next(left_out_fits(rows_KSD, 0.5))
+    >>> fit.weights_KD.flatten().tolist(), fit.center_D.tolist(), fit.start_K.tolist()
+    ([0.0, -0.5, 0.5], [1.5], [0.0, 0.5, 0.5])
     """
     num_tasks, num_rows, width = rows_KSD.shape
     rows_KSD = rows_KSD.detach().double()
     means_KD = rows_KSD.mean(1)
     squares_DD = torch.einsum("ksd,kse->de", rows_KSD, rows_KSD)
-    for task in range(num_tasks):
-        others = [other for other in range(num_tasks) if other != task]
+    related_KK = relatives(rows_KSD)
+    for task, (related_K, start_K) in enumerate(zip(related_KK, _mean_of_others(related_KK), strict=True)):
         weights_KD, center_D = torch.zeros_like(means_KD), means_KD[task]
-        if others:
-            center_D, own_SD = means_KD[others].mean(0), rows_KSD[task]
+        if num_tasks > 1:
+            center_D, out_GD = means_KD[~related_K].mean(0), rows_KSD[related_K].flatten(0, 1)
             # What is left of the sums over all rows needs no pass over them.
-            scatter_DD = squares_DD - own_SD.T @ own_SD
-            scatter_DD = scatter_DD - len(others) * num_rows * torch.outer(center_D, center_D)
+            scatter_DD = squares_DD - out_GD.T @ out_GD
+            scatter_DD = scatter_DD - int((~related_K).sum()) * num_rows * torch.outer(center_D, center_D)
             ridge_DD = scatter_DD + penalty * num_rows * torch.eye(width).to(scatter_DD)
-            weights_KD[others] = torch.linalg.solve(ridge_DD, num_rows * (means_KD[others] - center_D).T).T
-        yield weights_KD.float(), center_D.float()
+            weights_KD[~related_K] = torch.linalg.solve(ridge_DD, num_rows * (means_KD[~related_K] - center_D).T).T
+        yield LeftOutFit(weights_KD.float(), center_D.float(), start_K)
+
+
+def _mean_of_others(related_KK: Tensor) -> Tensor:
+    """Weights, float32 [K, K], of the mean of the tasks that are no relatives of each; zero where there are none."""
+    others_KK = (~related_KK).float()
+    return others_KK / others_KK.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _candidates(rows_nD: Tensor, penalties: Sequence[float] | None) -> list[float]:
