@@ -144,7 +144,7 @@ class HyperConvGenerator(nn.Module):
             nn.init.zeros_(self.output_projection.bias)
 
     def leave_out(self, fits: Iterable[LeftOutFit]) -> LeftOut:
-        """The features of a task's prompts where it and its relatives are no training tasks, to learn what such tasks need.
+        """The features of a task's prompts where it and its relatives are no training tasks, to learn from.
 
         Args:
             fits: `left_out_fits` of the regression that the network has started from, one per task.

@@ -175,7 +175,7 @@ class LinearExpander(nn.Module):
 
 
 class LeftOut(nn.Module):
-    """Features of a task's prompts as if it and its relatives had not been in the regression: what a task never seen gets.
+    """Features of a task's prompts as if it and its relatives were not in the regression: what a task never seen gets.
 
     Args:
         expander: it has started from the regression on all tasks.
