@@ -51,7 +51,7 @@ class Plan:
     """Of the trainings on all tasks."""
     part_sizes: tuple[int, ...] = (10, 20, 42)
     """Numbers of training tasks of the further trainings, with the first seed."""
-    tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16), (16, 16))
+    tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16))
     """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""
     num_steps: int = 54
     """Steps of every training, whatever the number of tasks."""
