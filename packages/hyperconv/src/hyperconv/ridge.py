@@ -25,6 +25,7 @@ __all__ = ["LeftOutFit", "RidgeFit", "fit_ridge", "left_out_fits", "relatives"]
 # In units of the rows' mean squared distance from their centre; the first all but keeps the mean, the last all but
 # interpolates.
 _PENALTIES = tuple(10.0 ** (1 - quarter / 4) for quarter in range(21))
+# Cosine from which tasks are relatives. On two zoos 0.3, 0.5 and 0.7 led to penalties of 3 to 10.
 _RELATED = 0.5
 
 
@@ -133,14 +134,17 @@ def fit_ridge(rows_KSD: Tensor, gram_KK: Tensor, *, penalties: Sequence[float] |
         shrink_R = values_R**2 / (values_R**2 + penalty * num_rows)
         residuals_nK = targets_nK - (left_nR * shrink_R) @ aligned_RK
         left_KSR, residuals_KSK = (rows.view(num_tasks, num_rows, -1) for rows in (left_nR, residuals_nK))
-        error = 0.0
+        left_out_KSK = torch.empty_like(residuals_KSK)
         for task, related_K in enumerate(related_KK):
             left_GR, residuals_GK = left_KSR[related_K].flatten(0, 1), residuals_KSK[related_K].flatten(0, 1)
-            kept_GG = torch.eye(len(left_GR)).to(left_GR) - (left_GR * shrink_R) @ left_GR.T - 1 / len(rows_nD)
-            left_out_GK = torch.linalg.solve(kept_GG, residuals_GK)
-            place = int(related_K[:task].sum())
-            left_out_SK = left_out_GK[place * num_rows : (place + 1) * num_rows]
-            error += float(((left_out_SK @ gram_KK) * left_out_SK).sum()) / num_rows
+            identity_GG = torch.eye(len(left_GR)).to(left_GR)
+            place = num_rows * int(related_K[:task].sum())
+            own_GS = identity_GG[:, place : place + num_rows]
+            # Of the symmetric inverse only the rows of the task itself.
+            smooth_GG = (left_GR * shrink_R) @ left_GR.T + 1 / len(rows_nD)
+            left_out_KSK[task] = torch.linalg.solve(identity_GG - smooth_GG, own_GS).T @ residuals_GK
+        left_out_nK = left_out_KSK.flatten(0, 1)
+        error = float(((left_out_nK @ gram_KK) * left_out_nK).sum()) / num_rows
         # What differs by round-off only is equal.
         if error < least * (1 - 1e-9):
             best, least = penalty, error
