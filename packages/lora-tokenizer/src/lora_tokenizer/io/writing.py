@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import safetensors.numpy
+import safetensors.torch
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_tokenizer.adapter import LoraAdapter
@@ -19,6 +21,7 @@ from lora_tokenizer.io.finite import check_finite
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+_IN_NUMPY = {torch.float64, torch.float32, torch.float16}
 
 
 def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -60,9 +63,19 @@ def fill_folder(adapter: LoraAdapter, folder: Path, target: Path) -> None:
     text = json.dumps(adapter.config.to_peft(), indent=2) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     try:
-        save_file(_separate(adapter), folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        _save(_separate(adapter), folder / WEIGHTS_NAME)
     except SafetensorError as error:  # how a full disk comes back
         raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file of safetensors; of many small tensors numpy's writer, which knows no bfloat16, takes half the time
+    of torch's for the same bytes."""
+    if all(tensor.dtype in _IN_NUMPY for tensor in tensors.values()):
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
+    else:
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
