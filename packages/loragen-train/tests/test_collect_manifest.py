@@ -196,6 +196,19 @@ def test_a_joint_adapter_of_a_length_of_its_own(config, copy):
         collect(replace(config, joint_steps=6))
 
 
+def test_a_training_task_without_an_adapter_of_its_own_lends_its_samples_only(config, copy):
+    sums, spelling, gcd = config.tasks
+    tasks = [sums, spelling, replace(gcd, held_out=False, own_adapter=False)]
+    config = replace(config, output_dir=str(copy), tasks=tasks, joint=True, joint_steps=4)
+    assert [folder.name for folder in collect(config)] == ["sums", "spelling"]
+    manifest = ZooManifest.read(copy)
+    described = manifest.task("gcd")
+    assert (described.held_out, described.adapters, described.failure) == (False, [], None)
+    assert (described.prompts.num_samples, described.test.num_samples) == (16, 4)
+    record = json.loads((copy / "joint" / "training.json").read_text())
+    assert list(record["settings"]["tasks"]) == ["sums", "spelling", "gcd"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -212,8 +225,12 @@ def test_no_joint_adapter_without_all_tasks(config, tmp_path, caplog):
     bad = replace(config.tasks[1], source=str(tmp_path / "missing.jsonl"))
     with pytest.raises(LoragenTrainError, match=r"^1 of 2 tasks have failed"):
         collect(replace(config, output_dir=str(tmp_path / "zoo"), tasks=[config.tasks[0], bad], joint=True))
-    assert "No joint adapter is trained as long as tasks have none: spelling." in caplog.text
+    assert "No joint adapter is trained as long as tasks lack theirs, or samples: spelling." in caplog.text
     assert ZooManifest.read(tmp_path / "zoo").joint is None
+    without = replace(config, output_dir=str(tmp_path / "zoo"), joint=True)
+    with pytest.raises(LoragenTrainError):
+        collect(replace(without, tasks=[config.tasks[0], replace(bad, own_adapter=False)]))
+    assert caplog.text.count("or samples: spelling.") == 2
 
 
 def test_a_joint_adapter_that_diverges_is_named_and_made_by_the_next_run(config, tmp_path, monkeypatch):

@@ -61,9 +61,11 @@ class CollectTask:
     num_test: int = 32
     """Number of further samples kept for evaluation, never trained on."""
     held_out: bool = False
-    """True: train no adapter, only write the samples, so that an unseen task can be evaluated."""
-    own_adapter: bool = False
-    """Of a held-out task: train an adapter all the same, which nothing but the row ``own`` of an evaluation uses."""
+    """True: no generator learns from it, so that an unseen task can be evaluated."""
+    own_adapter: bool | None = None
+    """Whether an adapter is trained on it, or else its samples are only written; by default on tasks that are not held
+    out. That of a held-out task is used by nothing but the row ``own`` of an evaluation. A task without one that is not
+    held out joins a training through the language model, and the joint adapter."""
     prompt_column: str | None = None
     """Column of the prompts in the source; by default the first of prompt, question, instruction and text."""
     response_column: str | None = None
@@ -81,7 +83,7 @@ class CollectTask:
     @property
     def wants_adapter(self) -> bool:
         """Whether an adapter is trained on it alone."""
-        return self.own_adapter or not self.held_out
+        return not self.held_out if self.own_adapter is None else self.own_adapter
 
     @property
     def sources(self) -> list[str]:

@@ -191,10 +191,15 @@ class _Collection:
             write_manifest(self._config, self._folder, self._failures)
 
     def _train_joint(self, frozen: FrozenModel | None, fabric: Fabric) -> None:
-        """Train one adapter on all tasks, where each of them has its own, or see that the one there is theirs."""
+        """Train one adapter on all tasks, once each has what it is to have, or see that the one there is theirs."""
         trained = [task for task in self._config.tasks if not task.held_out]
-        if missing := [task.name for task in trained if not (self._folder / "adapters" / task.name).is_dir()]:
-            logger.warning("No joint adapter is trained as long as tasks have none: %s.", ", ".join(missing))
+        needed = {
+            task.name: Path("adapters", task.name) if task.wants_adapter else Path("train", f"{task.name}.jsonl")
+            for task in trained
+        }
+        if missing := [name for name, path in needed.items() if not (self._folder / path).exists()]:
+            lack = "No joint adapter is trained as long as tasks lack theirs, or samples: %s."
+            logger.warning(lack, ", ".join(missing))
             return
         folder = self._folder / "joint"
         if frozen is not None and not folder.is_dir():
