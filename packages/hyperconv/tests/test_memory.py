@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hyperconv import GeneratorConfig, HyperConvError, HyperConvGenerator, fit_ridge, left_out_fits, relatives
+from hyperconv.directions import PromptDirections
 from hyperconv.memory import TaskMemory
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,8 @@ def made(num_tasks=NUM_TASKS, **options):
     rows_KSD = torch.stack([torch.stack([task[s::4].mean(0) for s in range(4)]) for task in prompts])
     means_KNW = torch.randn(num_tasks, 12, 8)
     fit = fit_ridge(rows_KSD, means_KNW.flatten(1) @ means_KNW.flatten(1).T, penalties=[0.5])
-    config = GeneratorConfig(**{**SMALL, "num_basis": num_tasks - 1, "num_tasks": num_tasks, **options})
+    sizes = {"num_basis": num_tasks - 1, "num_tasks": num_tasks, "num_corrections": num_tasks - 1}
+    config = GeneratorConfig(**{**SMALL, **sizes, **options})
     generator = HyperConvGenerator(config)
     generator.start_from(fit, means_KNW, prompts)
     return generator, prompts, rows_KSD, fit, means_KNW
@@ -104,6 +106,52 @@ def test_corrections_learn_for_prompts_that_are_not_recognised_only():
     assert generator.output_projection.weight.grad.abs().sum() > 0
 
 
+def test_corrections_follow_the_directions_in_which_all_prompts_differ():
+    others = [prompts_PD + 3 for prompts_PD in prompts_of(4, seed=1)]
+    _, prompts, _, fit, means_KNW = made()
+    generator = HyperConvGenerator(GeneratorConfig(**SMALL, num_tasks=NUM_TASKS, num_corrections=3))
+    generator.start_from(fit, means_KNW, prompts, others)
+    torch.nn.init.normal_(generator.expander.corrections)
+    start = HyperConvGenerator(generator.config)
+    start.load_state_dict({**generator.state_dict(), "expander.corrections": torch.zeros(4, 4, 3, 8)})
+    unseen_BPD = torch.stack([task[:8] for task in prompts_of(5, seed=2)])
+    means_MD = torch.stack([task.mean(0) for task in prompts + others]).double()
+    axes_DR = torch.linalg.svd(means_MD - means_MD.mean(0)).Vh[:3].T
+    place_BR = (
+        (unseen_BPD.mean(1) - means_MD.mean(0)) @ axes_DR / ((means_MD - means_MD.mean(0)) @ axes_DR).std(0, False)
+    )
+    patterns = generator.expander.corrections.double()
+    signs_R = torch.sign((generator.expander.directions.axes_RD.double() @ axes_DR).diagonal())
+    mixed_BLHW = torch.einsum("br,rlhw->blhw", place_BR.clamp(-3, 3) * signs_R * 2 / 3, patterns[1:]) + patterns[0]
+    found = generator(unseen_BPD) - start(unseen_BPD)
+    torch.testing.assert_close(found, 30 * mixed_BLHW.flatten(1, 2).float(), rtol=1e-3, atol=1e-2)
+
+
+def test_a_network_from_before_the_directions_makes_the_same_of_its_prompts():
+    generator, _, _, fit, _ = made(num_corrections=8)  # which it cut down to the five features of its start
+    pattern_LHW = torch.randn(4, 3, 8)
+    state = {name: value for name, value in generator.state_dict().items() if ".directions." not in name}
+    state["expander.corrections"] = torch.stack([torch.zeros(4, 3, 8), pattern_LHW, *torch.zeros(4, 4, 3, 8)])
+    again = HyperConvGenerator(generator.config)
+    again.load_state_dict(state)
+    condition_BPD = 5 * torch.stack([task[:8] for task in prompts_of(3, seed=2)])
+    feature_B = again.expander.features(condition_BPD.mean(1) - fit.center_D)[:, 0]
+    found_BNW = again(condition_BPD) - generator(condition_BPD)
+    expected_BLHW = 30 / 5 * feature_B[:, None, None, None] * pattern_LHW
+    torch.testing.assert_close(found_BNW, expected_BLHW.flatten(1, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_directions_that_the_tasks_do_not_have_stay_zero():
+    directions = PromptDirections(num_directions=3, condition_dim=2)
+    assert directions(torch.ones(1, 2)).tolist() == [[0, 0, 0]]
+    directions.fit(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+    assert directions.axes_RD.abs().sum() == 0
+    directions.fit(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+    assert (directions.axes_RD.abs().sum(1) > 0).tolist() == [True, False, False]
+    with pytest.raises(HyperConvError, match="NaN or infinite"):
+        directions.fit(torch.tensor([[0.0, float("nan")]]))
+
+
 def test_a_network_that_remembers_is_saved_and_loaded():
     generator, prompts, *_ = made(num_corrections=2)
     again = HyperConvGenerator(GeneratorConfig.from_dict(generator.config.to_dict()))
@@ -123,6 +171,8 @@ def test_what_cannot_be_is_refused():
         generator.start_from(fit, means_KNW, prompts[:-1])
     with pytest.raises(HyperConvError, match="prompts of task 0 have shape"):
         generator.start_from(fit, means_KNW, [prompts[0][:, 1:], *prompts[1:]])
+    with pytest.raises(HyperConvError, match="embeddings have shape"):
+        generator.start_from(fit, means_KNW, prompts, [prompts[0][:, 1:]])
     with pytest.raises(HyperConvError, match="fits are 1, expected one for each of 6"):
         generator.leave_out(list(left_out_fits(rows_KSD, fit.penalty))[:1])
     with pytest.raises(HyperConvError, match="num_tasks is 0"):

@@ -140,6 +140,16 @@ def test_a_task_is_trained_as_one_that_was_never_seen(config, tmp_path):
     assert not torch.allclose(seen[0][2], means_KNW[0], atol=1e-2)
 
 
+def test_the_directions_are_those_of_all_tasks_whether_they_have_adapters_or_not(config, tmp_path):
+    setup = build_setup(config, tmp_path)
+    directions, embeddings_nD = setup.module.generator.expander.directions, setup.module.condition.embeddings
+    means_MD = torch.stack([embeddings_nD[list(setup.table.train[task])].mean(0) for task in setup.table.train])
+    assert len(means_MD) == len(setup.zoo.names) + 1
+    assert len(directions.axes_RD) == 1
+    torch.testing.assert_close(directions(means_MD).square().mean(0), torch.ones(1))
+    torch.testing.assert_close(directions.center_D, means_MD.mean(0))
+
+
 def test_remembering_can_be_left(config, tmp_path):
     plain = replace(config, model=replace(config.model, remember_tasks=False))
     setup = build_setup(plain, tmp_path)

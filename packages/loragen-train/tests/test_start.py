@@ -1,5 +1,6 @@
 """Where a generator starts: as the ridge regression that evaluate shows, with as many patterns as there are tasks."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,21 @@ def test_before_the_first_step_it_is_the_ridge_row_of_evaluate(config, tmp_path)
 def test_the_number_of_patterns_grows_with_the_tasks_or_is_the_one_given(config, tmp_path, model, expected):
     setup = build_setup(replace(config, model=replace(config.model, **model)), tmp_path)
     assert setup.module.generator.config.num_basis == expected
+
+
+def test_corrections_are_as_many_as_tasks_bear_and_memory_holds():
+    small, large = (30, 20, 384), (32, 832, 128)
+    for num_prompted, grid, expected in (
+        (None, small, 11),
+        (156, small, 48),
+        (2, small, 0),
+        (479, large, 21),
+    ):
+        network = ModelConfig().network(
+            condition_dim=384, grid=grid, num_tasks=34, num_prompted=num_prompted, leaves_own_out=True
+        )
+        assert network.num_corrections == expected
+        assert math.prod(grid) * (2 + network.num_basis + network.num_corrections) <= 160_000_000
 
 
 def test_two_numbers_of_patterns_are_refused():

@@ -77,9 +77,9 @@ class GeneratorConfig:
     num_tasks: int = 0
     """Training tasks that the network remembers, so that their own prompts give their own adapters; 0: none. What it
     starts from then stays as it is, and training adds corrections for all other prompts (expander "linear")."""
-    num_corrections: int = 16
-    """Patterns that training adds, mixed by as many features of the start, beside one that is always added; where tasks
-    are remembered."""
+    num_corrections: int = 48
+    """Patterns that training adds, each along one of the directions in which the prompts of the training tasks differ
+    most, beside one that is always added; where tasks are remembered."""
     correction_gain: float = 30.0
     """Factor on the corrections: how much faster training moves them than all other weights, which it starts small; in
     z-scored tokens, whose unit is the spread over the tasks."""

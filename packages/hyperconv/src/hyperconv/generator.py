@@ -111,7 +111,13 @@ class HyperConvGenerator(nn.Module):
         if isinstance(self.expander, LinearExpander) and self.config.centering == "prompts":
             self.expander.center.copy_(embeddings_MD.double().mean(0))
 
-    def start_from(self, fit: RidgeFit, token_means_KNW: Tensor, prompts: Sequence[Tensor] | None = None) -> None:
+    def start_from(
+        self,
+        fit: RidgeFit,
+        token_means_KNW: Tensor,
+        prompts: Sequence[Tensor] | None = None,
+        others: Sequence[Tensor] = (),
+    ) -> None:
         """Make the network the ridge regression `fit` over the training tasks, whatever it was (expander "linear").
 
         For a mean prompt embedding c it answers with the tasks' tokens weighted by `fit.task_weights(c)`, and so with
@@ -123,6 +129,8 @@ class HyperConvGenerator(nn.Module):
             fit: what `fit_ridge` found for the K training tasks.
             token_means_KNW: [K, N, W], the mean tokens of each, z-scored as those that the network is trained on.
             prompts: for a network that remembers its tasks (`num_tasks`), the embeddings [P, D] of each one's prompts.
+            others: the same of training tasks that have no adapter: with `prompts` they decide along which directions
+                of the prompts such a network learns.
 
         Raises:
             HyperConvError: another expander, shapes that do not belong together, or NaN or infinite values.
@@ -138,7 +146,7 @@ class HyperConvGenerator(nn.Module):
         >>> torch.allclose(generator(condition_BPD), expected_BNW, atol=1e-5)
         True
         """
-        self._linear().start_from(fit, token_means_KNW, prompts)
+        self._linear().start_from(fit, token_means_KNW, prompts, others)
         if self.output_projection is not None:
             nn.init.zeros_(self.output_projection.weight)
             nn.init.zeros_(self.output_projection.bias)

@@ -8,12 +8,14 @@ T training tasks, R patterns that a start sets, S rows of a task.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hyperconv.condition import check_embeddings
 from hyperconv.config import GeneratorConfig
+from hyperconv.directions import PromptDirections
 from hyperconv.errors import HyperConvError
 from hyperconv.expanders import init_normal, make_lift, make_position, to_blocks
 from hyperconv.layers.conv import Factory
@@ -23,6 +25,8 @@ from hyperconv.ridge import LeftOutFit, RidgeFit
 __all__ = ["Expanded", "LeftOut", "LinearExpander"]
 
 _CHUNK_VALUES = 1 << 22
+# Of the patterns that are mixed, all together, in that which is always added: how much faster training moves them.
+_SHARE = 2.0
 # Of features that no ridge regression has set, in their units.
 _SMALL = 0.1
 
@@ -47,7 +51,8 @@ class LinearExpander(nn.Module):
 
     With a memory (`num_tasks`) of which the prompts are recognised by a share g, the features are
     `(1 - g) · strength · f + g · own` with the features that give the task's own tokens, and `(1 - g) · gain ·
-    (corrections[0] + sum_r f_r / R · corrections[r])` is added. Then corrections and strength are all that learns here.
+    (corrections[0] + sum_r 2 d_r / R · corrections[r])` is added, with d the places of the prompts along the directions
+    in which those of the training tasks differ. Then corrections and strength are all that learns here.
     """
 
     center: Tensor
@@ -68,14 +73,15 @@ class LinearExpander(nn.Module):
         # So large are features then of embeddings of length 1, as after `start_from`.
         init_normal(self.features.weight, std=self.feature_scale)
         self.memory: TaskMemory | None = None
+        self.directions: PromptDirections | None = None
         self.corrections: nn.Parameter | None = None
         if config.num_tasks:
             self.memory = TaskMemory(config.num_tasks, D, device=factory["device"])
             own_TK = torch.zeros(config.num_tasks, K, device=factory["device"], dtype=torch.float32)
             self.register_buffer("own_TK", own_TK)
             self.correction_gain = config.correction_gain
-            num_corrections = 1 + min(K, config.num_corrections)
-            self.corrections = nn.Parameter(torch.zeros(num_corrections, *config.grid, W, **factory))
+            self.directions = PromptDirections(config.num_corrections, D, device=factory["device"])
+            self.corrections = nn.Parameter(torch.zeros(1 + config.num_corrections, *config.grid, W, **factory))
             for parameter in (self.features.weight, self.basis, self.offset):
                 parameter.requires_grad_(False)
 
@@ -94,12 +100,9 @@ class LinearExpander(nn.Module):
             mixed_BK = mixed_BK * novelty_B[:, None] + own_BK
         # One product that writes into the only copy of the grid.
         tokens_BV = torch.addmm(self.offset.flatten(), mixed_BK, self.basis.flatten(1))
-        if self.corrections is not None:
-            num_mixed = len(self.corrections) - 1
-            # Each pattern by 1/R, so that all together move the tokens about as fast as the one that is always added.
-            mixing_BR = nn.functional.pad(
-                features_BK[:, :num_mixed] / (self.feature_scale * max(1, num_mixed)), (1, 0), value=1.0
-            )
+        if self.directions is not None and self.corrections is not None:
+            place_BR = self.directions(condition_BD).to(self.corrections.dtype)
+            mixing_BR = nn.functional.pad(place_BR * (_SHARE / max(1, place_BR.shape[1])), (1, 0), value=1.0)
             if novelty_B is not None:
                 mixing_BR = mixing_BR * novelty_B[:, None]
             tokens_BV = torch.addmm(tokens_BV, mixing_BR * self.correction_gain, self.corrections.flatten(1))
@@ -108,7 +111,13 @@ class LinearExpander(nn.Module):
         return Expanded(blocks_BLHC, tokens_BLHW, novelty_B)
 
     @torch.no_grad()
-    def start_from(self, fit: RidgeFit, token_means_TNW: Tensor, prompts: Sequence[Tensor] | None = None) -> None:
+    def start_from(
+        self,
+        fit: RidgeFit,
+        token_means_TNW: Tensor,
+        prompts: Sequence[Tensor] | None = None,
+        others: Sequence[Tensor] = (),
+    ) -> None:
         """Become a ridge regression, see `HyperConvGenerator.start_from`."""
         self._check(fit, token_means_TNW)
         num_tasks, num_basis = len(token_means_TNW), len(self.basis)
@@ -146,6 +155,10 @@ class LinearExpander(nn.Module):
                 raise HyperConvError(f"prompts are missing, expected those of num_tasks={num_tasks} tasks to remember.")
             self.memory.fit(prompts)
             self.own_TK.zero_()[:, :rank] = (directions_TR / scale).to(self.own_TK)
+            if self.directions is not None:
+                for prompts_PD in others:
+                    check_embeddings(prompts_PD, len(self.center))
+                self.directions.fit(torch.stack([prompts_PD.mean(0) for prompts_PD in [*prompts, *others]]))
         if self.corrections is not None:
             nn.init.zeros_(self.corrections)
 
@@ -159,6 +172,22 @@ class LinearExpander(nn.Module):
         if self.memory is None:
             raise HyperConvError("num_tasks is 0, expected a network that remembers its tasks to leave one out.")
         return LeftOut(self, list(fits))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        corrections = state_dict.get(f"{prefix}corrections")
+        if self.directions is not None and corrections is not None and f"{prefix}directions.limit" not in state_dict:
+            # Before there were directions, the first features of the start mixed the corrections; no more than it had.
+            num_mixed, num_now = len(corrections) - 1, len(self.directions.axes_RD)
+            axes_RD = state_dict[f"{prefix}features.weight"][:num_mixed].float() / self.feature_scale
+            axes_RD = nn.functional.pad(
+                axes_RD * (num_now / max(1, num_mixed) / _SHARE), (0, 0, 0, num_now - num_mixed)
+            )
+            state_dict[f"{prefix}directions.axes_RD"] = axes_RD
+            state_dict[f"{prefix}directions.center_D"] = state_dict[f"{prefix}center"]
+            state_dict[f"{prefix}directions.limit"] = torch.full_like(self.directions.limit, float("inf"))
+            missing = torch.zeros_like(corrections[:1]).expand(num_now - num_mixed, *corrections.shape[1:])
+            state_dict[f"{prefix}corrections"] = torch.cat([corrections, missing])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check(self, fit: RidgeFit, token_means_TNW: Tensor) -> None:
         L, H, W = self.offset.shape

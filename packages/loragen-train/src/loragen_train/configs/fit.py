@@ -24,6 +24,8 @@ _DECIDED_ELSEWHERE = {
     "kernel_size": "model.kernel_size decides it",
 }
 _MAX_PARAMETERS = 150_000_000
+# Fewer tasks than this for each direction that is learned along, and training fits the tasks that it has.
+_TASKS_PER_CORRECTION = 3
 # Larger than any: what a kernel must fit into is known once the checkpoints are.
 _ANY_GRID = (1 << 15, 1 << 15)
 _SOME_OUTPUT_DIM = 384
@@ -113,6 +115,7 @@ class ModelConfig:
         condition_dim: int,
         grid: tuple[int, int, int],
         num_tasks: int | None = None,
+        num_prompted: int | None = None,
         leaves_own_out: bool = False,
     ) -> GeneratorConfig:
         """Return the options of the whole network.
@@ -121,6 +124,7 @@ class ModelConfig:
             condition_dim: Width of the embeddings.
             grid: Transformer layers, tokens of each, and values of a token.
             num_tasks: Training tasks with adapters; None: they are not known yet.
+            num_prompted: All training tasks, with adapters or without; by default those with.
             leaves_own_out: Whether every step treats its tasks as never seen.
 
         Raises:
@@ -129,12 +133,15 @@ class ModelConfig:
         names = ("hidden_dim", "num_hyperconv_blocks", "kernel_size")
         own = {name: getattr(self, name) for name in names}
         num_remembered = (num_tasks or 0) if self.remembers(leaves_own_out=leaves_own_out) else 0
+        values, num_corrections = math.prod(grid), self.generator.num_corrections
+        if num_remembered:
+            most = (num_prompted or num_remembered) // _TASKS_PER_CORRECTION
+            num_corrections = max(0, min(num_corrections, most, _MAX_PARAMETERS // 2 // values - 1))
         num_basis = self.generator.num_basis
         if self.num_basis != "auto":
             num_basis = self.num_basis
         elif num_tasks is not None and num_basis == GeneratorConfig().num_basis:
-            values = math.prod(grid)
-            corrections = (1 + self.generator.num_corrections) * values if num_remembered else 0
+            corrections = (1 + num_corrections) * values if num_remembered else 0
             budget = max(1, _MAX_PARAMETERS - corrections)
             num_basis = num_basis_for(num_tasks, values, budget) if num_tasks > 1 else 2
         try:
@@ -145,6 +152,7 @@ class ModelConfig:
                 output_dim=grid[2],
                 num_basis=num_basis,
                 num_tasks=num_remembered,
+                num_corrections=num_corrections,
                 **own,
             )
         except HyperConvError as error:

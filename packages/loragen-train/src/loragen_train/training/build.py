@@ -149,6 +149,7 @@ def _make_generator(
         condition_dim=embeddings_nD.shape[1],
         grid=zoo.layout.grid,
         num_tasks=len(zoo.names),
+        num_prompted=len(table.train),
         leaves_own_out=config.training.leaves_own_out,
     )
     generator = HyperConvGenerator(network)

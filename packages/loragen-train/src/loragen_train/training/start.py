@@ -41,11 +41,12 @@ def start_from_ridge(
     if generator.config.expander != "linear":
         return None
     means_KNW = torch.stack([mean_NW for _, mean_NW in zoo.task_means()])
-    prompts = [kept_prompts(embeddings_nD[list(table.train[task])]).cpu() for task in zoo.names]
+    prompts = {task: kept_prompts(embeddings_nD[list(known)]).cpu() for task, known in table.train.items()}
+    with_adapters = [prompts.pop(task) for task in zoo.names]
     # In weights, not in z-scores, as in evaluate; it only decides the penalty.
-    rows_KSD = subset_means(prompts, num_prompts)
+    rows_KSD = subset_means(with_adapters, num_prompts)
     fit = fit_ridge(rows_KSD, gram_of(means_KNW))
-    generator.start_from(fit, zoo.stats.normalize(means_KNW), prompts)
+    generator.start_from(fit, zoo.stats.normalize(means_KNW), with_adapters, [*prompts.values()])
     logger.info(
         "The generator starts as ridge regression over %d tasks; of a task that is left out it misses %.1f %% of the "
         "variance between adapters.",
