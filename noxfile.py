@@ -65,7 +65,7 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Run the tests that cross packages: the README's own commands on real parts."""
-    install(session, EVERYTHING, "loragen-train:test")
+    install(session, EVERYTHING, "loragen-train:test", "loragen-train:results")
     install_language_model(session)
     session.run("pytest", "tests", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
@@ -92,7 +92,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def typecheck(session: nox.Session) -> None:
     """Check the types of all packages."""
-    install(session, EVERYTHING)
+    install(session, EVERYTHING, "loragen-train:results")
     session.install("--constraint", "constraints.txt", "mypy", "nox", "types-PyYAML", "types-psutil", "types-tqdm")
     session.run("mypy", *[f"packages/{package}/src" for package in PACKAGES], "demo", "results", "noxfile.py")
 
@@ -151,6 +151,6 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def results(session: nox.Session) -> None:
     """Measure what adapters for tasks never seen are worth, for the README (``-- --quick``: tiny numbers)."""
-    install(session, EVERYTHING, "loragen-train:demo")
+    install(session, EVERYTHING, "loragen-train:demo", "loragen-train:results")
     install_language_model(session)
     session.run("python", "-m", "results.run", *session.posargs)

@@ -41,7 +41,7 @@ def readme_section(found: Found | None) -> str:
     """Return what the root README says of the results; None: there are none."""
     if found is None:
         return "No run has been recorded in this repository yet.\n"
-    counts = f"{found['num_training_tasks']} training tasks, {len(found['per_task'])} held-out tasks"
+    counts = f"{_training_tasks(found)}, {len(found['per_task'])} held-out tasks"
     lines = [
         "![Scores of every row on the held-out tasks, and by the number of training tasks](results/results.png)",
         "",
@@ -67,6 +67,10 @@ def readme_section(found: Found | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _training_tasks(found: Found) -> str:
+    return f"{found['num_training_tasks']} training tasks, {found['num_with_adapters']} of them with adapters"
+
+
 def replace_section(readme: str, section: str) -> str:
     """Return the text of the README with ``section`` between the two marks."""
     if _SECTION.search(readme) is None:
@@ -79,7 +83,7 @@ def draw(found: Found, path: Path) -> None:
     figure = Figure(figsize=(11.5, 10.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, 2)
-    title = f"{len(found['per_task'])} tasks never seen, {found['num_training_tasks']} training tasks"
+    title = f"{len(found['per_task'])} tasks never seen, {_training_tasks(found)}"
     figure.suptitle(f"{title}: means with 95 % intervals over tasks", fontsize=11)
     for column, (name, label, factor) in enumerate(
         (
@@ -114,7 +118,7 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         f"<title>Adapters for tasks never seen</title><style>{_STYLE}</style></head><body>",
         "<h1>Adapters for tasks never seen</h1>",
         *(["<p><b>Tiny numbers, to see that everything works; its scores mean nothing.</b></p>"] * found["quick"]),
-        f"<p>{found['num_training_tasks']} training tasks, {len(found['per_task'])} held-out tasks, "
+        f"<p>{_training_tasks(found)}, {len(found['per_task'])} held-out tasks, "
         f"{len(found['seeds'])} seeds. […]: 95 % intervals over tasks.</p>",
         f'<img alt="The scores of the tables below" src="data:image/png;base64,{image}">',
         "<h2>Held-out tasks</h2>",

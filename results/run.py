@@ -1,8 +1,9 @@
 """Measures what generated adapters are worth on tasks never seen, from nothing but installed packages.
 
-Collects a zoo of short tasks of reasoning-gym, of which some are held out that have no twin among the others, trains
-generators with several seeds and on fewer tasks, evaluates all rows, and writes results/: JSON, PNG, HTML, and from the
-JSON the table in the README. Every step is a command that a user would type; what is finished is used again.
+Collects a zoo of short tasks of reasoning-gym, of which some are held out that have no twin among the others, adds
+short tasks that lend their samples only, trains generators with several seeds and on fewer tasks, evaluates all rows,
+and writes results/: JSON, PNG, HTML, and from the JSON the table in the README. Every step is a command that a user
+would type; what is finished is used again.
 
     python -m results.run                  hours on two CPU cores, minutes on a GPU
     python -m results.run --quick          tiny numbers, written elsewhere, to see that everything works
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loragen_infer.files import write_json
+import yaml
+from loragen_infer.files import write_json, write_jsonl
 from loragen_infer.zoo import ZooManifest, path_in_zoo
 from loragen_train.configs.objectives import LmConfig
 
 from demo.steps import ROOT, Steps
 from results import page, summary, twins
+from results.short_tasks import short_tasks
 
 __all__ = ["main"]
 
@@ -49,12 +52,16 @@ class Plan:
     """Folder of the results."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the trainings on all tasks."""
-    part_sizes: tuple[int, ...] = (10, 20, 42)
-    """Numbers of training tasks of the further trainings, with the first seed."""
+    num_short_tasks: int | None = None
+    """Most tasks that lend their samples only; None: all that are unlike the held-out ones."""
+    part_sizes: tuple[int, ...] = (10, 20, 42, 70)
+    """Numbers of training tasks, with adapters all, of the further trainings, with the first seed."""
     tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16))
     """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""
     num_steps: int = 54
-    """Steps of every training, whatever the number of tasks."""
+    """Steps of the trainings on tasks with adapters only, which are few and soon fitted."""
+    num_steps_of_all: int = 216
+    """Steps of those on all tasks; the joint adapter sees as many samples."""
     quick: bool = False
     """Whether the numbers are tiny."""
 
@@ -65,11 +72,17 @@ QUICK = Plan(
     work=Path("results_output/quick"),
     output=Path("results_output/quick/results"),
     seeds=(0, 1),
+    num_short_tasks=3,
     part_sizes=(2,),
     tuning=((2, 1), (2, 2)),
     num_steps=4,
+    num_steps_of_all=4,
     quick=True,
 )
+
+
+# Samples of a short task; the test samples are there for who wants to look at them.
+_NUM_TRAIN, _NUM_TEST = 56, 4
 
 
 class Run:
@@ -80,23 +93,51 @@ class Run:
         self.steps = Steps(plan.work)
 
     def collect(self) -> ZooManifest:
-        """Return the zoo, once all of its tasks have their adapters."""
+        """Return the zoo, once all of its tasks have their adapters or samples, and the joint adapter is trained."""
         zoo, config = self._plan.work / "zoo", self._config("collect")
         self.steps.run(f"loragen-train collect --config {config}", makes=zoo / "zoo.json", config=config)
+        whole = self._with_short_tasks(config, ZooManifest.read(zoo))
+        self.steps.run(
+            f"loragen-train collect --config {whole}",
+            makes=zoo / "joint",
+            name="collect-all",
+            after=["collect"],
+            config=whole,
+        )
         return ZooManifest.read(zoo)
 
-    def fit(self, manifest: ZooManifest, name: str, seed: int) -> str:
+    def _with_short_tasks(self, config: Path, manifest: ZooManifest) -> Path:
+        """Write the settings of a zoo that has short tasks besides, which no adapter is trained on."""
+        samples = {task.name: task.samples(_NUM_TRAIN + _NUM_TEST) for task in short_tasks()}
+        prompts = {name: [sample.prompt for sample in of_task] for name, of_task in samples.items()}
+        folder, tasks = self._plan.work / "short_tasks", []
+        for name in twins.unlike_held_out(manifest, prompts)[: self._plan.num_short_tasks]:
+            write_jsonl(folder / f"{name}.jsonl", map(asdict, samples[name]))
+            sizes = {"num_train": _NUM_TRAIN, "num_test": _NUM_TEST}
+            tasks.append({"name": name, "source": f"{folder / name}.jsonl", **sizes, "own_adapter": False})
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        batches = self._plan.num_steps_of_all * LmConfig().tasks_per_step * LmConfig().samples_per_task
+        settings |= {
+            "tasks": [*settings["tasks"], *tasks],
+            "joint": True,
+            "joint_steps": max(1, batches // settings["training"]["batch_size"]),
+        }
+        whole = self._plan.work / "collect.yaml"
+        whole.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        return whole
+
+    def fit(self, manifest: ZooManifest, name: str, seed: int, *, num_steps: int) -> str:
         """Return the experiment of a training on the training tasks of a zoo."""
         config = self._config("generator")
-        steps_per_epoch = math.ceil(len(manifest.training_tasks) / LmConfig().tasks_per_step)
-        epochs = math.ceil(self._plan.num_steps / steps_per_epoch)
+        num_tasks = sum(not task.held_out for task in manifest.tasks)
+        epochs = math.ceil(num_steps / math.ceil(num_tasks / LmConfig().tasks_per_step))
         experiments = self._plan.work / "experiments"
         printed = self.steps.run(
             f"loragen-train fit --config {config} --zoo {path_in_zoo(manifest.folder, ROOT)} --name {name} "
             f"--training.seed {seed} --training.max_epochs {epochs} --resume auto",
             makes=experiments,
             name=f"fit-{name}",
-            after=["collect"],
+            after=["collect-all"],
             config=config,
         )
         return printed.splitlines()[-1]
@@ -110,7 +151,7 @@ class Run:
             f"loragen-infer evaluate --config {config} --model {experiment} --device {self._device} --json{options}",
             makes=output / "evaluation.json",
             name=f"evaluate-{name}",
-            after=["collect", f"fit-{fit}"],
+            after=["collect-all", f"fit-{fit}"],
             config=config,
             silent=True,
         )
@@ -182,18 +223,23 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         raise SystemExit(f"Held-out tasks have twins among the training tasks: {' '.join(has_twin)}")
 
     names = {seed: f"all-seed-{seed}" for seed in plan.seeds}
-    experiments = {seed: run.fit(manifest, name, seed) for seed, name in names.items()}
+    num_steps = plan.num_steps_of_all
+    experiments = {seed: run.fit(manifest, name, seed, num_steps=num_steps) for seed, name in names.items()}
     evaluations = {seed: run.evaluate(experiments[seed], name, fit=name) for seed, name in names.items()}
     first = plan.seeds[0]
-    seen = run.evaluate(experiments[first], "seen", fit=names[first], settings="seen")
+    # Only tasks with adapters have an own one to be compared with.
+    joint = manifest.path(manifest.joint or "")
+    options = f" --zoo {run.part_of(manifest, len(manifest.training_tasks)).folder} --joint_adapter {joint}"
+    seen = run.evaluate(experiments[first], "seen", fit=names[first], settings="seen", options=options)
 
     curve = []
     for size in plan.part_sizes:
         name = f"part-{size}"
-        experiment = run.fit(run.part_of(manifest, size), name, first)
+        experiment = run.fit(run.part_of(manifest, size), name, first, num_steps=plan.num_steps)
         curve.append((size, run.evaluate(experiment, name, fit=name, settings="curve")))
     whole = run.evaluate(experiments[first], "part-all", fit=names[first], settings="curve")
-    curve.append((len(manifest.training_tasks), whole))
+    num_tasks = sum(not task.held_out for task in manifest.tasks)
+    curve.append((num_tasks, whole))
 
     tuning = []
     for num_samples, num_steps in plan.tuning:
@@ -206,7 +252,8 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
     return {
         "quick": plan.quick,
         "rule": RULE,
-        "num_training_tasks": len(manifest.training_tasks),
+        "num_training_tasks": num_tasks,
+        "num_with_adapters": len(manifest.training_tasks),
         "seeds": list(plan.seeds),
         "held_out": summary.group_table(scores),
         "differences": {row: table for row in ("generated", "tuned") if (table := summary.compared(scores, row))},

@@ -4,7 +4,7 @@ A training task is a twin of a held-out task if both are drawn from one generato
 settings, or if the mean embeddings of their prompts have a cosine of ``MAX_COSINE`` or more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from loragen_infer.encoder.encoder import PromptEncoder
 from loragen_infer.samples import read_examples
 from loragen_infer.zoo import ZooManifest, ZooTask
 
-__all__ = ["MAX_COSINE", "Neighbour", "generators", "neighbours", "twins"]
+__all__ = ["MAX_COSINE", "Neighbour", "generators", "neighbours", "twins", "unlike_held_out"]
 
 MAX_COSINE = 0.7
 _NUM_PROMPTS = 64
@@ -68,6 +68,18 @@ def twins(found: Sequence[Neighbour], max_cosine: float = MAX_COSINE) -> list[st
                 f"The prompts of {one.task} have a cosine of {one.cosine:.2f} with those of {one.nearest}."
             )
     return sentences
+
+
+def unlike_held_out(manifest: ZooManifest, prompts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names of those further tasks whose ``prompts`` are not worded like a held-out task's of the zoo."""
+    encoder = PromptEncoder()
+    means_TD = torch.stack([_mean_embedding(manifest, task, encoder) for task in manifest.held_out_tasks])
+    unlike = []
+    for name, texts in prompts.items():
+        mean_D = encoder.encode(texts[:_NUM_PROMPTS]).mean(dim=0)
+        if torch.cosine_similarity(mean_D[None], means_TD).max() < MAX_COSINE:
+            unlike.append(name)
+    return unlike
 
 
 def _mean_embedding(manifest: ZooManifest, task: ZooTask, encoder: PromptEncoder) -> torch.Tensor:

@@ -11,6 +11,7 @@ from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
 
 from demo.steps import ROOT
 from results import page, run, summary, twins
+from results.short_tasks import short_tasks
 
 PROMPTS = {
     "sums": [f"What is {a} + {b}?" for a in range(3) for b in range(3)],
@@ -138,7 +139,8 @@ def found() -> dict:
     return {
         "quick": True,
         "rule": run.RULE,
-        "num_training_tasks": 70,
+        "num_training_tasks": 170,
+        "num_with_adapters": 70,
         "seeds": [0],
         "held_out": table,
         "differences": {"generated": summary.compared(scores, "generated")},
@@ -199,3 +201,25 @@ def test_the_recorded_results_are_those_of_a_full_run():
     assert len(found["seeds"]) >= 3
     assert all(one["cosine"] < twins.MAX_COSINE and not one["same_generator"] for one in found["nearest_tasks"])
     assert all(Path(ROOT / "results" / name).is_file() for name in ("results.png", "index.html"))
+
+
+def test_short_tasks_are_many_and_the_same_at_every_call():
+    tasks = short_tasks()
+    assert len(tasks) >= 120
+    assert len({task.name for task in tasks}) == len(tasks)
+    for task in tasks:
+        samples = task.samples(60)
+        assert len({sample.prompt.split(". ")[-1] for sample in samples}) > 40  # inputs differ, not instructions only
+        assert all(sample.prompt.startswith(task.instructions) for sample in samples)
+        assert all(sample.response for sample in samples)
+    again = {task.name: task for task in short_tasks()}
+    assert all(again[task.name].samples(60) == task.samples(60) for task in tasks)
+    known = {task.name: {s.prompt.split()[-1]: s.response for s in task.samples(300)} for task in tasks}
+    assert known["short_number_square"]["12"] == "144"
+    assert known["short_number_words_es"]["21"] == "veintiuno"
+    assert known["short_country_de"]["France"] == "Frankreich"
+
+
+def test_short_tasks_that_are_worded_like_a_held_out_one_are_left_out(zoo):
+    further = {"adding": [f"What is {a} + {a + 2}?" for a in range(9)], "flags": ["Which flag has Peru?", "And Cuba?"]}
+    assert twins.unlike_held_out(zoo, further) == ["flags"]

@@ -1,0 +1,49 @@
+"""Makes short tasks of words, numbers, dates and names, made of what a few small packages know.
+
+They have samples and no adapters: a generator learns from them through the language model. Nothing is downloaded, and
+the same versions of the packages give the same samples.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loragen_infer.samples import Example
+
+from results.short_tasks.language import of_grammar, of_lists, of_words
+from results.short_tasks.names import of_kinds, of_names
+from results.short_tasks.numbers import of_dates, of_numbers, of_two_numbers, of_units
+from results.short_tasks.rules import Pair
+
+__all__ = ["ShortTask", "short_tasks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortTask:
+    """A task that one sentence describes."""
+
+    name: str
+    instructions: tuple[str, ...]
+    """Ways to say what is wanted, of which each sample has one in front of its input."""
+    pairs: Sequence[Pair]
+    """Inputs and responses."""
+
+    def samples(self, num_samples: int) -> list[Example]:
+        """Return at most so many samples of different inputs, the same ones at every call."""
+        draw = random.Random(self.name)
+        pairs = list({given: (given, wanted) for given, wanted in self.pairs if given and wanted}.values())
+        chosen = draw.sample(pairs, min(num_samples, len(pairs)))
+        return [
+            Example(prompt=f"{draw.choice(self.instructions)} {given}", response=wanted) for given, wanted in chosen
+        ]
+
+
+def short_tasks(*, at_least: int = 60) -> list[ShortTask]:
+    """Return all tasks with so many samples, by name."""
+    makers = (of_words, of_lists, of_grammar, of_numbers, of_two_numbers, of_dates, of_units, of_names, of_kinds)
+    tasks = [
+        ShortTask(name=f"short_{name}", instructions=instructions, pairs=[*pairs])
+        for make in makers
+        for name, instructions, pairs in make(random.Random(make.__name__))
+    ]
+    return sorted((task for task in tasks if len(task.samples(at_least)) == at_least), key=lambda task: task.name)
