@@ -140,7 +140,8 @@ def test_a_task_is_trained_as_one_that_was_never_seen(config, tmp_path):
     assert not torch.allclose(seen[0][2], means_KNW[0], atol=1e-2)
 
 
-def test_the_directions_are_those_of_all_tasks_whether_they_have_adapters_or_not(config, tmp_path):
+def test_the_directions_are_those_of_all_tasks_with_adapters_or_without(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("loragen_train.configs.fit._FEW_TASKS", 0)
     setup = build_setup(config, tmp_path)
     directions, embeddings_nD = setup.module.generator.expander.directions, setup.module.condition.embeddings
     means_MD = torch.stack([embeddings_nD[list(setup.table.train[task])].mean(0) for task in setup.table.train])

@@ -64,9 +64,9 @@ def test_the_number_of_patterns_grows_with_the_tasks_or_is_the_one_given(config,
 def test_corrections_are_as_many_as_tasks_bear_and_memory_holds():
     small, large = (30, 20, 384), (32, 832, 128)
     for num_prompted, grid, expected in (
-        (None, small, 11),
-        (156, small, 48),
-        (2, small, 0),
+        (None, small, 4),
+        (156, small, 45),
+        (20, small, 0),
         (479, large, 21),
     ):
         network = ModelConfig().network(

@@ -24,8 +24,8 @@ _DECIDED_ELSEWHERE = {
     "kernel_size": "model.kernel_size decides it",
 }
 _MAX_PARAMETERS = 150_000_000
-# Fewer tasks than this for each direction that is learned along, and training fits the tasks that it has.
-_TASKS_PER_CORRECTION = 3
+# With few tasks whatever is learned along a direction of their prompts is those tasks themselves (docs/network.md).
+_FEW_TASKS, _TASKS_PER_CORRECTION = 20, 3
 # Larger than any: what a kernel must fit into is known once the checkpoints are.
 _ANY_GRID = (1 << 15, 1 << 15)
 _SOME_OUTPUT_DIM = 384
@@ -135,7 +135,7 @@ class ModelConfig:
         num_remembered = (num_tasks or 0) if self.remembers(leaves_own_out=leaves_own_out) else 0
         values, num_corrections = math.prod(grid), self.generator.num_corrections
         if num_remembered:
-            most = (num_prompted or num_remembered) // _TASKS_PER_CORRECTION
+            most = ((num_prompted or num_remembered) - _FEW_TASKS) // _TASKS_PER_CORRECTION
             num_corrections = max(0, min(num_corrections, most, _MAX_PARAMETERS // 2 // values - 1))
         num_basis = self.generator.num_basis
         if self.num_basis != "auto":
