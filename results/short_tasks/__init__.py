@@ -13,7 +13,7 @@ from loragen_infer.samples import Example
 from results.short_tasks.language import of_grammar, of_lists, of_words
 from results.short_tasks.names import of_kinds, of_names
 from results.short_tasks.numbers import of_dates, of_numbers, of_two_numbers, of_units
-from results.short_tasks.rules import Pair
+from results.short_tasks.vocabulary import Pair
 
 __all__ = ["ShortTask", "short_tasks"]
 

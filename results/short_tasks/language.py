@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import inflect
 from lemminflect import getAllLemmas, getInflection
 
-from results.short_tasks.rules import Task, territories, words, yes
+from results.short_tasks.vocabulary import Task, territories, words, yes
 
 __all__ = ["of_grammar", "of_lists", "of_words"]
 

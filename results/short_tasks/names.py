@@ -7,7 +7,7 @@ from babel import Locale
 from babel.numbers import get_territory_currencies
 from num2words import num2words
 
-from results.short_tasks.rules import LANGUAGES, Task, territories, words
+from results.short_tasks.vocabulary import LANGUAGES, Task, territories, words
 
 __all__ = ["of_kinds", "of_names"]
 

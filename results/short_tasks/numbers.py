@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from babel import Locale
 from num2words import num2words
 
-from results.short_tasks.rules import LANGUAGES, Task, yes
+from results.short_tasks.vocabulary import LANGUAGES, Task, yes
 
 __all__ = ["of_dates", "of_numbers", "of_two_numbers", "of_units"]
 

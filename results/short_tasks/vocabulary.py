@@ -1,4 +1,4 @@
-"""What the short tasks are made of: the form of a task, the languages, the words and the countries."""
+"""What short tasks are made of: the form of a task, the languages, the words and the countries."""
 
 import re
 from collections.abc import Iterable
