@@ -116,11 +116,11 @@ class Run:
             sizes = {"num_train": _NUM_TRAIN, "num_test": _NUM_TEST}
             tasks.append({"name": name, "source": f"{folder / name}.jsonl", **sizes, "own_adapter": False})
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        batches = self._plan.num_steps_of_all * LmConfig().tasks_per_step * LmConfig().samples_per_task
+        num_samples = self._plan.num_steps_of_all * self._step.tasks_per_step * self._step.samples_per_task
         settings |= {
             "tasks": [*settings["tasks"], *tasks],
             "joint": True,
-            "joint_steps": max(1, batches // settings["training"]["batch_size"]),
+            "joint_steps": max(1, num_samples // settings["training"]["batch_size"]),
         }
         whole = self._plan.work / "collect.yaml"
         whole.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -130,7 +130,7 @@ class Run:
         """Return the experiment of a training on the training tasks of a zoo."""
         config = self._config("generator")
         num_tasks = sum(not task.held_out for task in manifest.tasks)
-        epochs = math.ceil(num_steps / math.ceil(num_tasks / LmConfig().tasks_per_step))
+        epochs = math.ceil(num_steps / math.ceil(num_tasks / self._step.tasks_per_step))
         experiments = self._plan.work / "experiments"
         printed = self.steps.run(
             f"loragen-train fit --config {config} --zoo {path_in_zoo(manifest.folder, ROOT)} --name {name} "
@@ -187,6 +187,12 @@ class Run:
         )
         part.write()
         return part
+
+    @property
+    def _step(self) -> LmConfig:
+        """What a step of the trainings sees."""
+        settings = yaml.safe_load(self._config("generator").read_text(encoding="utf-8"))
+        return LmConfig(**settings["training"].get("lm", {}))
 
     def _config(self, name: str) -> Path:
         return self._plan.configs / f"{name}.yaml"
