@@ -132,8 +132,8 @@ def test_a_network_from_before_the_directions_makes_the_same_of_its_prompts():
     pattern_LHW = torch.randn(4, 3, 8)
     state = {name: value for name, value in generator.state_dict().items() if ".directions." not in name}
     state["expander.corrections"] = torch.stack([torch.zeros(4, 3, 8), pattern_LHW, *torch.zeros(4, 4, 3, 8)])
-    again = HyperConvGenerator(generator.config)
-    again.load_state_dict(state)
+    again = HyperConvGenerator(generator.config, device="meta")  # as bundles are loaded
+    again.load_state_dict(state, assign=True)
     condition_BPD = 5 * torch.stack([task[:8] for task in prompts_of(3, seed=2)])
     feature_B = again.expander.features(condition_BPD.mean(1) - fit.center_D)[:, 0]
     found_BNW = again(condition_BPD) - generator(condition_BPD)

@@ -184,7 +184,7 @@ class LinearExpander(nn.Module):
             )
             state_dict[f"{prefix}directions.axes_RD"] = axes_RD
             state_dict[f"{prefix}directions.center_D"] = state_dict[f"{prefix}center"]
-            state_dict[f"{prefix}directions.limit"] = torch.full_like(self.directions.limit, float("inf"))
+            state_dict[f"{prefix}directions.limit"] = torch.tensor(float("inf"), dtype=torch.float32)
             missing = torch.zeros_like(corrections[:1]).expand(num_now - num_mixed, *corrections.shape[1:])
             state_dict[f"{prefix}corrections"] = torch.cat([corrections, missing])
         super()._load_from_state_dict(state_dict, prefix, *args)
