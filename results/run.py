@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import yaml
 from loragen_infer.files import write_json, write_jsonl
-from loragen_infer.zoo import ZooManifest, path_in_zoo
+from loragen_infer.zoo import ZooManifest, ZooTask, path_in_zoo
 from loragen_train.configs.objectives import LmConfig
 
 from demo.steps import ROOT, Steps
@@ -54,14 +54,16 @@ class Plan:
     """Of the trainings on all tasks."""
     num_short_tasks: int | None = None
     """Most tasks that lend their samples only; None: all that are unlike the held-out ones."""
-    part_sizes: tuple[int, ...] = (10, 20, 42, 70)
-    """Numbers of training tasks, with adapters all, of the further trainings, with the first seed."""
+    part_sizes: tuple[int, ...] = (10, 20, 42, 80, 120)
+    """Numbers of training tasks of the further trainings, with the first seed."""
     tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16))
     """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""
+    joint_steps: int = 432
+    """Steps of the joint adapter of all training tasks, which generators start from."""
+    part_joint_steps: int = 216
+    """Steps of those of the parts, which are sooner fitted."""
     num_steps: int = 54
-    """Steps of the trainings on tasks with adapters only, which are few and soon fitted."""
-    num_steps_of_all: int = 216
-    """Steps of those on all tasks; the joint adapter sees as many samples."""
+    """Steps of the generators."""
     quick: bool = False
     """Whether the numbers are tiny."""
 
@@ -73,10 +75,11 @@ QUICK = Plan(
     output=Path("results_output/quick/results"),
     seeds=(0, 1),
     num_short_tasks=3,
-    part_sizes=(2,),
+    part_sizes=(4,),
     tuning=((2, 1), (2, 2)),
+    joint_steps=4,
+    part_joint_steps=2,
     num_steps=4,
-    num_steps_of_all=4,
     quick=True,
 )
 
@@ -116,28 +119,26 @@ class Run:
             sizes = {"num_train": _NUM_TRAIN, "num_test": _NUM_TEST}
             tasks.append({"name": name, "source": f"{folder / name}.jsonl", **sizes, "own_adapter": False})
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        num_samples = self._plan.num_steps_of_all * self._step.tasks_per_step * self._step.samples_per_task
-        settings |= {
-            "tasks": [*settings["tasks"], *tasks],
-            "joint": True,
-            "joint_steps": max(1, num_samples // settings["training"]["batch_size"]),
-        }
-        whole = self._plan.work / "collect.yaml"
-        whole.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        return whole
+        settings["tasks"] += tasks
+        return self._with_joint(settings, self._plan.work / "collect.yaml", self._plan.joint_steps)
 
-    def fit(self, manifest: ZooManifest, name: str, seed: int, *, num_steps: int) -> str:
+    def _with_joint(self, settings: dict[str, Any], file: Path, num_steps: int) -> Path:
+        settings |= {"joint": True, "joint_steps": num_steps}
+        file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        return file
+
+    def fit(self, manifest: ZooManifest, name: str, seed: int, *, after: str = "collect-all") -> str:
         """Return the experiment of a training on the training tasks of a zoo."""
         config = self._config("generator")
-        num_tasks = sum(not task.held_out for task in manifest.tasks)
-        epochs = math.ceil(num_steps / math.ceil(num_tasks / self._step.tasks_per_step))
+        num_batches = math.ceil(len(trained_on(manifest)) / self._step.tasks_per_step)
+        epochs = math.ceil(self._plan.num_steps / num_batches)
         experiments = self._plan.work / "experiments"
         printed = self.steps.run(
             f"loragen-train fit --config {config} --zoo {path_in_zoo(manifest.folder, ROOT)} --name {name} "
             f"--training.seed {seed} --training.max_epochs {epochs} --resume auto",
             makes=experiments,
             name=f"fit-{name}",
-            after=["collect-all"],
+            after=[after],
             config=config,
         )
         return printed.splitlines()[-1]
@@ -158,12 +159,35 @@ class Run:
         evaluation: dict[str, Any] = json.loads(printed)
         return evaluation
 
-    def part_of(self, manifest: ZooManifest, num_tasks: int) -> ZooManifest:
-        """Return the zoo with only some of its training tasks; each part holds the smaller ones."""
-        # A digest of the name shuffles the tasks, which are listed by kind.
-        chosen = sorted(manifest.training_tasks, key=lambda task: hashlib.sha256(task.name.encode()).hexdigest())
-        names = {task.name for task in chosen[:num_tasks]}
-        folder = self._plan.work / f"zoo-{num_tasks}"
+    def joint_of(self, tasks: Sequence[ZooTask], manifest: ZooManifest) -> Path:
+        """Return the joint adapter of some training tasks of a zoo."""
+        name = f"collect-{len(tasks)}"
+        folder = self._plan.work / name
+        settings = yaml.safe_load(self._config("collect").read_text(encoding="utf-8"))
+        settings |= {
+            "output_dir": path_in_zoo(folder, ROOT),
+            "tasks": [
+                {
+                    "name": task.name,
+                    "source": str(manifest.samples(task.prompts)),
+                    "num_train": task.prompts.num_samples - 1,
+                    "num_test": 1,
+                    "own_adapter": False,
+                }
+                for task in tasks
+                if task.prompts is not None
+            ],
+        }
+        config = self._with_joint(settings, self._plan.work / f"{name}.yaml", self._plan.part_joint_steps)
+        makes, before = folder / "joint", ["collect-all"]
+        self.steps.run(f"loragen-train collect --config {config}", makes=makes, name=name, after=before, config=config)
+        zoo = ZooManifest.read(folder)
+        return zoo.path(zoo.joint or "")
+
+    def part_of(self, manifest: ZooManifest, tasks: Sequence[ZooTask], *, joint: Path | None = None) -> ZooManifest:
+        """Return the zoo with only some of its training tasks, and their joint adapter."""
+        names = {task.name for task in tasks}
+        folder = self._plan.work / f"zoo-{len(tasks)}"
         folder.mkdir(parents=True, exist_ok=True)
 
         def elsewhere(path: str) -> str:
@@ -173,7 +197,7 @@ class Run:
             manifest,
             folder=folder,
             base_model_path=manifest.base_model_path and elsewhere(manifest.base_model_path),
-            joint=None,
+            joint=None if joint is None else path_in_zoo(joint, folder),
             tasks=[
                 replace(
                     task,
@@ -196,6 +220,13 @@ class Run:
 
     def _config(self, name: str) -> Path:
         return self._plan.configs / f"{name}.yaml"
+
+
+def trained_on(manifest: ZooManifest) -> list[ZooTask]:
+    """Return the training tasks of a zoo, with adapters or without, in an order of which any start is a fair choice."""
+    # A digest of the name shuffles the tasks, which are listed by kind.
+    tasks = [task for task in manifest.tasks if not task.held_out]
+    return sorted(tasks, key=lambda task: hashlib.sha256(task.name.encode()).hexdigest())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -229,23 +260,24 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         raise SystemExit(f"Held-out tasks have twins among the training tasks: {' '.join(has_twin)}")
 
     names = {seed: f"all-seed-{seed}" for seed in plan.seeds}
-    num_steps = plan.num_steps_of_all
-    experiments = {seed: run.fit(manifest, name, seed, num_steps=num_steps) for seed, name in names.items()}
+    experiments = {seed: run.fit(manifest, name, seed) for seed, name in names.items()}
     evaluations = {seed: run.evaluate(experiments[seed], name, fit=name) for seed, name in names.items()}
     first = plan.seeds[0]
     # Only tasks with adapters have an own one to be compared with.
     joint = manifest.path(manifest.joint or "")
-    options = f" --zoo {run.part_of(manifest, len(manifest.training_tasks)).folder} --joint_adapter {joint}"
+    options = f" --zoo {run.part_of(manifest, manifest.training_tasks).folder} --joint_adapter {joint}"
     seen = run.evaluate(experiments[first], "seen", fit=names[first], settings="seen", options=options)
 
     curve = []
+    tasks = trained_on(manifest)
     for size in plan.part_sizes:
-        name = f"part-{size}"
-        experiment = run.fit(run.part_of(manifest, size), name, first, num_steps=plan.num_steps)
-        curve.append((size, run.evaluate(experiment, name, fit=name, settings="curve")))
+        name, joint = f"part-{size}", run.joint_of(tasks[:size], manifest)
+        part = run.part_of(manifest, tasks[:size], joint=joint)
+        experiment = run.fit(part, name, first, after=f"collect-{size}")
+        options = f" --joint_adapter {joint}"
+        curve.append((size, run.evaluate(experiment, name, fit=name, settings="curve", options=options)))
     whole = run.evaluate(experiments[first], "part-all", fit=names[first], settings="curve")
-    num_tasks = sum(not task.held_out for task in manifest.tasks)
-    curve.append((num_tasks, whole))
+    curve.append((len(tasks), whole))
 
     tuning = []
     for num_samples, num_steps in plan.tuning:
@@ -258,7 +290,7 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
     return {
         "quick": plan.quick,
         "rule": RULE,
-        "num_training_tasks": num_tasks,
+        "num_training_tasks": len(tasks),
         "num_with_adapters": len(manifest.training_tasks),
         "seeds": list(plan.seeds),
         "held_out": summary.group_table(scores),

@@ -96,12 +96,14 @@ def test_corrections_learn_for_prompts_that_are_not_recognised_only():
     generator, prompts, *_ = made(num_hyperconv_blocks=1)
     trained = {name for name, parameter in generator.named_parameters() if parameter.requires_grad}
     start = {"expander.offset", "expander.basis", "expander.features.weight"}
-    assert {"expander.corrections", "expander.strength"} <= trained
+    assert {"expander.shared", "expander.corrections", "expander.strength"} <= trained
     assert not start & trained
     generator(torch.stack(prompts)).square().sum().backward()
+    assert generator.expander.shared.grad.abs().max() < 1e-6
     assert generator.expander.corrections.grad.abs().max() < 1e-6
     generator.zero_grad()
     generator(torch.randn(2, 8, D)).square().sum().backward()
+    assert generator.expander.shared.grad.abs().min() > 0
     assert generator.expander.corrections.grad.flatten(1).abs().sum(1).min() > 0
     assert generator.output_projection.weight.grad.abs().sum() > 0
 
@@ -111,26 +113,41 @@ def test_corrections_follow_the_directions_in_which_all_prompts_differ():
     _, prompts, _, fit, means_KNW = made()
     generator = HyperConvGenerator(GeneratorConfig(**SMALL, num_tasks=NUM_TASKS, num_corrections=3))
     generator.start_from(fit, means_KNW, prompts, others)
+    torch.nn.init.normal_(generator.expander.shared)
     torch.nn.init.normal_(generator.expander.corrections)
     start = HyperConvGenerator(generator.config)
-    start.load_state_dict({**generator.state_dict(), "expander.corrections": torch.zeros(4, 4, 3, 8)})
+    start.start_from(fit, means_KNW, prompts, others)
     unseen_BPD = torch.stack([task[:8] for task in prompts_of(5, seed=2)])
     means_MD = torch.stack([task.mean(0) for task in prompts + others]).double()
     axes_DR = torch.linalg.svd(means_MD - means_MD.mean(0)).Vh[:3].T
     place_BR = (
         (unseen_BPD.mean(1) - means_MD.mean(0)) @ axes_DR / ((means_MD - means_MD.mean(0)) @ axes_DR).std(0, False)
     )
-    patterns = generator.expander.corrections.double()
+    shared, patterns = generator.expander.shared.double(), generator.expander.corrections.double()
     signs_R = torch.sign((generator.expander.directions.axes_RD.double() @ axes_DR).diagonal())
-    mixed_BLHW = torch.einsum("br,rlhw->blhw", place_BR.clamp(-3, 3) * signs_R * 2 / 3, patterns[1:]) + patterns[0]
+    mixed_BLHW = torch.einsum("br,rlhw->blhw", place_BR.clamp(-3, 3) * signs_R * 2 / 3, patterns) + shared
     found = generator(unseen_BPD) - start(unseen_BPD)
     torch.testing.assert_close(found, 30 * mixed_BLHW.flatten(1, 2).float(), rtol=1e-3, atol=1e-2)
+
+
+def test_a_network_whose_first_correction_was_the_shared_one_makes_the_same_of_its_prompts():
+    generator, *_ = made()
+    torch.nn.init.normal_(generator.expander.shared)
+    torch.nn.init.normal_(generator.expander.corrections)
+    state = generator.state_dict()
+    shared = state.pop("expander.shared")
+    state["expander.corrections"] = torch.cat([shared[None], state["expander.corrections"]])
+    again = HyperConvGenerator(generator.config, device="meta")  # as bundles are loaded
+    again.load_state_dict(state, assign=True)
+    condition_BPD = torch.stack([task[:8] for task in prompts_of(3, seed=2)])
+    assert torch.equal(again(condition_BPD), generator(condition_BPD))
 
 
 def test_a_network_from_before_the_directions_makes_the_same_of_its_prompts():
     generator, _, _, fit, _ = made(num_corrections=8)  # which it cut down to the five features of its start
     pattern_LHW = torch.randn(4, 3, 8)
-    state = {name: value for name, value in generator.state_dict().items() if ".directions." not in name}
+    later = (".directions.", ".shared")
+    state = {name: value for name, value in generator.state_dict().items() if not any(part in name for part in later)}
     state["expander.corrections"] = torch.stack([torch.zeros(4, 3, 8), pattern_LHW, *torch.zeros(4, 4, 3, 8)])
     again = HyperConvGenerator(generator.config, device="meta")  # as bundles are loaded
     again.load_state_dict(state, assign=True)
@@ -158,7 +175,7 @@ def test_a_network_that_remembers_is_saved_and_loaded():
     again.load_state_dict(generator.state_dict())
     condition_BPD = torch.stack([prompts[0][:8], torch.randn(8, D)])
     assert torch.equal(again(condition_BPD), generator(condition_BPD))
-    assert len(again.expander.corrections) == 3
+    assert len(again.expander.corrections) == 2
 
 
 def test_what_cannot_be_is_refused():
@@ -177,3 +194,33 @@ def test_what_cannot_be_is_refused():
         generator.leave_out(list(left_out_fits(rows_KSD, fit.penalty))[:1])
     with pytest.raises(HyperConvError, match="num_tasks is 0"):
         HyperConvGenerator(GeneratorConfig(**SMALL)).leave_out([])
+
+
+def test_what_unseen_tasks_start_from_can_be_given():
+    _, prompts, _, fit, means_KNW = made()
+    generator = HyperConvGenerator(GeneratorConfig(**SMALL, num_tasks=NUM_TASKS, num_corrections=2))
+    unseen_NW = torch.randn(12, 8)
+    generator.start_from(fit, means_KNW, prompts, unseen_NW=unseen_NW)
+    unseen_BPD = torch.stack([task[:8] for task in prompts_of(5, seed=2)])
+    torch.testing.assert_close(generator(unseen_BPD), unseen_NW.expand(5, -1, -1), rtol=1e-5, atol=1e-5)
+    generator(unseen_BPD).square().sum().backward()
+    assert generator.expander.corrections.grad.flatten(1).abs().sum(1).min() > 0
+    assert generator.expander.strength.grad != 0
+    assert not generator.expander.shared.requires_grad
+    # Of its tasks it has as many patterns as before, and they stay theirs.
+    own_BNW, before_BNW = generator(torch.stack(prompts)), made()[0](torch.stack(prompts))
+    torch.testing.assert_close(own_BNW, before_BNW, rtol=1e-3, atol=1e-3)
+    generator.start_from(fit, means_KNW, prompts)
+    torch.testing.assert_close(
+        generator(unseen_BPD), mixed(fit.task_weights(unseen_BPD.mean(1)), means_KNW), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_what_unseen_tasks_start_from_is_checked():
+    generator, prompts, _, fit, means_KNW = made()
+    for bad_NW in (torch.zeros(12, 7), torch.full((12, 8), torch.nan)):
+        with pytest.raises(HyperConvError, match=r"tokens for unseen tasks have shape \[12, \d\], expected \[12, 8\]"):
+            generator.start_from(fit, means_KNW, prompts, unseen_NW=bad_NW)
+    forgetful = HyperConvGenerator(GeneratorConfig(**SMALL, num_basis=NUM_TASKS - 1))
+    with pytest.raises(HyperConvError, match=r"num_tasks is 0"):
+        forgetful.start_from(fit, means_KNW, unseen_NW=means_KNW[0])

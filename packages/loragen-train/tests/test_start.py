@@ -1,20 +1,25 @@
 """Where a generator starts: as the ridge regression that evaluate shows, with as many patterns as there are tasks."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from hyperconv import GeneratorConfig
+from lora_tokenizer import write_adapter
 from loragen_infer import GeneratorBundle
 from loragen_infer.evaluation import read_task_means
 from loragen_infer.evaluation.baselines import Ridge
+from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig
+from loragen_train.configs.objectives import LmConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.experiments.folder import FINAL_MODEL
 from loragen_train.training.build import build_setup
 from loragen_train.training.results import write_results
+from safetensors.torch import load_file, save_file
 
 TASKS = ("sums", "spelling", "capitals", "more", "last")
 
@@ -89,3 +94,73 @@ def test_a_zoo_of_one_task_starts_as_its_mean(config, make, tmp_path):
     with torch.no_grad():
         generated = setup.module.generator(setup.encoder.encode(["anything"])[None])[0]
     assert generated.abs().max() < 1e-5
+
+
+@pytest.fixture
+def with_joint(tmp_path, make, tiny_lm) -> FitConfig:
+    """A zoo that has a joint adapter; a task of it is held out."""
+    zoo = tmp_path / "zoo"
+    manifest = make.manifest(zoo, TASKS, base_model=tiny_lm, last={"held_out": True})
+    write_adapter(make.adapter(99, num_layers=2), zoo / "joint" / "checkpoint-4")
+    replace(manifest, joint="joint/checkpoint-4").write()
+    return FitConfig(
+        data=DataConfig(zoo=str(zoo), cache_dir=str(tmp_path / "cache")),
+        model=ModelConfig(output_dim=16),
+        training=TrainingConfig(accelerator="cpu", objective="lm", lm=LmConfig(precision="fp32")),
+    )
+
+
+def test_prompts_of_no_training_task_start_from_the_joint_adapter(with_joint, make, tmp_path):
+    setup = build_setup(with_joint, tmp_path / "cache")
+    write_results(setup, with_joint, tmp_path, weights=None, device=torch.device("cpu"))
+    bundle = GeneratorBundle.load(tmp_path / FINAL_MODEL)
+    with torch.no_grad():
+        tokens_NW = bundle.stats.denormalize(bundle.generator(setup.encoder.encode(["junk"] * 5)[None])[0])
+    expected_NW = setup.zoo.layout.encode(make.adapter(99, num_layers=2))
+    torch.testing.assert_close(tokens_NW, expected_NW, rtol=1e-4, atol=1e-5)
+    assert "joint" in setup.provenance()
+    for plain in (
+        replace(with_joint, model=replace(with_joint.model, unseen_from="ridge")),
+        replace(with_joint, training=replace(with_joint.training, objective="reconstruction")),
+    ):
+        setup = build_setup(plain, tmp_path / "cache")
+        assert setup.joint_NW is None
+        assert "joint" not in setup.provenance()
+        assert setup.module.generator.expander.strength == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("none", r"^model\.unseen_from is joint, but .*zoo has no joint adapter; collect the zoo with joint: true\.$"),
+        ("shape", r"^The joint adapter of the zoo cannot be used: .*; set model\.unseen_from to ridge .*\.$"),
+        ("broken", r"^The joint adapter of the zoo cannot be used: .*; set model\.unseen_from to ridge .*\.$"),
+        ("nan", r"^The joint adapter of the zoo cannot be used: .*NaN.*; set model\.unseen_from to ridge .*\.$"),
+        ("seen", r"^The joint adapter .*checkpoint-4 was trained on last, held out by now; .*ridge\.$"),
+    ],
+)
+def test_a_joint_adapter_that_cannot_be_used_is_one_sentence(with_joint, make, tmp_path, change, said):
+    zoo, joint = tmp_path / "zoo", tmp_path / "zoo" / "joint" / "checkpoint-4"
+    if change == "none":
+        replace(ZooManifest.read(zoo), joint=None).write()
+    elif change == "shape":
+        write_adapter(make.adapter(99, num_layers=2, r=3), joint, overwrite=True)
+    elif change == "broken":
+        (joint / "adapter_model.safetensors").write_bytes(b"\x00")
+    elif change == "nan":
+        file = joint / "adapter_model.safetensors"
+        save_file({name: tensor * torch.nan for name, tensor in load_file(file).items()}, file)
+    else:
+        settings = {"settings": {"tasks": {"sums": "", "last": ""}}}
+        (joint.parent / "training.json").write_text(json.dumps(settings))
+    config = replace(with_joint, model=replace(with_joint.model, unseen_from="joint"))
+    with pytest.raises(LoragenTrainError, match=said):
+        build_setup(config, tmp_path / "cache")
+
+
+def test_a_joint_adapter_is_asked_for_only_where_unseen_tasks_are_told_apart(with_joint):
+    model = replace(with_joint.model, unseen_from="joint")
+    with pytest.raises(LoragenTrainError, match=r"^model\.unseen_from is joint, but this generator remembers no tasks"):
+        replace(with_joint, model=replace(model, remember_tasks=False))
+    with pytest.raises(LoragenTrainError, match=r"^model\.unseen_from is joint, but there is no data\.zoo"):
+        replace(with_joint, model=model, data=DataConfig(checkpoint_dir="adapters"))

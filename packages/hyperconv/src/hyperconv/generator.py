@@ -117,6 +117,7 @@ class HyperConvGenerator(nn.Module):
         token_means_KNW: Tensor,
         prompts: Sequence[Tensor] | None = None,
         others: Sequence[Tensor] = (),
+        unseen_NW: Tensor | None = None,
     ) -> None:
         """Make the network the ridge regression `fit` over the training tasks, whatever it was (expander "linear").
 
@@ -131,6 +132,8 @@ class HyperConvGenerator(nn.Module):
             prompts: for a network that remembers its tasks (`num_tasks`), the embeddings [P, D] of each one's prompts.
             others: the same of training tasks that have no adapter: with `prompts` they decide along which directions
                 of the prompts such a network learns.
+            unseen_NW: tokens [N, W], z-scored, that such a network gives all prompts which are no training task's, in
+                place of the regression's; of these it can still learn to add a share, zero at first.
 
         Raises:
             HyperConvError: another expander, shapes that do not belong together, or NaN or infinite values.
@@ -146,7 +149,7 @@ class HyperConvGenerator(nn.Module):
         >>> torch.allclose(generator(condition_BPD), expected_BNW, atol=1e-5)
         True
         """
-        self._linear().start_from(fit, token_means_KNW, prompts, others)
+        self._linear().start_from(fit, token_means_KNW, prompts, others, unseen_NW)
         if self.output_projection is not None:
             nn.init.zeros_(self.output_projection.weight)
             nn.init.zeros_(self.output_projection.bias)

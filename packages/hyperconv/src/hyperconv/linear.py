@@ -51,8 +51,8 @@ class LinearExpander(nn.Module):
 
     With a memory (`num_tasks`) of which the prompts are recognised by a share g, the features are
     `(1 - g) · strength · f + g · own` with the features that give the task's own tokens, and `(1 - g) · gain ·
-    (corrections[0] + sum_r 2 d_r / R · corrections[r])` is added, with d the places of the prompts along the directions
-    in which those of the training tasks differ. Then corrections and strength are all that learns here.
+    (shared + sum_r 2 d_r / R · corrections[r])` is added, with d the places of the prompts along the directions in
+    which those of the training tasks differ. Then these two and strength are all that learns here.
     """
 
     center: Tensor
@@ -74,6 +74,7 @@ class LinearExpander(nn.Module):
         init_normal(self.features.weight, std=self.feature_scale)
         self.memory: TaskMemory | None = None
         self.directions: PromptDirections | None = None
+        self.shared: nn.Parameter | None = None
         self.corrections: nn.Parameter | None = None
         if config.num_tasks:
             self.memory = TaskMemory(config.num_tasks, D, device=factory["device"])
@@ -81,7 +82,8 @@ class LinearExpander(nn.Module):
             self.register_buffer("own_TK", own_TK)
             self.correction_gain = config.correction_gain
             self.directions = PromptDirections(config.num_corrections, D, device=factory["device"])
-            self.corrections = nn.Parameter(torch.zeros(1 + config.num_corrections, *config.grid, W, **factory))
+            self.shared = nn.Parameter(torch.zeros(*config.grid, W, **factory))
+            self.corrections = nn.Parameter(torch.zeros(config.num_corrections, *config.grid, W, **factory))
             for parameter in (self.features.weight, self.basis, self.offset):
                 parameter.requires_grad_(False)
 
@@ -100,12 +102,12 @@ class LinearExpander(nn.Module):
             mixed_BK = mixed_BK * novelty_B[:, None] + own_BK
         # One product that writes into the only copy of the grid.
         tokens_BV = torch.addmm(self.offset.flatten(), mixed_BK, self.basis.flatten(1))
-        if self.directions is not None and self.corrections is not None:
-            place_BR = self.directions(condition_BD).to(self.corrections.dtype)
-            mixing_BR = nn.functional.pad(place_BR * (_SHARE / max(1, place_BR.shape[1])), (1, 0), value=1.0)
-            if novelty_B is not None:
-                mixing_BR = mixing_BR * novelty_B[:, None]
-            tokens_BV = torch.addmm(tokens_BV, mixing_BR * self.correction_gain, self.corrections.flatten(1))
+        if self.directions is not None and self.shared is not None and self.corrections is not None:
+            gain_B = self.correction_gain * (features_BK.new_ones(len(features_BK)) if novelty_B is None else novelty_B)
+            tokens_BV = torch.addr(tokens_BV, gain_B, self.shared.flatten())
+            mixing_BR = gain_B[:, None] * self.directions(condition_BD).to(gain_B.dtype)
+            share = _SHARE / max(1, mixing_BR.shape[1])
+            tokens_BV = torch.addmm(tokens_BV, mixing_BR * share, self.corrections.flatten(1))
         tokens_BLHW = tokens_BV.view(-1, *self.offset.shape)
         blocks_BLHC = to_blocks(tokens_BLHW, self.lift, self.position) if self.has_blocks else None
         return Expanded(blocks_BLHC, tokens_BLHW, novelty_B)
@@ -117,9 +119,10 @@ class LinearExpander(nn.Module):
         token_means_TNW: Tensor,
         prompts: Sequence[Tensor] | None = None,
         others: Sequence[Tensor] = (),
+        unseen_NW: Tensor | None = None,
     ) -> None:
         """Become a ridge regression, see `HyperConvGenerator.start_from`."""
-        self._check(fit, token_means_TNW)
+        self._check(fit, token_means_TNW, unseen_NW)
         num_tasks, num_basis = len(token_means_TNW), len(self.basis)
         rank = min(num_basis, num_tasks - 1)
         offset_NW, basis_KNW = self.offset.flatten(0, 1), self.basis.flatten(1, 2)
@@ -159,8 +162,14 @@ class LinearExpander(nn.Module):
                 for prompts_PD in others:
                     check_embeddings(prompts_PD, len(self.center))
                 self.directions.fit(torch.stack([prompts_PD.mean(0) for prompts_PD in [*prompts, *others]]))
-        if self.corrections is not None:
+        if self.shared is not None and self.corrections is not None:
+            nn.init.zeros_(self.shared)
             nn.init.zeros_(self.corrections)
+            if unseen_NW is not None:
+                self.shared.copy_((unseen_NW.view_as(self.offset).to(self.offset) - self.offset) / self.correction_gain)
+                self.strength.zero_()
+            # What all tasks share was learned before where it is given: more of it fits the training tasks alone.
+            self.shared.requires_grad_(unseen_NW is None)
 
     @torch.no_grad()
     def leave_out(self, fits: Iterable[LeftOutFit]) -> "LeftOut":
@@ -175,21 +184,23 @@ class LinearExpander(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         corrections = state_dict.get(f"{prefix}corrections")
-        if self.directions is not None and corrections is not None and f"{prefix}directions.limit" not in state_dict:
-            # Before there were directions, the first features of the start mixed the corrections; no more than it had.
-            num_mixed, num_now = len(corrections) - 1, len(self.directions.axes_RD)
-            axes_RD = state_dict[f"{prefix}features.weight"][:num_mixed].float() / self.feature_scale
-            axes_RD = nn.functional.pad(
-                axes_RD * (num_now / max(1, num_mixed) / _SHARE), (0, 0, 0, num_now - num_mixed)
-            )
-            state_dict[f"{prefix}directions.axes_RD"] = axes_RD
-            state_dict[f"{prefix}directions.center_D"] = state_dict[f"{prefix}center"]
-            state_dict[f"{prefix}directions.limit"] = torch.tensor(float("inf"), dtype=torch.float32)
-            missing = torch.zeros_like(corrections[:1]).expand(num_now - num_mixed, *corrections.shape[1:])
-            state_dict[f"{prefix}corrections"] = torch.cat([corrections, missing])
+        if self.directions is not None and corrections is not None and f"{prefix}shared" not in state_dict:
+            # The first was once the shared one.
+            state_dict[f"{prefix}shared"], corrections = corrections[0], corrections[1:]
+            state_dict[f"{prefix}corrections"] = corrections
+            if f"{prefix}directions.limit" not in state_dict:
+                # Before there were directions, the first features of the start mixed them; no more than it had.
+                num_mixed, num_now = len(corrections), len(self.directions.axes_RD)
+                axes_RD = state_dict[f"{prefix}features.weight"][:num_mixed].float() / self.feature_scale
+                axes_RD = axes_RD * (num_now / max(1, num_mixed) / _SHARE)
+                state_dict[f"{prefix}directions.axes_RD"] = nn.functional.pad(axes_RD, (0, 0, 0, num_now - num_mixed))
+                state_dict[f"{prefix}directions.center_D"] = state_dict[f"{prefix}center"]
+                state_dict[f"{prefix}directions.limit"] = torch.tensor(float("inf"), dtype=torch.float32)
+                missing = corrections.new_zeros(num_now - num_mixed, *corrections.shape[1:])
+                state_dict[f"{prefix}corrections"] = torch.cat([corrections, missing])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _check(self, fit: RidgeFit, token_means_TNW: Tensor) -> None:
+    def _check(self, fit: RidgeFit, token_means_TNW: Tensor, unseen_NW: Tensor | None) -> None:
         L, H, W = self.offset.shape
         num_tasks, condition_dim = fit.weights_KD.shape
         if condition_dim != len(self.center):
@@ -200,6 +211,14 @@ class LinearExpander(nn.Module):
         if shape != [num_tasks, L * H, W]:
             raise HyperConvError(
                 f"token means have shape {shape}, expected {[num_tasks, L * H, W]} for a fit of {num_tasks} task(s)."
+            )
+        if unseen_NW is None:
+            return
+        if self.shared is None:
+            raise HyperConvError("num_tasks is 0, expected a network that remembers its tasks to tell unseen ones.")
+        if unseen_NW.shape != (L * H, W) or not unseen_NW.isfinite().all():
+            raise HyperConvError(
+                f"tokens for unseen tasks have shape {list(unseen_NW.shape)}, expected {[L * H, W]} finite numbers."
             )
 
 

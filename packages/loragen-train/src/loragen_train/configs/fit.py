@@ -63,6 +63,10 @@ class ModelConfig:
     that the generator starts from, and on top what training adds. ``auto``: where all of the training is through the
     language model and leaves a task's own adapter out (``training.lm.leave_own_out``). Needs generator.expander
     ``linear`` and a frozen text encoder, whose embeddings of known prompts stay."""
+    unseen_from: Literal["auto", "ridge", "joint"] = "auto"
+    """What prompts that are no training task's get before the first step, where tasks are remembered: ``ridge``, the
+    regression; ``joint``, the one adapter of all training tasks that collect trains (``joint: true``). ``auto``: joint
+    where the zoo has it."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
@@ -286,6 +290,18 @@ class FitConfig:
                 "model.remember_tasks is true, but a training by reconstruction, or without training.lm.leave_own_out, "
                 "sees known tasks, from which such a generator learns nothing; leave it at auto, or train for lm alone."
             )
+        if self.model.unseen_from == "joint" and not self.remembers_tasks:
+            raise LoragenTrainError(
+                "model.unseen_from is joint, but this generator remembers no tasks and cannot tell which are unseen; "
+                "leave it at auto, or train for lm alone, with model.remember_tasks and training.lm.leave_own_out."
+            )
+        if self.model.unseen_from == "joint" and self.data.zoo is None:
+            raise LoragenTrainError("model.unseen_from is joint, but there is no data.zoo to have a joint adapter.")
+
+    @property
+    def remembers_tasks(self) -> bool:
+        """Whether the generator gives training tasks their own adapters, and learns for all others."""
+        return self.model.remembers(leaves_own_out=self.training.leaves_own_out)
 
     def record(self) -> dict[str, Any]:
         """Return the keys and values of a YAML file that says the same, each option once."""

@@ -11,6 +11,7 @@ import torch
 from hyperconv import HyperConvGenerator
 from hyperconv.linear import LeftOut
 from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
+from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
 from loragen_train.configs.fit import FitConfig
@@ -21,7 +22,7 @@ from loragen_train.training.condition import FrozenCondition, PromptTable, Train
 from loragen_train.training.data import TrainingDataModule
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
-from loragen_train.training.start import start_from_ridge
+from loragen_train.training.start import read_joint, start_from_ridge
 from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.frozen import FrozenModel
@@ -54,6 +55,8 @@ class TrainingSetup:
     """Generator, condition and objectives."""
     data: TrainingDataModule
     """What the steps of every phase see, and the validations."""
+    joint_NW: Tensor | None = None
+    """The tokens that tasks never seen start from, where these are of the zoo's joint adapter."""
     frozen: FrozenModel | None = None
     """The base model, where it is trained through or held-out tasks are watched with it."""
     unseen: UnseenTasks | None = None
@@ -71,7 +74,8 @@ class TrainingSetup:
         held_out = {"held_out": self.held_out} if self.held_out else {}
         precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
         layout = self.zoo.layout.fingerprint
-        return {"versions": describe_versions(), "layout": layout, "tasks": tasks, **held_out, **precision}
+        joint = {} if self.joint_NW is None else {"joint": hashlib.sha256(self.joint_NW.numpy().tobytes()).hexdigest()}
+        return {"versions": describe_versions(), "layout": layout, "tasks": tasks, **joint, **held_out, **precision}
 
 
 def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any] | None = None) -> TrainingSetup:
@@ -113,7 +117,8 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
     if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
-    generator, left_out = _make_generator(config, zoo, table, embeddings_nD)
+    joint_NW = _joint_tokens(config, training_data.manifest, zoo)
+    generator, left_out = _make_generator(config, zoo, table, embeddings_nD, joint_NW)
     objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
     module = GeneratorModule(
         generator,
@@ -136,13 +141,22 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         encoder=encoder,
         module=module,
         data=TrainingDataModule(visits, training),
+        joint_NW=joint_NW,
         frozen=frozen,
         unseen=unseen,
     )
 
 
+def _joint_tokens(config: FitConfig, manifest: ZooManifest | None, zoo: Zoo) -> Tensor | None:
+    """What tasks never seen start from, where that is the zoo's joint adapter."""
+    wanted, has_joint = config.model.unseen_from, manifest is not None and manifest.joint is not None
+    if manifest is None or wanted == "ridge" or (wanted == "auto" and not (has_joint and config.remembers_tasks)):
+        return None
+    return read_joint(manifest, zoo)
+
+
 def _make_generator(
-    config: FitConfig, zoo: Zoo, table: PromptTable, embeddings_nD: Tensor
+    config: FitConfig, zoo: Zoo, table: PromptTable, embeddings_nD: Tensor, unseen_NW: Tensor | None
 ) -> tuple[HyperConvGenerator, LeftOut | None]:
     """The network as it is before the first step, and what leaves a task out of its own regression."""
     network = config.model.network(
@@ -154,7 +168,8 @@ def _make_generator(
     )
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
-    left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=config.data.prompts_per_condition)
+    num_prompts = config.data.prompts_per_condition
+    left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=num_prompts, unseen_NW=unseen_NW)
     if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:
         for parameter in generator.parameters():
             parameter.data = parameter.data.to(dtype)

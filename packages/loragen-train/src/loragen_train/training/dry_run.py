@@ -49,7 +49,7 @@ class _Tried(NamedTuple):
 
 def _try_phase(config: FitConfig, phase: PhaseConfig, cache_dir: Path, num_processes: int) -> _Tried:
     # The network is the same in all phases, whatever each would have by itself.
-    remembers = config.model.remembers(leaves_own_out=config.training.leaves_own_out)
+    remembers = config.remembers_tasks
     config = replace(
         config,
         model=replace(config.model, remember_tasks=remembers),

@@ -1,29 +1,41 @@
-"""Where a generator starts: as the linear ridge regression over the training tasks that evaluate shows as a row.
+"""Where a generator starts: as the linear ridge regression over the training tasks that evaluate shows as a row, or,
+for tasks never seen, as the zoo's joint adapter.
 
-What training adds can then be seen, and a prompt unlike all others falls back to the mean adapter.
+What training adds can then be seen, and a prompt unlike all others falls back to the mean adapter, or the joint one.
 
 Legend: n prompts in all, D embedding size, K tasks with adapters, N tokens, W values per token.
 """
 
 import logging
+from pathlib import Path
 
 import torch
 from hyperconv import HyperConvGenerator, fit_ridge, left_out_fits
 from hyperconv.linear import LeftOut
+from lora_tokenizer import LoraTokenizerError, read_adapter
 from loragen_infer.evaluation.baselines import gram_of, subset_means
 from loragen_infer.evaluation.task_means import kept_prompts
+from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
+from loragen_train.errors import LoragenTrainError
 from loragen_train.training.condition import PromptTable
+from loragen_train.zoo import records
 from loragen_train.zoo.tokens import Zoo
 
-__all__ = ["start_from_ridge"]
+__all__ = ["read_joint", "start_from_ridge"]
 
 logger = logging.getLogger(__name__)
 
 
 def start_from_ridge(
-    generator: HyperConvGenerator, zoo: Zoo, table: PromptTable, embeddings_nD: Tensor, *, num_prompts: int
+    generator: HyperConvGenerator,
+    zoo: Zoo,
+    table: PromptTable,
+    embeddings_nD: Tensor,
+    *,
+    num_prompts: int,
+    unseen_NW: Tensor | None = None,
 ) -> LeftOut | None:
     """Make a generator with the expander ``linear`` the ridge regression over the tasks with adapters.
 
@@ -33,6 +45,7 @@ def start_from_ridge(
         table: Which prompts are whose.
         embeddings_nD: Embeddings of the training prompts at least, by number.
         num_prompts: How many prompts a condition has at most; the regression is fitted on means of as many.
+        unseen_NW: What tasks never seen get instead, of `read_joint`.
 
     Returns:
         Where the generator remembers its tasks: what gives each task, by its number among ``zoo.names``, the features
@@ -46,10 +59,41 @@ def start_from_ridge(
     # In weights, not in z-scores, as in evaluate; it only decides the penalty.
     rows_KSD = subset_means(with_adapters, num_prompts)
     fit = fit_ridge(rows_KSD, gram_of(means_KNW))
-    generator.start_from(fit, zoo.stats.normalize(means_KNW), with_adapters, [*prompts.values()])
+    others = [*prompts.values()]
+    generator.start_from(fit, zoo.stats.normalize(means_KNW), with_adapters, others, unseen_NW)
     logger.info(
         "The generator starts as ridge regression over %d tasks; of a task that is left out it misses %.1f %% of the "
         "variance between adapters.",
         *(len(zoo.names), 100 * fit.left_out_error),
     )
+    if unseen_NW is not None:
+        logger.info("Prompts that are no training task's start from the zoo's joint adapter in its place.")
     return generator.leave_out(left_out_fits(rows_KSD, fit.penalty)) if generator.config.num_tasks else None
+
+
+def read_joint(manifest: ZooManifest, zoo: Zoo) -> Tensor:
+    """Return the joint adapter as tokens [N, W], z-scored as those of the tasks are.
+
+    Raises:
+        LoragenTrainError: There is none, it does not fit the adapters, or it was trained on a task that is held out.
+    """
+    if manifest.joint is None:
+        raise LoragenTrainError(
+            f"model.unseen_from is joint, but {manifest.folder} has no joint adapter; collect the zoo with joint: true."
+        )
+    path = Path(manifest.path(manifest.joint))
+    record = path.parent / "training.json"
+    if record.is_file():
+        trained_on = records.read_record(record)["settings"]["tasks"]
+        if seen := [task.name for task in manifest.held_out_tasks if task.name in trained_on]:
+            raise LoragenTrainError(
+                f"The joint adapter {path} was trained on {', '.join(seen)}, held out by now; remove its folder and "
+                "collect the zoo again, or set model.unseen_from to ridge."
+            )
+    try:
+        tokens_NW = zoo.layout.encode(read_adapter(path).to(torch.float32))
+    except LoraTokenizerError as error:
+        raise LoragenTrainError(
+            f"The joint adapter of the zoo cannot be used: {error}; set model.unseen_from to ridge to train without."
+        ) from error
+    return zoo.stats.normalize(tokens_NW)
