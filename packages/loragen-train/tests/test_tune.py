@@ -19,7 +19,7 @@ def adapter(make, tiny_lm, tmp_path):
 
 def test_an_adapter_is_tuned_and_written_beside(make, adapter, tmp_path, capsys):
     samples, output = make.samples(tmp_path / "samples.jsonl", ["one", "two", "three"]), tmp_path / "tuned"
-    words = ["tune", str(adapter), "--samples", str(samples), "--steps", "3", "--output", str(output)]
+    words = ["tune", str(adapter), "--samples", str(samples), "--steps", "3", "--folds", "0", "--output", str(output)]
     assert make.cli(*words) == 0
     assert "after 3 steps on 3 samples" in capsys.readouterr().out
     before, after = read_adapter(adapter), read_adapter(output)

@@ -1,5 +1,7 @@
 from .adapters import AdapterStack as AdapterStack
 from .adapters import BatchedLora as BatchedLora
+from .adapters import Tuned as Tuned
+from .adapters import TuneSettings as TuneSettings
 from .adapters import adapter_attached as adapter_attached
 from .adapters import add_adapter as add_adapter
 from .adapters import merge_adapters as merge_adapters

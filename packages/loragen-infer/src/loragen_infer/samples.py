@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "TUNE_FOLDS",
     "TUNE_LEARNING_RATE",
     "TUNE_STEPS",
     "Example",
@@ -37,7 +38,9 @@ __all__ = [
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text")
 TUNE_STEPS = 16
-"""Gradient steps on a few samples, by default."""
+"""Most gradient steps on a few samples, by default."""
+TUNE_FOLDS = 4
+"""Parts of the samples that are left out one after another to decide how many steps are taken, by default."""
 TUNE_LEARNING_RATE = 1e-3
 """Learning rate of the first of them, by default."""
 # Sequences that branch more often than this on their way are read as if they branched here for the last time.

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from lora_tokenizer import read_adapter
-from loragen_infer import LoragenInferError, adapter_attached, tune, tune_many
+from loragen_infer import LoragenInferError, TuneSettings, adapter_attached, tune, tune_many
 from loragen_infer.likelihood import response_nll
 from loragen_infer.samples import Example, tokenize_example
 
@@ -36,7 +36,7 @@ def test_it_learns_the_samples_and_leaves_everything_else_as_it_was(make, model,
     tokenizer = make.tokenizer(template=True)
     before = {name: tensor.clone() for name, tensor in adapters[0].tensors.items()}
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tuned = tune(model, tokenizer, adapters[0], SAMPLES[0], num_steps=20, learning_rate=1e-2)
+    tuned = tune(model, tokenizer, adapters[0], SAMPLES[0], num_steps=20, num_folds=0, learning_rate=1e-2)
     assert nll(model, tokenizer, tuned, SAMPLES[0]) < 0.8 * nll(model, tokenizer, adapters[0], SAMPLES[0])
     assert tuned.config == adapters[0].config
     assert {name: tensor.shape for name, tensor in tuned.tensors.items()} == {
@@ -49,16 +49,65 @@ def test_it_learns_the_samples_and_leaves_everything_else_as_it_was(make, model,
     assert tune(model, tokenizer, adapters[0], SAMPLES[0], num_steps=0).tensors.keys() == before.keys()
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_all_at_once_is_one_by_one(make, model, adapters, batch_size):
+@pytest.mark.parametrize(("batch_size", "num_folds"), [(1, 0), (3, 0), (8, 0), (8, 2)])
+def test_all_at_once_is_one_by_one(make, model, adapters, batch_size, num_folds):
     tokenizer = make.tokenizer()
-    settings = {"num_steps": 5, "learning_rate": 1e-2, "batch_size": batch_size}
-    together = tune_many(model, tokenizer, adapters, SAMPLES, **settings)
+    settings = {"num_steps": 5, "num_folds": num_folds, "learning_rate": 1e-2, "batch_size": batch_size}
+    together = tune_many(model, tokenizer, adapters, SAMPLES, TuneSettings(**settings))
     for adapter, samples, found in zip(adapters, SAMPLES, together, strict=True):
         alone = tune(model, tokenizer, adapter, samples, **settings)
-        assert found.config == adapter.config
+        assert found.adapter.config == adapter.config
         for name, tensor in alone.tensors.items():
-            torch.testing.assert_close(found.tensors[name], tensor, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(found.adapter.tensors[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def loss_left_out(model, tokenizer, adapter, samples, num_folds, num_steps, most):
+    """Mean NLL per token of all samples, each after so many of ``most`` steps on those of the other folds."""
+    losses = []
+    for fold in range(num_folds):
+        others = [sample for place, sample in enumerate(samples) if place % num_folds != fold]
+        settings = {"num_folds": 0, "learning_rate": 1e-2}
+        tuned = tune_stopped(model, tokenizer, adapter, others, num_steps, most, settings)
+        for sample in samples[fold::num_folds]:
+            num_tokens = len(tokenize_example(tokenizer, sample).response_ids)
+            losses.append(nll(model, tokenizer, tuned, [sample]) / num_tokens)
+    return sum(losses) / len(losses)
+
+
+def tune_stopped(model, tokenizer, adapter, samples, num_steps, most, settings):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loragen_infer.adapters.tuning._best_number", lambda *_: num_steps)
+        return tune(model, tokenizer, adapter, samples, num_steps=most, **settings)
+
+
+@pytest.mark.parametrize("num_folds", [2, 4, 9])
+def test_it_stops_where_samples_left_out_are_likeliest(make, model, adapters, num_folds):
+    tokenizer, most, samples = make.tokenizer(), 6, SAMPLES[1]
+    settings = TuneSettings(num_steps=most, num_folds=num_folds, learning_rate=1e-2)
+    (found,) = tune_many(model, tokenizer, adapters[:1], [samples], settings)
+    folds = min(num_folds, len(samples))
+    numbers = range(min(most, found.num_steps + 4) + 1)
+    losses = [loss_left_out(model, tokenizer, adapters[0], samples, folds, number, most) for number in numbers]
+    assert losses[found.num_steps] == pytest.approx(min(losses), abs=1e-4)
+    stopped = tune_stopped(model, tokenizer, adapters[0], samples, found.num_steps, most, {"learning_rate": 1e-2})
+    for name, tensor in stopped.tensors.items():
+        torch.testing.assert_close(found.adapter.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_what_makes_samples_left_out_less_likely_is_not_done(make, model, adapters):
+    tokenizer = make.tokenizer()
+    samples = [Example(prompt="Say it", response=word) for word in ("aaaa", "bbbb", "aaaa", "bbbb")]
+    # It holds both for likely, and each fold would teach one of them alone.
+    start = tune(model, tokenizer, adapters[0], samples, num_steps=40, num_folds=0, learning_rate=0.03)
+    settings = TuneSettings(num_steps=8, num_folds=2, learning_rate=0.3)
+    (found,) = tune_many(model, tokenizer, [start], [samples], settings)
+    assert found.num_steps == 0
+    assert all(torch.equal(found.adapter.tensors[name], tensor) for name, tensor in start.tensors.items())
+
+
+def test_a_single_sample_takes_all_steps(make, model, adapters):
+    (found,) = tune_many(model, make.tokenizer(), adapters[:1], [SAMPLES[0][:1]], TuneSettings(num_steps=3))
+    assert found.num_steps == 3
 
 
 def test_the_adapter_keeps_its_dtype(make, model, adapters):
@@ -73,7 +122,9 @@ def test_the_adapter_keeps_its_dtype(make, model, adapters):
         ([Example(prompt="a", response=" ")], {}, "The sample 'a' has no response"),
         ([Example(prompt="x" * 300, response="y")], {}, "has 303 tokens, but the language model takes 256; drop it"),
         (SAMPLES[0], {"learning_rate": 1e30}, r"lower the learning rate \(1e\+30\)"),
+        (SAMPLES[0], {"learning_rate": 1e30, "num_folds": 0}, r"lower the learning rate \(1e\+30\)"),
         (SAMPLES[0], {"learning_rate": 0.0}, "learning_rate=0; give"),
+        (SAMPLES[0], {"num_folds": -1}, "num_folds=-1, batch_size=8"),
     ],
 )
 def test_what_cannot_be_tuned_on_is_named(make, model, adapters, samples, options, message):

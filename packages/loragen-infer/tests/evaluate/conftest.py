@@ -114,4 +114,5 @@ def full(config, zoo, tmp_path, rows, trained):
         joint_adapter=str(zoo.adapters[1]),
         initial_adapter=str(write_adapter(initial, tmp_path / "initial_adapter")),
         num_shots=2,
+        tune_folds=0,
     )

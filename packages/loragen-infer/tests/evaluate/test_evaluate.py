@@ -8,6 +8,7 @@ import pytest
 import torch
 from lora_tokenizer import read_adapter
 from loragen_infer import LoragenInferError
+from loragen_infer.adapters import TuneSettings, tune_many
 from loragen_infer.evaluation.config import ROWS, TUNED_FROM
 from loragen_infer.evaluation.report import format_evaluation
 from loragen_infer.evaluation.run import evaluate
@@ -51,7 +52,7 @@ def test_every_row_is_there_with_what_it_needs(full):
         "wrong prompts": "prompts of one",
     }
     assert first.scores["ridge"].nll_above_ridge == 0
-    # Tuning is worth something even on a model this small, and differs by where it starts.
+    # Tuning changes something even on a model this small, and differs by where it starts.
     for row, source in (("tuned", "generated"), ("tuned from mean", "mean")):
         assert first.scores[row].nll != first.scores[source].nll
         assert first.costs[row].seconds > first.costs[source].seconds
@@ -174,6 +175,23 @@ def test_a_finished_row_is_not_scored_again(full, monkeypatch, tmp_path):
     assert evaluate(dataclasses.replace(full, tokens_per_pass=30)) == found
     assert evaluate(full) == found
     assert (tmp_path / "r/evaluation.json").read_text(encoding="utf-8") == written
+
+
+def test_tuned_rows_take_the_steps_that_examples_left_out_choose(full, monkeypatch):
+    seen = []
+
+    def watched(*inputs):
+        seen.append(inputs[-1])
+        return tune_many(*inputs)
+
+    monkeypatch.setattr("loragen_infer.evaluation.row_scorer.tune_many", watched)
+    full = dataclasses.replace(full, tasks=full.tasks[:1], rows=["tuned"])
+    evaluate(dataclasses.replace(full, tune_folds=2, tune_steps=3, tune_learning_rate=0.01, seed=5))
+    evaluate(full)
+    assert seen == [
+        TuneSettings(num_steps=3, num_folds=2, learning_rate=0.01, seed=5),
+        TuneSettings(num_folds=0),
+    ]
 
 
 @pytest.mark.parametrize("what", ["examples", "adapter", "shots", "choices", "prompts"])

@@ -4,11 +4,13 @@ from loragen_infer.adapters.attach import adapter_attached, add_adapter, swap_ad
 from loragen_infer.adapters.batched import BatchedLora
 from loragen_infer.adapters.merging import merge_adapters
 from loragen_infer.adapters.stack import AdapterStack
-from loragen_infer.adapters.tuning import tune, tune_many
+from loragen_infer.adapters.tuning import Tuned, TuneSettings, tune, tune_many
 
 __all__ = [
     "AdapterStack",
     "BatchedLora",
+    "TuneSettings",
+    "Tuned",
     "adapter_attached",
     "add_adapter",
     "merge_adapters",

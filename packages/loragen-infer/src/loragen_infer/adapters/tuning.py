@@ -1,14 +1,15 @@
 """Goes on from adapters with a few gradient steps on solved samples of their tasks, many adapters at once.
 
 Each adapter sees its own samples, has its own loss and its own clipping, so all at once give what one by one gives, to
-rounding. The language model stays frozen, and is as it was afterwards.
+rounding. How many steps are too many for a few samples is found by cross-validation. The language model stays frozen,
+and is as it was afterwards.
 
-Legend: K adapters, B samples of all of them.
+Legend: K adapters, B samples of all of them, F folds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lora_tokenizer import LoraAdapter
@@ -20,6 +21,7 @@ from loragen_infer.adapters.stack import AdapterStack
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.likelihood import read_tokens, response_nll
 from loragen_infer.samples import (
+    TUNE_FOLDS,
     TUNE_LEARNING_RATE,
     TUNE_STEPS,
     Example,
@@ -31,9 +33,47 @@ from loragen_infer.samples import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["tune", "tune_many"]
+__all__ = ["TuneSettings", "Tuned", "tune", "tune_many"]
 
 _MAX_GRAD_NORM = 1.0
+# What has been no better for so many steps, few samples do not make better.
+_PATIENCE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """How adapters are tuned."""
+
+    num_steps: int = TUNE_STEPS
+    """Most steps of AdamW on A and B."""
+    num_folds: int = TUNE_FOLDS
+    """Parts that an adapter's samples are divided into, no more than there are samples. Before the tuning itself each
+    part is left out of one like it, and so many steps are taken then as made the parts left out likeliest, on the mean:
+    none, if all of them harm. What four steps in a row do not better is not tried further. Fewer than 2 parts, or a
+    single sample: all steps are taken."""
+    learning_rate: float = TUNE_LEARNING_RATE
+    """Of the first step; it falls towards zero, where it is after ``num_steps``, in a straight line."""
+    batch_size: int = 8
+    """Most samples of an adapter in a step; of more, every step takes the next of a random order."""
+    seed: int = 0
+    """Of that order."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 0 or self.num_folds < 0 or self.batch_size < 1 or not self.learning_rate > 0:
+            raise LoragenInferError(
+                f"Tuning has num_steps={self.num_steps}, num_folds={self.num_folds}, batch_size={self.batch_size} and "
+                f"learning_rate={self.learning_rate:g}; give 0 steps and folds or more, 1 sample or more, and a "
+                "learning rate above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What tuning has made of an adapter."""
+
+    adapter: LoraAdapter
+    num_steps: int
+    """The steps taken."""
 
 
 def tune(
@@ -41,31 +81,26 @@ def tune(
     tokenizer: "PreTrainedTokenizerBase",
     adapter: LoraAdapter,
     samples: Sequence[Example],
-    *,
-    num_steps: int = TUNE_STEPS,
-    learning_rate: float = TUNE_LEARNING_RATE,
-    batch_size: int = 8,
-    seed: int = 0,
+    **settings: Any,
 ) -> LoraAdapter:
     """Return ``adapter`` after gradient steps on the responses of ``samples``; see :func:`tune_many`.
+
+    Args:
+        model: The language model that the adapter is of, without adapters.
+        tokenizer: Its tokenizer.
+        adapter: The adapter; it stays as it is.
+        samples: Samples with responses.
+        settings: Fields of :class:`TuneSettings`.
 
     Example:
         .. code-block:: python
 
             adapter = generator.generate(["What is 17 + 25?", "What is 3 + 88?"])
-            adapter = tune(model, tokenizer, adapter, [Example(prompt="What is 2 + 9?", response="11")])
+            samples = [Example(prompt="What is 2 + 9?", response="11"), Example(prompt="What is 4 + 4?", response="8")]
+            adapter = tune(model, tokenizer, adapter, samples)
     """
-    (tuned,) = tune_many(
-        model,
-        tokenizer,
-        [adapter],
-        [samples],
-        num_steps=num_steps,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    return tuned
+    (tuned,) = tune_many(model, tokenizer, [adapter], [samples], TuneSettings(**settings))
+    return tuned.adapter
 
 
 def tune_many(
@@ -73,12 +108,8 @@ def tune_many(
     tokenizer: "PreTrainedTokenizerBase",
     adapters: Sequence[LoraAdapter],
     samples: Sequence[Sequence[Example]],
-    *,
-    num_steps: int = TUNE_STEPS,
-    learning_rate: float = TUNE_LEARNING_RATE,
-    batch_size: int = 8,
-    seed: int = 0,
-) -> list[LoraAdapter]:
+    settings: TuneSettings | None = None,
+) -> list[Tuned]:
     """Return ``adapters`` after gradient steps, each on the responses of its own samples.
 
     Args:
@@ -86,48 +117,94 @@ def tune_many(
         tokenizer: Its tokenizer.
         adapters: Adapters of the same modules.
         samples: For every adapter, samples with responses.
-        num_steps: Number of steps of AdamW on A and B.
-        learning_rate: Of the first step; it falls to zero in a straight line.
-        batch_size: Most samples of an adapter in a step; of more, every step takes the next of a random order.
-        seed: Of that order.
+        settings: How; by default as `TuneSettings` says.
 
     Raises:
         LoragenInferError: An adapter does not fit the model or is more than two factors per linear layer (DoRA), there
             are no samples or one without a response, one is longer than the model takes, or the loss is not finite.
     """
-    if num_steps < 0 or batch_size < 1 or not learning_rate > 0:
-        raise LoragenInferError(
-            f"Tuning has num_steps={num_steps}, batch_size={batch_size} and learning_rate={learning_rate:g}; give 0 "
-            "steps or more, 1 sample or more, and a learning rate above 0."
-        )
+    settings = settings or TuneSettings()
     items = [_tokenize(model, tokenizer, of_adapter) for of_adapter in samples]
-    adapters_K = AdapterStack.of([adapter.to(torch.float32) for adapter in adapters]).to(model.device)
+    batched = BatchedLora(model, adapters[0].modules)
+    try:
+        # Adapters share a stack in the tuning itself alone: as many at once as folds need no more memory.
+        num_steps = [
+            _best_number(model, batched, adapter, of_adapter, settings)
+            for adapter, of_adapter in zip(adapters, items, strict=True)
+        ]
+        adapters_K = AdapterStack.of([adapter.to(torch.float32) for adapter in adapters]).to(model.device)
+        tuned: dict[int, LoraAdapter] = {}
+        for step in _descend(model, batched, adapters_K, items, settings):
+            for place, (adapter, wanted) in enumerate(zip(adapters, num_steps, strict=True)):
+                if wanted == step:
+                    tuned[place] = _with_weights(adapter, adapters_K, place)
+            if len(tuned) == len(adapters):
+                break
+    finally:
+        batched.remove()
+    return [Tuned(adapter=tuned[place], num_steps=wanted) for place, wanted in enumerate(num_steps)]
+
+
+def _descend(
+    model: "PreTrainedModel",
+    batched: BatchedLora,
+    adapters_K: AdapterStack,
+    items: Sequence[Sequence[TokenizedExample]],
+    settings: TuneSettings,
+) -> Iterator[int]:
+    """Change the weights of ``adapters_K`` step by step; yield 0 before the first, and then the number of each."""
     weights = [*adapters_K.a_Kri.values(), *adapters_K.b_Kor.values()]
     for weight in weights:
         weight.requires_grad_()
-    batches = [_batches(of_adapter, batch_size, seed) for of_adapter in items]
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(1, num_steps))
-    batched = BatchedLora(model, adapters[0].modules)
-    try:
-        for step in range(num_steps):
-            loss_K = _backward(model, batched, adapters_K, [next(batch) for batch in batches])
-            if not loss_K.isfinite().all():
-                raise LoragenInferError(
-                    f"The loss of tuning is {float(loss_K[~loss_K.isfinite()][0])} in step {step + 1} of {num_steps}; "
-                    f"lower the learning rate ({learning_rate:g})."
-                )
-            _clip(weights)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    finally:
-        batched.remove()
-    if not all(bool(weight.isfinite().all()) for weight in weights):
-        raise LoragenInferError(
-            f"Tuning has made weights that are not finite; lower the learning rate ({learning_rate:g})."
-        )
-    return [_with_weights(adapter, adapters_K, place) for place, adapter in enumerate(adapters)]
+    batches = [_batches(of_adapter, settings.batch_size, settings.seed) for of_adapter in items]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(1, settings.num_steps))
+    yield 0
+    for step in range(1, settings.num_steps + 1):
+        loss_K = _backward(model, batched, adapters_K, [next(batch) for batch in batches])
+        if not loss_K.isfinite().all():
+            raise LoragenInferError(
+                f"The loss of tuning is {float(loss_K[~loss_K.isfinite()][0])} in step {step} of {settings.num_steps}; "
+                f"lower the learning rate ({settings.learning_rate:g})."
+            )
+        _clip(weights)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise LoragenInferError(
+                f"Tuning has made weights that are not finite; lower the learning rate ({settings.learning_rate:g})."
+            )
+        yield step
+
+
+def _best_number(
+    model: "PreTrainedModel",
+    batched: BatchedLora,
+    adapter: LoraAdapter,
+    items: Sequence[TokenizedExample],
+    settings: TuneSettings,
+) -> int:
+    """Return after how many steps samples that are left out are likeliest on the mean; of equal ones the fewest."""
+    num_folds = min(settings.num_folds, len(items))
+    if num_folds < 2 or not settings.num_steps:
+        return settings.num_steps
+    # No more of each than a step has the memory for.
+    left_out = [list(items[fold::num_folds])[: settings.batch_size] for fold in range(num_folds)]
+    others = [[item for place, item in enumerate(items) if place % num_folds != fold] for fold in range(num_folds)]
+    adapters_F = AdapterStack.of([adapter.to(torch.float32)] * num_folds).to(model.device)
+    flat = [item for of_fold in left_out for item in of_fold]
+    num_tokens_B = torch.tensor([len(item.response_ids) for item in flat], device=model.device)
+    losses = list[float]()
+    best = 0
+    for step in _descend(model, batched, adapters_F, others, settings):
+        with torch.no_grad(), batched.applied(adapters_F, num_samples=[len(of_fold) for of_fold in left_out]):
+            nll_B = response_nll(model, flat, padding=0)
+        losses.append(float((nll_B / num_tokens_B).mean()))
+        best = min(best, step, key=losses.__getitem__)
+        if step - best == _PATIENCE:
+            break
+    return best
 
 
 def _tokenize(
@@ -203,5 +280,6 @@ def _with_weights(adapter: LoraAdapter, tuned: AdapterStack, place: int) -> Lora
         for part, of_part in factors.items():
             name = join_name(module, f"lora_{part}.weight")
             value, old = of_part[module][place].detach().cpu(), tensors[name]
-            tensors[name] = value[: old.shape[0], : old.shape[1]].to(old.dtype).contiguous()
+            # A copy, since the steps of others go on.
+            tensors[name] = value[: old.shape[0], : old.shape[1]].to(old.dtype, copy=True).contiguous()
     return replace(adapter, tensors=tensors)

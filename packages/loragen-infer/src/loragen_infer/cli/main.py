@@ -18,7 +18,7 @@ from loragen_infer.cli.sharded import add_ray_options, sharded_config
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.generation.config import GenerateConfig
-from loragen_infer.samples import TUNE_LEARNING_RATE, TUNE_STEPS
+from loragen_infer.samples import TUNE_FOLDS, TUNE_LEARNING_RATE, TUNE_STEPS
 
 __all__ = ["main"]
 
@@ -132,7 +132,13 @@ def _add_generate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--omit-prompts", action="store_true", help="Leave the prompts out of card and manifest.")
     parser.add_argument("--scale", type=float, default=1.0, help="Factor on the effect of the adapters.")
     parser.add_argument("--tune", metavar="FILE", help="Tune the adapter on solved samples: JSON lines with responses.")
-    parser.add_argument("--tune-steps", type=int, default=TUNE_STEPS, help="Gradient steps of --tune.")
+    parser.add_argument("--tune-steps", type=int, default=TUNE_STEPS, help="Most gradient steps of --tune.")
+    parser.add_argument(
+        "--tune-folds",
+        type=int,
+        default=TUNE_FOLDS,
+        help="Parts of the samples that are left out in turn to decide how many steps --tune takes (0: all of them).",
+    )
     parser.add_argument("--tune-learning-rate", type=float, default=TUNE_LEARNING_RATE, help="Learning rate of --tune.")
     parser.add_argument("--batch-size", type=int, default=16, help="Adapters generated together.")
     parser.add_argument("--cache-dir", help="Folder of an embedding cache, which training may share.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.samples import TUNE_LEARNING_RATE, TUNE_STEPS
+from loragen_infer.samples import TUNE_FOLDS, TUNE_LEARNING_RATE, TUNE_STEPS
 from loragen_infer.words import nearest
 
 __all__ = ["ROWS", "EvaluateConfig", "EvaluateTask", "TrainingTask"]
@@ -104,7 +104,9 @@ class EvaluateConfig:
     num_shots: int = 4
     """Number of examples that the row ``few-shot`` shows before the prompt, and that tuned adapters are tuned on."""
     tune_steps: int = TUNE_STEPS
-    """Steps of AdamW that the rows that are tuned take on the examples."""
+    """Most steps of AdamW that the rows that are tuned take on the examples."""
+    tune_folds: int = TUNE_FOLDS
+    """Parts of the examples that are left out one after another to decide how many steps are taken; 0: all are."""
     tune_learning_rate: float = TUNE_LEARNING_RATE
     """Learning rate of the first of them, from which it falls to zero."""
     base_model: str | None = None
@@ -152,7 +154,7 @@ class EvaluateConfig:
             if len(set(names)) < len(names):
                 raise LoragenInferError(f"{key} has two of one name: {', '.join(sorted(names))}.")
         counts = ("num_prompts", "num_wrong_tasks", "num_examples", "tokens_per_pass", "num_shots", "tune_steps")
-        for key, least in {**dict.fromkeys(counts, 1), "num_resamples": 100, "seed": 0}.items():
+        for key, least in {**dict.fromkeys(counts, 1), "num_resamples": 100, "seed": 0, "tune_folds": 0}.items():
             if (value := getattr(self, key)) not in (None, "auto") and value < least:
                 raise LoragenInferError(f"{key} is {value}, but must be at least {least}.")
 

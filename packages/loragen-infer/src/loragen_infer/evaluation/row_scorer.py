@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loragen_infer.adapters import tune_many
+from loragen_infer.adapters import TuneSettings, tune_many
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.applying import Applier
 from loragen_infer.evaluation.config import EvaluateConfig
@@ -133,32 +133,42 @@ class RowScorer:
         if not places:
             return rows
         started, cpu_started = time.perf_counter(), time.process_time()
-        adapters = tune_many(
+        found = tune_many(
             self._model,
             self._tokenizer,
             [adapter for place in places if (adapter := rows[place].adapter) is not None],
             [rows[place].tuned_on for place in places],
-            num_steps=self._config.tune_steps,
-            learning_rate=self._config.tune_learning_rate,
-            seed=self._config.seed,
+            self._tune_settings,
         )
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         tuned = list(rows)
-        for place, adapter in zip(places, adapters, strict=True):
+        for place, one in zip(places, found, strict=True):
             cost = rows[place].cost or Cost(seconds=0.0, cpu_seconds=0.0)
             cost = Cost(
                 seconds=cost.seconds + seconds / len(places),
                 cpu_seconds=(cost.cpu_seconds or 0.0) + cpu_seconds / len(places),
             )
-            tuned[place] = replace(rows[place], adapter=adapter, cost=cost)
+            tuned[place] = replace(rows[place], adapter=one.adapter, cost=cost)
         return tuned
+
+    @property
+    def _tune_settings(self) -> TuneSettings:
+        config = self._config
+        return TuneSettings(
+            num_steps=config.tune_steps,
+            num_folds=config.tune_folds,
+            learning_rate=config.tune_learning_rate,
+            seed=config.seed,
+        )
 
     def _key_of(self, piece: _Piece, row: Row, scorer: Scorer) -> RowKey:
         # The name is part of the key because the cost depends on how an adapter is made.
         parts: list[Any] = [piece.row, fingerprint_of_adapter(row.adapter), scorer.fingerprint, self._model_key]
         if row.tuned_on:
-            settings = (self._config.tune_steps, self._config.tune_learning_rate, self._config.seed)
-            parts += [*settings, [[example.prompt, example.response] for example in row.tuned_on]]
+            settings = self._tune_settings
+            folds = [settings.num_folds] if settings.num_folds > 1 else []
+            parts += [settings.num_steps, settings.learning_rate, settings.seed, *folds]
+            parts += [[[example.prompt, example.response] for example in row.tuned_on]]
         key = fingerprint(*parts, str(self._model.device))
         return RowKey(self._name(piece), piece.row, key)
 

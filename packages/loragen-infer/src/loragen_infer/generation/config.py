@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.samples import TUNE_LEARNING_RATE, TUNE_STEPS
+from loragen_infer.samples import TUNE_FOLDS, TUNE_LEARNING_RATE, TUNE_STEPS
 
 __all__ = ["GenerateConfig"]
 
@@ -47,7 +47,9 @@ class GenerateConfig:
     tune: str | None = None
     """JSON/JSONL file with solved samples of the task that the generated adapter goes on from with gradient steps."""
     tune_steps: int = TUNE_STEPS
-    """Number of those steps."""
+    """Most of those steps."""
+    tune_folds: int = TUNE_FOLDS
+    """Parts of the samples that are left out one after another to decide how many steps are taken; 0: all are."""
     tune_learning_rate: float = TUNE_LEARNING_RATE
     """Learning rate of the first of them, from which it falls to zero."""
     device: str = "cpu"
@@ -78,6 +80,8 @@ class GenerateConfig:
             raise LoragenInferError("--tune has samples of one task, but each line of --prompt-file is one; add --pool")
         if self.tune_steps < 1:
             raise LoragenInferError(f"--tune-steps is {self.tune_steps}, where a number from 1 belongs")
+        if self.tune_folds < 0:
+            raise LoragenInferError(f"--tune-folds is {self.tune_folds}, where a number from 0 belongs")
         if not 0 < self.tune_learning_rate < math.inf:
             raise LoragenInferError(f"--tune-learning-rate is {self.tune_learning_rate}, where one above 0 belongs")
         if not math.isfinite(self.scale):

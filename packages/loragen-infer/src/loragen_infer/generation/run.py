@@ -171,8 +171,9 @@ class _Run:
         if base_model is None:
             raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
         model, tokenizer = load_base_model(base_model, device=config.device)
-        steps, rate = config.tune_steps, config.tune_learning_rate
-        return tune(model, tokenizer, adapter, self._samples, num_steps=steps, learning_rate=rate)
+        settings = {"num_steps": config.tune_steps, "num_folds": config.tune_folds}
+        rate = config.tune_learning_rate
+        return tune(model, tokenizer, adapter, self._samples, learning_rate=rate, **settings)
 
     def batch_in_folder(self, file: PromptFile, output: Path) -> Outcome:
         """Make an adapter per request under its id; what is there is skipped, and what is made is listed."""
@@ -236,7 +237,7 @@ class _Run:
             omit_prompts=config.omit_prompts,
         )
         if self._samples:
-            settings += [str(config.tune_steps), repr(config.tune_learning_rate)]
+            settings += [str(config.tune_steps), str(config.tune_folds), repr(config.tune_learning_rate)]
             settings += [text for sample in self._samples for text in (sample.prompt, sample.response)]
         return request.fingerprint(self._fingerprint, settings)
 

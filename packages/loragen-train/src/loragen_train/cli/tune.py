@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from loragen_infer.cli.command_line import Command
-from loragen_infer.samples import TUNE_LEARNING_RATE, TUNE_STEPS
+from loragen_infer.samples import TUNE_FOLDS, TUNE_LEARNING_RATE, TUNE_STEPS
 
 from loragen_train.errors import LoragenTrainError
 
@@ -15,7 +15,13 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="A PEFT adapter, such as generate writes.")
     parser.add_argument("--samples", required=True, metavar="FILE", help="JSON lines with prompts and responses.")
     parser.add_argument("--output", required=True, metavar="DIR", help="Folder of the tuned adapter.")
-    parser.add_argument("--steps", type=int, default=TUNE_STEPS, help="Number of gradient steps.")
+    parser.add_argument("--steps", type=int, default=TUNE_STEPS, help="Most gradient steps.")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=TUNE_FOLDS,
+        help="Parts of the samples that are left out in turn to decide how many steps are taken (0: all are).",
+    )
     parser.add_argument("--learning-rate", type=float, default=TUNE_LEARNING_RATE, help="Of the first step.")
     parser.add_argument("--batch-size", type=int, default=8, help="Most samples in a step.")
     parser.add_argument("--seed", type=int, default=0, help="Of the order of the samples.")
@@ -26,9 +32,10 @@ def _add_options(parser: ArgumentParser) -> None:
 
 def _tune(options: Namespace) -> None:
     from lora_tokenizer import find_adapters, read_adapter
-    from loragen_infer.adapters.tuning import tune
+    from loragen_infer.adapters.tuning import TuneSettings, tune_many
     from loragen_infer.models.base_model import load_base_model
     from loragen_infer.samples import read_examples
+    from loragen_infer.words import counted
 
     output = Path(options.output)
     if output.exists():
@@ -38,19 +45,17 @@ def _tune(options: Namespace) -> None:
     name = options.base_model or adapter.config.base_model_name_or_path
     if not name:
         raise LoragenTrainError(f"The adapter {options.adapter} names no base model; give --base-model.")
-    model, tokenizer = load_base_model(name, dtype=options.dtype, device=options.device)
-    tuned = tune(
-        model,
-        tokenizer,
-        adapter,
-        samples,
+    settings = TuneSettings(
         num_steps=options.steps,
+        num_folds=options.folds,
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    tuned.save_pretrained(output)
-    print(f"{output}: {options.adapter} after {options.steps} steps on {len(samples)} samples")
+    model, tokenizer = load_base_model(name, dtype=options.dtype, device=options.device)
+    (tuned,) = tune_many(model, tokenizer, [adapter], [samples], settings)
+    tuned.adapter.save_pretrained(output)
+    print(f"{output}: {options.adapter} after {counted(tuned.num_steps, 'step')} on {counted(len(samples), 'sample')}")
 
 
 TUNE = Command(
