@@ -54,11 +54,12 @@ def readme_section(found: Found | None) -> str:
             for row, table in found["differences"].items()
             for line in [*_markdown(*_difference_table(row, table)), ""]
         ),
-        f"By the number of training tasks (seed {found['seeds'][0]}; NLL / exact match, %):",
+        f"By the number of training tasks, each time from their joint adapter (seed {found['seeds'][0]}; NLL / exact "
+        "match, %):",
         "",
         *_markdown(*_curve_table(found["curve"])),
         "",
-        f"After gradient steps on a few answers (seed {found['seeds'][0]}; NLL / exact match, %):",
+        f"After a fixed number of gradient steps on a few answers (seed {found['seeds'][0]}; NLL / exact match, %):",
         "",
         *_markdown(*_tuning_table(found)),
         "",
@@ -125,10 +126,12 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         _html(*_row_table(found["held_out"])),
         *(_html(*_difference_table(row, table)) for row, table in found["differences"].items()),
         "<h2>By the number of training tasks</h2>",
-        f"<p>Seed {found['seeds'][0]}, the same number of steps. NLL per answer token / exact match, %.</p>",
+        f"<p>Seed {found['seeds'][0]}, the same number of steps, each time from the joint adapter of these tasks. NLL "
+        "per answer token / exact match, %.</p>",
         _html(*_curve_table(found["curve"])),
-        "<h2>After gradient steps on a few answers</h2>",
-        f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %.</p>",
+        "<h2>After a fixed number of gradient steps on a few answers</h2>",
+        f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %. The rows of all held-out tasks take as "
+        "many as leaving answers out chooses.</p>",
         _html(*_tuning_table(found)),
         "<h2>Training tasks</h2>",
         _html(*_row_table(found["seen"])),

@@ -18,6 +18,7 @@ from loragen_train.configs.objectives import LmConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.experiments.folder import FINAL_MODEL
 from loragen_train.training.build import build_setup
+from loragen_train.training.fit import fit
 from loragen_train.training.results import write_results
 from safetensors.torch import load_file, save_file
 
@@ -127,6 +128,18 @@ def test_prompts_of_no_training_task_start_from_the_joint_adapter(with_joint, ma
         assert setup.joint_NW is None
         assert "joint" not in setup.provenance()
         assert setup.module.generator.expander.strength == 1
+
+
+def test_training_leaves_the_joint_adapter_as_it_is(with_joint, tmp_path, monkeypatch):
+    monkeypatch.setattr("loragen_train.configs.fit._FEW_TASKS", 0)
+    training = replace(with_joint.training, max_epochs=2, learning_rate=1e-2)
+    config = replace(with_joint, training=training, output_dir=str(tmp_path / "experiments"))
+    start = build_setup(config, tmp_path / "cache").module.generator.expander
+    trained = GeneratorBundle.load(fit(config)).generator.expander
+    assert len(trained.corrections) == 1
+    assert torch.equal(trained.shared, start.shared)
+    assert trained.corrections.abs().max() > 0
+    assert trained.strength != 0
 
 
 @pytest.mark.parametrize(
