@@ -164,16 +164,20 @@ class _Run:
         return self._outcome(output, 1, 0)
 
     def _tuned(self, adapter: "LoraAdapter") -> "LoraAdapter":
-        from loragen_infer.adapters.tuning import tune
+        from loragen_infer.adapters.tuning import TuneSettings, tune_many
         from loragen_infer.models.base_model import load_base_model
 
         config, base_model = self._config, self._generator.base_model
         if base_model is None:
             raise LoragenInferError("The generator does not know its language model; name it with --base-model.")
         model, tokenizer = load_base_model(base_model, device=config.device)
-        settings = {"num_steps": config.tune_steps, "num_folds": config.tune_folds}
-        rate = config.tune_learning_rate
-        return tune(model, tokenizer, adapter, self._samples, learning_rate=rate, **settings)
+        settings = TuneSettings(
+            num_steps=config.tune_steps, num_folds=config.tune_folds, learning_rate=config.tune_learning_rate
+        )
+        (tuned,) = tune_many(model, tokenizer, [adapter], [self._samples], settings)
+        taken, samples = counted(tuned.num_steps, "step"), counted(len(self._samples), "sample")
+        logger.info("Tuned with %s of at most %d on %s.", taken, settings.num_steps, samples)
+        return tuned.adapter
 
     def batch_in_folder(self, file: PromptFile, output: Path) -> Outcome:
         """Make an adapter per request under its id; what is there is skipped, and what is made is listed."""
