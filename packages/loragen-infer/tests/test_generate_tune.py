@@ -18,9 +18,15 @@ def test_a_generated_adapter_is_tuned_on_samples(run, generator, make, tmp_path)
     samples = make.rows(
         tmp_path / "s.jsonl", [{"prompt": "say a", "response": "b"}, {"prompt": "say c", "answer": "d"}]
     )
-    options = {"prompts": ("say it",), "tune": str(samples), "tune_steps": 3, "output": str(tmp_path / "a")}
+    options = {
+        "prompts": ("say it",),
+        "tune": str(samples),
+        "tune_steps": 3,
+        "tune_folds": 0,
+        "output": str(tmp_path / "a"),
+    }
     assert run(**options).num_made == 1
-    assert "then it was tuned on 2 samples" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    assert "then it was tuned on 2 samples (3 steps)" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
     found = dict(read_adapter(tmp_path / "a").tensors)
     generated = generator.generate(["say it"]).tensors
     assert any((tensor - generated[name]).abs().max() > 1e-4 for name, tensor in found.items())
@@ -36,3 +42,15 @@ def test_a_generated_adapter_is_tuned_on_samples(run, generator, make, tmp_path)
         run(**{**options, "tune": str(tmp_path / "none.jsonl")})
     with pytest.raises(LoragenInferError, match="add --pool"):
         run(tune=str(samples), prompt_file=str(samples), output=str(tmp_path / "b"))
+
+
+def test_the_samples_decide_how_many_steps_are_taken(run, make, tmp_path, monkeypatch):
+    samples = make.rows(tmp_path / "s.jsonl", [{"prompt": "say", "response": word} for word in "abcd"])
+    options = {"prompts": ("say it",), "tune": str(samples), "output": str(tmp_path / "a")}
+    monkeypatch.setattr("loragen_infer.adapters.tuning._best_number", lambda *inputs: inputs[-1].num_folds - 2)
+    run(**options, tune_folds=4)
+    assert "(2 steps)" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(LoragenInferError, match="exists already"):
+        run(**options, tune_folds=2)
+    with pytest.raises(LoragenInferError, match=r"--tune-folds is -1, where a number from 0 belongs"):
+        run(**options, tune_folds=-1)

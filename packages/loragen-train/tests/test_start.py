@@ -13,7 +13,7 @@ from loragen_infer.evaluation import read_task_means
 from loragen_infer.evaluation.baselines import Ridge
 from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
-from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig
+from loragen_train.configs.fit import DataConfig, ExportConfig, FitConfig, ModelConfig
 from loragen_train.configs.objectives import LmConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.experiments.folder import FINAL_MODEL
@@ -130,6 +130,28 @@ def test_prompts_of_no_training_task_start_from_the_joint_adapter(with_joint, ma
         assert setup.module.generator.expander.strength == 1
 
 
+def test_a_training_that_is_resumed_starts_from_what_it_began_with(with_joint, tmp_path):
+    begun = build_setup(with_joint, tmp_path / "cache").provenance()
+    zoo = tmp_path / "zoo"
+    assert build_setup(with_joint, tmp_path / "cache", before=begun).joint_NW is not None
+    # It was begun before there was a joint adapter.
+    assert build_setup(with_joint, tmp_path / "cache", before={**begun, "joint": None}).joint_NW is None
+    with pytest.raises(LoragenTrainError, match="is not the one that the training was begun with"):
+        build_setup(with_joint, tmp_path / "cache", before={**begun, "joint": "another"})
+    replace(ZooManifest.read(zoo), joint=None).write()
+    with pytest.raises(LoragenTrainError, match="but it has none"):
+        build_setup(with_joint, tmp_path / "cache", before=begun)
+
+
+def test_too_few_tasks_to_learn_from_beside_a_joint_adapter_are_told(with_joint, tmp_path, caplog):
+    export = ExportConfig(weights="last")
+    config = replace(with_joint, output_dir=str(tmp_path / "experiments"), export=export)
+    expander = GeneratorBundle.load(fit(config)).generator.expander
+    assert len(expander.corrections) == 0
+    assert expander.strength != 0
+    assert "Of 4 training tasks nothing is learned for tasks never seen but" in caplog.text
+
+
 def test_training_leaves_the_joint_adapter_as_it_is(with_joint, tmp_path, monkeypatch):
     monkeypatch.setattr("loragen_train.configs.fit._FEW_TASKS", 0)
     training = replace(with_joint.training, max_epochs=2, learning_rate=1e-2)
@@ -145,7 +167,7 @@ def test_training_leaves_the_joint_adapter_as_it_is(with_joint, tmp_path, monkey
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("none", r"^model\.unseen_from is joint, but .*zoo has no joint adapter; collect the zoo with joint: true\.$"),
+        ("none", r"^Tasks never seen are to start from the joint adapter of .*, but it has none; collect the zoo with"),
         ("shape", r"^The joint adapter of the zoo cannot be used: .*; set model\.unseen_from to ridge .*\.$"),
         ("broken", r"^The joint adapter of the zoo cannot be used: .*; set model\.unseen_from to ridge .*\.$"),
         ("nan", r"^The joint adapter of the zoo cannot be used: .*NaN.*; set model\.unseen_from to ridge .*\.$"),

@@ -119,7 +119,8 @@ class HyperConvGenerator(nn.Module):
         others: Sequence[Tensor] = (),
         unseen_NW: Tensor | None = None,
     ) -> None:
-        """Make the network the ridge regression `fit` over the training tasks, whatever it was (expander "linear").
+        """Make the network the ridge regression `fit` over the training tasks, whatever it was (expander "linear"), but
+        for `unseen_NW`.
 
         For a mean prompt embedding c it answers with the tasks' tokens weighted by `fit.task_weights(c)`, and so with
         the mean of all at the fit's center. This is exact where `num_basis` is at least K - 1; fewer patterns keep the

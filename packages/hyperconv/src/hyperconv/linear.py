@@ -1,7 +1,8 @@
 """The expander that starts as ridge regression: decides what stays of that start, and what training adds to it.
 
 Without a memory of the training tasks everything is learned on. With one, the start stays: prompts that are recognised
-as a training task's give that task's own tokens, all others those of the regression and, added to them, corrections.
+as a training task's give that task's own tokens, all others those of the regression, or others that are given for them,
+and, added to them, corrections.
 
 Legend: B batch, D condition_dim, C hidden_dim, K num_basis, L layers, H tokens per layer, W output_dim, N = L·H tokens,
 T training tasks, R patterns that a start sets, S rows of a task.
@@ -52,7 +53,8 @@ class LinearExpander(nn.Module):
     With a memory (`num_tasks`) of which the prompts are recognised by a share g, the features are
     `(1 - g) · strength · f + g · own` with the features that give the task's own tokens, and `(1 - g) · gain ·
     (shared + sum_r 2 d_r / R · corrections[r])` is added, with d the places of the prompts along the directions in
-    which those of the training tasks differ. Then these two and strength are all that learns here.
+    which those of the training tasks differ. Then these two and strength are all that learns here, and of a start that
+    is given tokens for unseen tasks, which `shared` holds, only the corrections and strength.
     """
 
     center: Tensor
@@ -166,7 +168,8 @@ class LinearExpander(nn.Module):
             nn.init.zeros_(self.shared)
             nn.init.zeros_(self.corrections)
             if unseen_NW is not None:
-                self.shared.copy_((unseen_NW.view_as(self.offset).to(self.offset) - self.offset) / self.correction_gain)
+                from_offset_NW = unseen_NW.to(offset_NW.device, torch.float32) - offset_NW.float()
+                self.shared.copy_(from_offset_NW.reshape(self.offset.shape) / self.correction_gain)
                 self.strength.zero_()
             # What all tasks share was learned before where it is given: more of it fits the training tasks alone.
             self.shared.requires_grad_(unseen_NW is None)

@@ -63,35 +63,53 @@ def test_all_at_once_is_one_by_one(make, model, adapters, batch_size, num_folds)
 
 def loss_left_out(model, tokenizer, adapter, samples, num_folds, num_steps, most):
     """Mean NLL per token of all samples, each after so many of ``most`` steps on those of the other folds."""
-    losses = []
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+    samples, losses = [samples[place] for place in order], []
     for fold in range(num_folds):
         others = [sample for place, sample in enumerate(samples) if place % num_folds != fold]
-        settings = {"num_folds": 0, "learning_rate": 1e-2}
-        tuned = tune_stopped(model, tokenizer, adapter, others, num_steps, most, settings)
+        tuned = tune_stopped(model, tokenizer, adapter, others, num_steps, most)
         for sample in samples[fold::num_folds]:
             num_tokens = len(tokenize_example(tokenizer, sample).response_ids)
             losses.append(nll(model, tokenizer, tuned, [sample]) / num_tokens)
     return sum(losses) / len(losses)
 
 
-def tune_stopped(model, tokenizer, adapter, samples, num_steps, most, settings):
+def tune_stopped(model, tokenizer, adapter, samples, num_steps, most):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loragen_infer.adapters.tuning._best_number", lambda *_: num_steps)
-        return tune(model, tokenizer, adapter, samples, num_steps=most, **settings)
+        return tune(model, tokenizer, adapter, samples, num_steps=most, learning_rate=1e-2)
 
 
-@pytest.mark.parametrize("num_folds", [2, 4, 9])
-def test_it_stops_where_samples_left_out_are_likeliest(make, model, adapters, num_folds):
+@pytest.mark.parametrize(("num_folds", "batch_size"), [(2, 8), (4, 8), (9, 8), (4, 3)])
+def test_it_stops_where_samples_left_out_are_likeliest(make, model, adapters, num_folds, batch_size):
     tokenizer, most, samples = make.tokenizer(), 6, SAMPLES[1]
-    settings = TuneSettings(num_steps=most, num_folds=num_folds, learning_rate=1e-2)
+    settings = TuneSettings(num_steps=most, num_folds=num_folds, learning_rate=1e-2, batch_size=batch_size)
     (found,) = tune_many(model, tokenizer, adapters[:1], [samples], settings)
     folds = min(num_folds, len(samples))
     numbers = range(min(most, found.num_steps + 4) + 1)
     losses = [loss_left_out(model, tokenizer, adapters[0], samples, folds, number, most) for number in numbers]
     assert losses[found.num_steps] == pytest.approx(min(losses), abs=1e-4)
-    stopped = tune_stopped(model, tokenizer, adapters[0], samples, found.num_steps, most, {"learning_rate": 1e-2})
-    for name, tensor in stopped.tensors.items():
-        torch.testing.assert_close(found.adapter.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+    if batch_size >= len(samples):
+        stopped = tune_stopped(model, tokenizer, adapters[0], samples, found.num_steps, most)
+        for name, tensor in stopped.tensors.items():
+            torch.testing.assert_close(found.adapter.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_leaving_out_lets_no_more_samples_pass_at_once_than_a_step(make, model, adapters, monkeypatch):
+    seen = []
+
+    def watched(model, items, **rest):
+        seen.append(len(items))
+        return response_nll(model, items, **rest)
+
+    monkeypatch.setattr("loragen_infer.adapters.tuning.response_nll", watched)
+    many = [Example(prompt=f"{a}+{a}=", response=str(2 * a)) for a in range(40)]
+    tune(model, make.tokenizer(), adapters[0], many, num_steps=2, batch_size=6)
+    assert max(seen) == 6
+    # Two folds of three samples each.
+    seen.clear()
+    tune(model, make.tokenizer(), adapters[0], SAMPLES[1], num_steps=2)
+    assert max(seen) == 6
 
 
 def test_what_makes_samples_left_out_less_likely_is_not_done(make, model, adapters):

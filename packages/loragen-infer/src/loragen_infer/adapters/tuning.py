@@ -49,14 +49,14 @@ class TuneSettings:
     num_folds: int = TUNE_FOLDS
     """Parts that an adapter's samples are divided into, no more than there are samples. Before the tuning itself each
     part is left out of one like it, and so many steps are taken then as made the parts left out likeliest, on the mean:
-    none, if all of them harm. What four steps in a row do not better is not tried further. Fewer than 2 parts, or a
-    single sample: all steps are taken."""
+    none, if all of them harm. What four steps in a row do not better is not tried further, and of a part the first
+    ``batch_size`` samples are judged. Fewer than 2 parts, or a single sample: all steps are taken."""
     learning_rate: float = TUNE_LEARNING_RATE
     """Of the first step; it falls towards zero, where it is after ``num_steps``, in a straight line."""
     batch_size: int = 8
     """Most samples of an adapter in a step; of more, every step takes the next of a random order."""
     seed: int = 0
-    """Of that order."""
+    """Of that order, and of which samples are a part."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 0 or self.num_folds < 0 or self.batch_size < 1 or not self.learning_rate > 0:
@@ -127,7 +127,6 @@ def tune_many(
     items = [_tokenize(model, tokenizer, of_adapter) for of_adapter in samples]
     batched = BatchedLora(model, adapters[0].modules)
     try:
-        # Adapters share a stack in the tuning itself alone: as many at once as folds need no more memory.
         num_steps = [
             _best_number(model, batched, adapter, of_adapter, settings)
             for adapter, of_adapter in zip(adapters, items, strict=True)
@@ -189,22 +188,42 @@ def _best_number(
     num_folds = min(settings.num_folds, len(items))
     if num_folds < 2 or not settings.num_steps:
         return settings.num_steps
-    # No more of each than a step has the memory for.
-    left_out = [list(items[fold::num_folds])[: settings.batch_size] for fold in range(num_folds)]
-    others = [[item for place, item in enumerate(items) if place % num_folds != fold] for fold in range(num_folds)]
-    adapters_F = AdapterStack.of([adapter.to(torch.float32)] * num_folds).to(model.device)
-    flat = [item for of_fold in left_out for item in of_fold]
-    num_tokens_B = torch.tensor([len(item.response_ids) for item in flat], device=model.device)
+    # In an order of chance, since files are sorted by kind.
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    left_out = [[items[place] for place in order[fold::num_folds]] for fold in range(num_folds)]
+    others = [[item for of_fold in left_out if of_fold is not own for item in of_fold] for own in left_out]
+    # No more samples pass at once than in a step of the tuning itself.
+    at_once = max(1, settings.batch_size // min(settings.batch_size, max(map(len, others))))
+    groups = [slice(first, first + at_once) for first in range(0, num_folds, at_once)]
+    ways = [_left_out_nll(model, batched, adapter, others[group], left_out[group], settings) for group in groups]
     losses = list[float]()
     best = 0
-    for step in _descend(model, batched, adapters_F, others, settings):
-        with torch.no_grad(), batched.applied(adapters_F, num_samples=[len(of_fold) for of_fold in left_out]):
-            nll_B = response_nll(model, flat, padding=0)
-        losses.append(float((nll_B / num_tokens_B).mean()))
+    for step, of_groups in enumerate(zip(*ways, strict=True)):
+        nll = [one for of_group in of_groups for one in of_group]
+        losses.append(sum(nll) / len(nll))
         best = min(best, step, key=losses.__getitem__)
         if step - best == _PATIENCE:
             break
     return best
+
+
+def _left_out_nll(
+    model: "PreTrainedModel",
+    batched: BatchedLora,
+    adapter: LoraAdapter,
+    others: Sequence[list[TokenizedExample]],
+    left_out: Sequence[list[TokenizedExample]],
+    settings: TuneSettings,
+) -> Iterator[list[float]]:
+    """Yield the NLL per token of samples left out, before and after each step of a copy of the adapter per fold."""
+    adapters_F = AdapterStack.of([adapter.to(torch.float32)] * len(others)).to(model.device)
+    # More of a fold than a step has the memory for say little more.
+    judged = [of_fold[: settings.batch_size] for of_fold in left_out]
+    flat = [item for of_fold in judged for item in of_fold]
+    for _ in _descend(model, batched, adapters_F, others, settings):
+        with torch.no_grad(), batched.applied(adapters_F, num_samples=[len(of_fold) for of_fold in judged]):
+            nll_B = response_nll(model, flat, padding=0)
+        yield [nll / len(item.response_ids) for nll, item in zip(nll_B.tolist(), flat, strict=True)]
 
 
 def _tokenize(

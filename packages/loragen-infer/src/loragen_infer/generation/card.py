@@ -30,12 +30,15 @@ def model_card(
     scale: float,
     omit_prompts: bool,
     num_tuned_on: int = 0,
+    num_tune_steps: int = 0,
 ) -> str:
     """Return the text of the card; with ``omit_prompts`` it does not say what the prompts were."""
 
     count = f"{len(request.prompts)} prompt{'s' if len(request.prompts) > 1 else ''}"
     trained = (
-        f"then it was tuned on {counted(num_tuned_on, 'sample')}" if num_tuned_on else "it was not trained on them"
+        f"then it was tuned on {counted(num_tuned_on, 'sample')} ({counted(num_tune_steps, 'step')})"
+        if num_tuned_on
+        else "it was not trained on them"
     )
     marks: dict[str, Any] = {"loragen_generator": generator_fingerprint}
     if num_tuned_on:

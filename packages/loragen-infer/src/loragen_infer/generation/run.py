@@ -160,10 +160,14 @@ class _Run:
         if self._is_done(output, fingerprint):
             return self._outcome(output, 0, 1)
         adapter = self._generator.generate(request.prompts, scale=self._config.scale)
-        self._write(request, self._tuned(adapter) if self._samples else adapter, output)
+        num_steps = 0
+        if self._samples:
+            adapter, num_steps = self._tune(adapter)
+        self._write(request, adapter, output, num_tune_steps=num_steps)
         return self._outcome(output, 1, 0)
 
-    def _tuned(self, adapter: "LoraAdapter") -> "LoraAdapter":
+    def _tune(self, adapter: "LoraAdapter") -> "tuple[LoraAdapter, int]":
+        """Return the adapter tuned on the samples, and with how many steps."""
         from loragen_infer.adapters.tuning import TuneSettings, tune_many
         from loragen_infer.models.base_model import load_base_model
 
@@ -177,7 +181,7 @@ class _Run:
         (tuned,) = tune_many(model, tokenizer, [adapter], [self._samples], settings)
         taken, samples = counted(tuned.num_steps, "step"), counted(len(self._samples), "sample")
         logger.info("Tuned with %s of at most %d on %s.", taken, settings.num_steps, samples)
-        return tuned.adapter
+        return tuned.adapter, tuned.num_steps
 
     def batch_in_folder(self, file: PromptFile, output: Path) -> Outcome:
         """Make an adapter per request under its id; what is there is skipped, and what is made is listed."""
@@ -255,7 +259,7 @@ class _Run:
             raise made_otherwise(path)
         return True
 
-    def _write(self, request: Request, adapter: "LoraAdapter", path: Path) -> None:
+    def _write(self, request: Request, adapter: "LoraAdapter", path: Path, *, num_tune_steps: int = 0) -> None:
         from loragen_infer.generation.card import model_card
         from loragen_infer.generation.writer import write_in_format
 
@@ -267,6 +271,7 @@ class _Run:
             request_fingerprint=fingerprint,
             scale=self._config.scale,
             num_tuned_on=len(self._samples),
+            num_tune_steps=num_tune_steps,
             omit_prompts=self._config.omit_prompts,
         )
         kind, layout = self._config.kind, self._layout

@@ -168,7 +168,8 @@ class CollectConfig:
     seed: int = 0
     """Seed of the initialisation, of the generated samples and of their order."""
     joint: bool = False
-    """Also train one adapter on all training tasks together: the row ``joint`` of an evaluation."""
+    """Also train one adapter on all training tasks together: what ``fit`` starts from for tasks never seen, and the row
+    ``joint`` of an evaluation."""
     joint_steps: int | None = None
     """Number of optimizer steps of that adapter; by default as many as the training tasks have in all."""
     shard: str | None = None

@@ -47,8 +47,9 @@ class LmConfig:
     samples_per_task: int = 4
     """Number of samples of each task in a step."""
     leave_own_out: bool = True
-    """Train, and validate, every task as one that was never seen: from the regression on all other tasks. It matters
-    where the generator remembers its tasks (``model.remember_tasks``)."""
+    """Train, and validate, every task as one that was never seen: from the regression on all other tasks, or from the
+    joint adapter (``model.unseen_from``), which has seen its answers. It matters where the generator remembers its
+    tasks (``model.remember_tasks``)."""
     tokens_per_pass: int | Literal["auto"] = "auto"  # noqa: S105  # no password
     """Most tokens, padding included, that go through the language model at once, which decides the memory; ``auto``:
     1,024 on a CPU, 16,384 elsewhere."""

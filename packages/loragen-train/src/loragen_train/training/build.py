@@ -15,6 +15,7 @@ from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
 from loragen_train.configs.fit import FitConfig
+from loragen_train.errors import LoragenTrainError
 from loragen_train.experiments.folder import describe_versions
 from loragen_train.prompts.table import TaskPrompts, read_prompts
 from loragen_train.training.base_model import load_base
@@ -74,7 +75,7 @@ class TrainingSetup:
         held_out = {"held_out": self.held_out} if self.held_out else {}
         precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
         layout = self.zoo.layout.fingerprint
-        joint = {} if self.joint_NW is None else {"joint": hashlib.sha256(self.joint_NW.numpy().tobytes()).hexdigest()}
+        joint = {} if self.joint_NW is None else {"joint": _digest(self.joint_NW)}
         return {"versions": describe_versions(), "layout": layout, "tasks": tasks, **joint, **held_out, **precision}
 
 
@@ -96,6 +97,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     data = training_data.data
     prompts = read_prompts(data, training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
+    joint_NW = _joint_tokens(config, training_data.manifest, zoo, before)
     _warn_of_little_to_learn(zoo)
     watched = find_watched(config, training_data.test_hashes)
     device = default_device(training.accelerator)
@@ -117,7 +119,6 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
     if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
-    joint_NW = _joint_tokens(config, training_data.manifest, zoo)
     generator, left_out = _make_generator(config, zoo, table, embeddings_nD, joint_NW)
     objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
     module = GeneratorModule(
@@ -147,12 +148,27 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     )
 
 
-def _joint_tokens(config: FitConfig, manifest: ZooManifest | None, zoo: Zoo) -> Tensor | None:
-    """What tasks never seen start from, where that is the zoo's joint adapter."""
+def _joint_tokens(
+    config: FitConfig, manifest: ZooManifest | None, zoo: Zoo, before: Mapping[str, Any] | None
+) -> Tensor | None:
+    """What tasks never seen start from, where that is the zoo's joint adapter; a resumed training keeps to it."""
     wanted, has_joint = config.model.unseen_from, manifest is not None and manifest.joint is not None
-    if manifest is None or wanted == "ridge" or (wanted == "auto" and not (has_joint and config.remembers_tasks)):
+    begun_with = None if before is None else before.get("joint")
+    if manifest is None or (before is not None and begun_with is None):
         return None
-    return read_joint(manifest, zoo)
+    if begun_with is None and (wanted == "ridge" or (wanted == "auto" and not (has_joint and config.remembers_tasks))):
+        return None
+    joint_NW = read_joint(manifest, zoo, lora_alpha=config.data.lora_alpha)
+    if begun_with is not None and _digest(joint_NW) != begun_with:
+        raise LoragenTrainError(
+            f"The joint adapter of {manifest.folder} is not the one that the training was begun with; train anew with "
+            "no --resume, or put it back."
+        )
+    return joint_NW
+
+
+def _digest(tokens_NW: Tensor) -> str:
+    return hashlib.sha256(tokens_NW.numpy().tobytes()).hexdigest()
 
 
 def _make_generator(
@@ -170,6 +186,12 @@ def _make_generator(
     generator.center_on(embeddings_nD[: table.num_train])
     num_prompts = config.data.prompts_per_condition
     left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=num_prompts, unseen_NW=unseen_NW)
+    if unseen_NW is not None and not network.num_corrections + network.num_hyperconv_blocks:
+        logger.warning(
+            "Of %d training tasks nothing is learned for tasks never seen but how much of the regression is added to "
+            "the joint adapter; train on more, or set model.unseen_from to ridge.",
+            len(table.train),
+        )
     if (dtype := HALF_WEIGHTS.get(config.training.precision)) is not None:
         for parameter in generator.parameters():
             parameter.data = parameter.data.to(dtype)

@@ -1,7 +1,7 @@
 """Where a generator starts: as the linear ridge regression over the training tasks that evaluate shows as a row, or,
 for tasks never seen, as the zoo's joint adapter.
 
-What training adds can then be seen, and a prompt unlike all others falls back to the mean adapter, or the joint one.
+What training adds can then be seen, and without a joint adapter a prompt unlike all others falls back to the mean one.
 
 Legend: n prompts in all, D embedding size, K tasks with adapters, N tokens, W values per token.
 """
@@ -71,27 +71,34 @@ def start_from_ridge(
     return generator.leave_out(left_out_fits(rows_KSD, fit.penalty)) if generator.config.num_tasks else None
 
 
-def read_joint(manifest: ZooManifest, zoo: Zoo) -> Tensor:
+def read_joint(manifest: ZooManifest, zoo: Zoo, *, lora_alpha: float | None = None) -> Tensor:
     """Return the joint adapter as tokens [N, W], z-scored as those of the tasks are.
+
+    Args:
+        manifest: Names the adapter.
+        zoo: The adapters of the tasks.
+        lora_alpha: Its alpha, in place of what it says.
 
     Raises:
         LoragenTrainError: There is none, it does not fit the adapters, or it was trained on a task that is held out.
     """
     if manifest.joint is None:
         raise LoragenTrainError(
-            f"model.unseen_from is joint, but {manifest.folder} has no joint adapter; collect the zoo with joint: true."
+            f"Tasks never seen are to start from the joint adapter of {manifest.folder}, but it has none; collect the "
+            "zoo with joint: true, or train anew with model.unseen_from ridge."
         )
     path = Path(manifest.path(manifest.joint))
-    record = path.parent / "training.json"
-    if record.is_file():
-        trained_on = records.read_record(record)["settings"]["tasks"]
-        if seen := [task.name for task in manifest.held_out_tasks if task.name in trained_on]:
-            raise LoragenTrainError(
-                f"The joint adapter {path} was trained on {', '.join(seen)}, held out by now; remove its folder and "
-                "collect the zoo again, or set model.unseen_from to ridge."
-            )
+    trained_on = records.tasks_of_joint(path.parent)
+    if seen := [task.name for task in manifest.held_out_tasks if task.name in trained_on]:
+        raise LoragenTrainError(
+            f"The joint adapter {path} was trained on {', '.join(seen)}, held out by now; remove its folder and "
+            "collect the zoo again, or set model.unseen_from to ridge."
+        )
+    missing = [name for name in zoo.names if name not in trained_on]
+    if trained_on and missing:
+        logger.warning("The joint adapter %s was trained without %s.", path, ", ".join(missing))
     try:
-        tokens_NW = zoo.layout.encode(read_adapter(path).to(torch.float32))
+        tokens_NW = zoo.layout.encode(read_adapter(path, lora_alpha=lora_alpha).to(torch.float32))
     except LoraTokenizerError as error:
         raise LoragenTrainError(
             f"The joint adapter of the zoo cannot be used: {error}; set model.unseen_from to ridge to train without."

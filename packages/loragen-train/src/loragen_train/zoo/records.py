@@ -77,6 +77,14 @@ def check_settings(record: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
+def tasks_of_joint(folder: Path) -> list[str]:
+    """Return the names of the tasks that the joint adapter in ``folder`` was trained on, as far as a record tells."""
+    record = folder / "training.json"
+    settings = read_record(record).get("settings") if record.is_file() else None
+    tasks = settings.get("tasks") if isinstance(settings, dict) else None
+    return list(tasks) if isinstance(tasks, dict) else []
+
+
 def _first_difference(name: str, was: Any, now: Any) -> str | None:
     if not (isinstance(was, dict) and isinstance(now, dict)):
         return None if was == now else f"{name}: {was}, and now {now}"
