@@ -126,8 +126,8 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         _html(*_row_table(found["held_out"])),
         *(_html(*_difference_table(row, table)) for row, table in found["differences"].items()),
         "<h2>By the number of training tasks</h2>",
-        f"<p>Seed {found['seeds'][0]}, the same number of steps, each time from the joint adapter of these tasks. NLL "
-        "per answer token / exact match, %.</p>",
+        f"<p>Seed {found['seeds'][0]}, each time from the joint adapter of these tasks. NLL per answer token / exact "
+        "match, %.</p>",
         _html(*_curve_table(found["curve"])),
         "<h2>After a fixed number of gradient steps on a few answers</h2>",
         f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %. The rows of all held-out tasks take as "
@@ -186,7 +186,7 @@ def _curve_table(curve: list[Found]) -> Table:
     rows = list(curve[0]["rows"])
     return ["training tasks", *rows], [
         [
-            str(point["num_tasks"]),
+            f"{point['num_tasks']}, {point['num_with_adapters']} with adapters",
             *(
                 f"{scores['nll']['mean']:.3f} / {100 * scores['exact_match']['mean']:.1f}"
                 for scores in point["rows"].values()

@@ -131,7 +131,7 @@ class Run:
         """Return the experiment of a training on the training tasks of a zoo."""
         config = self._config("generator")
         num_batches = math.ceil(len(trained_on(manifest)) / self._step.tasks_per_step)
-        epochs = math.ceil(self._plan.num_steps / num_batches)
+        epochs = max(1, round(self._plan.num_steps / num_batches))
         experiments = self._plan.work / "experiments"
         printed = self.steps.run(
             f"loragen-train fit --config {config} --zoo {path_in_zoo(manifest.folder, ROOT)} --name {name} "
@@ -275,9 +275,9 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         part = run.part_of(manifest, tasks[:size], joint=joint)
         experiment = run.fit(part, name, first, after=f"collect-{size}")
         options = f" --joint_adapter {joint}"
-        curve.append((size, run.evaluate(experiment, name, fit=name, settings="curve", options=options)))
+        curve.append((part, run.evaluate(experiment, name, fit=name, settings="curve", options=options)))
     whole = run.evaluate(experiments[first], "part-all", fit=names[first], settings="curve")
-    curve.append((len(tasks), whole))
+    curve.append((manifest, whole))
 
     tuning = []
     for num_samples, num_steps in plan.tuning:
@@ -297,8 +297,12 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         "differences": {row: table for row in ("generated", "tuned") if (table := summary.compared(scores, row))},
         "seen": summary.group_table(summary.scores_by_task([seen], held_out=False)),
         "curve": [
-            {"num_tasks": size, "rows": summary.group_table(summary.scores_by_task([one], held_out=True))}
-            for size, one in curve
+            {
+                "num_tasks": len(trained_on(zoo)),
+                "num_with_adapters": len(zoo.training_tasks),
+                "rows": summary.group_table(summary.scores_by_task([one], held_out=True)),
+            }
+            for zoo, one in curve
         ],
         "tuning": [
             {

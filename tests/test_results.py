@@ -147,7 +147,7 @@ def found() -> dict:
         "held_out": table,
         "differences": {"generated": summary.compared(scores, "generated")},
         "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
-        "curve": [{"num_tasks": number, "rows": table} for number in (10, 70)],
+        "curve": [{"num_tasks": number, "num_with_adapters": 5, "rows": table} for number in (10, 70)],
         "tuning": [{"num_samples": 4, "num_steps": 16, "rows": tuned}],
         "by_seed": {"0": {**means, "mean": means["base"]}},
         "per_task": scores,

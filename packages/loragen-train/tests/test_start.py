@@ -16,6 +16,7 @@ from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, ExportConfig, FitConfig, ModelConfig
 from loragen_train.configs.objectives import LmConfig
 from loragen_train.configs.training import TrainingConfig
+from loragen_train.configs.unseen import UnseenConfig
 from loragen_train.experiments.folder import FINAL_MODEL
 from loragen_train.training.build import build_setup
 from loragen_train.training.fit import fit
@@ -150,6 +151,10 @@ def test_too_few_tasks_to_learn_from_beside_a_joint_adapter_are_told(with_joint,
     assert len(expander.corrections) == 0
     assert expander.strength != 0
     assert "Of 4 training tasks nothing is learned for tasks never seen but" in caplog.text
+    assert "The joint adapter has seen" not in caplog.text
+    unwatched = replace(config.training, unseen=UnseenConfig(enabled=False))
+    build_setup(replace(config, training=unwatched, export=ExportConfig()), tmp_path / "cache")
+    assert "The joint adapter has seen the answers that val_loss is of" in caplog.text
 
 
 def test_training_leaves_the_joint_adapter_as_it_is(with_joint, tmp_path, monkeypatch):

@@ -134,6 +134,11 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     unseen = None
     if frozen is not None and watched:
         unseen = UnseenTasks(watched, table.held_out, frozen, zoo, config)
+    if joint_NW is not None and unseen is None and config.export.weights == "best":
+        logger.warning(
+            "The joint adapter has seen the answers that val_loss is of; hold tasks out to choose the weights by, or "
+            "set export.weights to last."
+        )
     return TrainingSetup(
         zoo=zoo,
         prompts=prompts,
