@@ -54,8 +54,7 @@ def readme_section(found: Found | None) -> str:
             for row, table in found["differences"].items()
             for line in [*_markdown(*_difference_table(row, table)), ""]
         ),
-        f"By the number of training tasks, each time from their joint adapter (seed {found['seeds'][0]}; NLL / exact "
-        "match, %):",
+        f"By the number of training tasks (seed {found['seeds'][0]}; NLL / exact match, %):",
         "",
         *_markdown(*_curve_table(found["curve"])),
         "",
@@ -126,8 +125,7 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         _html(*_row_table(found["held_out"])),
         *(_html(*_difference_table(row, table)) for row, table in found["differences"].items()),
         "<h2>By the number of training tasks</h2>",
-        f"<p>Seed {found['seeds'][0]}, each time from the joint adapter of these tasks. NLL per answer token / exact "
-        "match, %.</p>",
+        f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %.</p>",
         _html(*_curve_table(found["curve"])),
         "<h2>After a fixed number of gradient steps on a few answers</h2>",
         f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %. The rows of all held-out tasks take as "
