@@ -157,11 +157,14 @@ def _joint_tokens(
     config: FitConfig, manifest: ZooManifest | None, zoo: Zoo, before: Mapping[str, Any] | None
 ) -> Tensor | None:
     """What tasks never seen start from, where that is the zoo's joint adapter; a resumed training keeps to it."""
-    wanted, has_joint = config.model.unseen_from, manifest is not None and manifest.joint is not None
-    begun_with = None if before is None else before.get("joint")
-    if manifest is None or (before is not None and begun_with is None):
+    if manifest is None:
         return None
-    if begun_with is None and (wanted == "ridge" or (wanted == "auto" and not (has_joint and config.remembers_tasks))):
+    begun_with = None if before is None else before.get("joint")
+    is_wanted = begun_with is not None
+    if before is None:
+        can_be = manifest.joint is not None and config.remembers_tasks
+        is_wanted = can_be if config.model.unseen_from == "auto" else config.model.unseen_from == "joint"
+    if not is_wanted:
         return None
     joint_NW = read_joint(manifest, zoo, lora_alpha=config.data.lora_alpha)
     if begun_with is not None and _digest(joint_NW) != begun_with:
