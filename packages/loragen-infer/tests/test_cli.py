@@ -2,8 +2,10 @@
 
 import dataclasses
 import doctest
+import errno
 import importlib
 import logging
+import os
 import pkgutil
 import subprocess
 import sys
@@ -186,6 +188,16 @@ def test_running_out_of_memory_is_one_sentence(call, capsys, error):
 
     assert call(action=run)[0] == 1
     assert capsys.readouterr().err.startswith("prog go: error: The memory does not hold this;")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_sentence_whoever_writes(call, capsys, number):
+    def run(_config):
+        raise OSError(number, os.strerror(number), "/scratch/some.ckpt")
+
+    assert call(action=run)[0] == 1
+    said = f"/scratch/some.ckpt cannot be written: {os.strerror(number)}; free space"
+    assert capsys.readouterr().err.startswith(f"prog go: error: {said}")
 
 
 def test_what_libraries_say_stays_away_and_what_the_program_says_does_not(call, capsys):

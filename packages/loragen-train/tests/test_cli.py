@@ -120,6 +120,33 @@ def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
     assert not list(tmp_path.rglob("generator.safetensors"))
 
 
+def test_a_disk_that_fills_up_is_one_sentence_and_the_same_command_goes_on_when_there_is_room(fit_config, tmp_path):
+    content = {**fit_config, "output_dir": str(tmp_path), "name": "full"}
+    content["training"] = {**content["training"], "validate_every_n_epochs": 1}
+    config = write_yaml(tmp_path / "fit.yaml", content)
+    # The system refuses a file beyond this size as it refuses one on a full disk.
+    limited = (
+        "import resource, sys\n"
+        "from loragen_train.cli.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["fit", "--config", config, "--resume", "auto"]
+    done = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("loragen-train fit: error: ")
+    assert "File too large" in last
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "loragen_train.cli", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("generator.safetensors"))
+
+
 def test_an_interrupted_collect_exits_130(make, collect_yaml, tmp_path, capsys, monkeypatch):
     def stop(self):
         raise KeyboardInterrupt

@@ -1,6 +1,12 @@
 """The one exception base of the package: every message is a sentence with the way out."""
 
-__all__ = ["LoragenInferError", "is_out_of_memory", "reason_of"]
+import errno
+import os
+
+__all__ = ["LoragenInferError", "is_out_of_memory", "is_out_of_space", "reason_of"]
+
+# Of a disk, of a user's share of it, and of one file.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LoragenInferError(Exception):
@@ -23,3 +29,9 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether Python, NumPy or torch, on the CPU or on a GPU, found no memory."""
     # torch has a class for GPUs only, and importing it for its name would take seconds.
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Return whether there is no room for what was to be written."""
+    # Libraries that are not Python's say it in words only.
+    return getattr(error, "errno", None) in _NO_SPACE or os.strerror(errno.ENOSPC) in str(error)

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from loragen_infer.errors import is_out_of_memory
+from loragen_infer.errors import is_out_of_memory, is_out_of_space, reason_of
 from loragen_infer.words import nearest
 
 __all__ = ["Command", "UsageError", "run_command_line"]
@@ -285,16 +285,25 @@ def _run(
         _say(f"{prog}: error: {error} (see {prog} --help)")
         return 2
     except Exception as error:
-        sentence = str(error)
-        if not isinstance(error, errors):
-            if not is_out_of_memory(error):
-                raise
-            sentence = "The memory does not hold this; take smaller batches, fewer tokens or a machine with more."
+        sentence = str(error) if isinstance(error, errors) else _scarcity(error)
+        if sentence is None:
+            raise
         if options.verbose:
             logging.getLogger(prog).exception("The traceback of the error below:")
         _say(f"{prog}: error: {sentence}")
         return 1
     return 0
+
+
+def _scarcity(error: Exception) -> str | None:
+    """What the machine has too little of, or None if that is not what is wrong."""
+    if is_out_of_memory(error):
+        return "The memory does not hold this; take smaller batches, fewer tokens or a machine with more."
+    if is_out_of_space(error):
+        what = getattr(error, "filename", None) or "What comes next"
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        return f"{what} cannot be written: {reason}; free space and run it again, what is finished is kept."
+    return None
 
 
 def _quieten(loggers: Sequence[str], *, verbose: bool) -> None:

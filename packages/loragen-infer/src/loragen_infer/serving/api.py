@@ -1,6 +1,5 @@
 """What a request for an adapter may hold, and how LitServe has adapters made of a batch of requests."""
 
-import errno
 import logging
 import threading
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from litserve import LitAPI
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model, field_validator
 
 from loragen_infer.encoder.base import check_prompts
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, is_out_of_space
 from loragen_infer.serving.config import ServeConfig
 from loragen_infer.store import AdapterStore, StoredAdapter
 from loragen_infer.vllm.client import VllmClient, VllmError
@@ -88,7 +87,7 @@ def status_of(error: LoragenInferError) -> int:
         return 502
     cause: BaseException | None = error
     while cause is not None:
-        if "No space left" in str(cause) or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_out_of_space(cause):
             return 507
         if isinstance(cause, OSError):
             return 503
