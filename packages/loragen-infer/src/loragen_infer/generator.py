@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from lora_tokenizer import LoraAdapter
+from lora_tokenizer.io.finite import find_not_finite
 from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.bundle.bundle import GeneratorBundle
@@ -304,10 +305,10 @@ def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:
 
 def _finite(adapter: LoraAdapter, scale: float) -> LoraAdapter:
     """Return ``adapter``, whose dtype may be too narrow for what was generated and scaled."""
-    for name, tensor in adapter.tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise LoragenInferError(
-                f"The adapter would hold NaN or Inf: {name} goes beyond {dtype_name(tensor.dtype)} at scale {scale:g}; "
-                "use a smaller scale, or train the model again."
-            )
+    name = find_not_finite(adapter)
+    if name is not None:
+        raise LoragenInferError(
+            f"The adapter would hold NaN or Inf: {name} goes beyond {dtype_name(adapter.tensors[name].dtype)} at scale "
+            f"{scale:g}; use a smaller scale, or train the model again."
+        )
     return adapter

@@ -65,11 +65,7 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     permissions = temporary.stat().st_mode & 0o666
     try:
         yield temporary
-        for path in temporary.rglob("*"):
-            if not path.is_symlink():
-                path.chmod(path.stat().st_mode | permissions)
-                _sync(path)
-        _sync(temporary)
+        _finish(temporary, permissions)
         if replace and os.path.lexists(target):
             _swap(temporary, target)
         else:
@@ -109,7 +105,23 @@ def _host() -> str:
     return socket.gethostname().replace("-", "_").replace(".", "_")[:40]
 
 
-def _sync(path: Path) -> None:
+def _finish(folder: Path | str, permissions: int) -> None:
+    """Give everything in a folder at least these permissions, and flush it and the folder to the disk."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                continue
+            mode = entry.stat().st_mode
+            if permissions & ~mode:
+                Path(entry.path).chmod(mode | permissions)
+            if entry.is_dir():
+                _finish(entry.path, permissions)
+            else:
+                _sync(entry.path)
+    _sync(folder)
+
+
+def _sync(path: Path | str) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -17,15 +17,18 @@ _INFINITY_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 
 def check_finite(adapter: LoraAdapter, where: str) -> None:
     """Refuse an adapter with NaN or Inf."""
+    name = find_not_finite(adapter)
+    if name is not None:
+        count = int((~torch.isfinite(adapter.tensors[name])).sum())
+        raise LoraTokenizerError(f"{where}: tensor {name!r} holds {count} NaN or Inf values: leave this adapter out")
+
+
+def find_not_finite(adapter: LoraAdapter) -> str | None:
+    """Name of the first tensor that holds NaN or Inf; None if all values are finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         if all(map(_is_surely_finite, _stretches(adapter))):
-            return
-    for name, tensor in adapter.tensors.items():
-        count = int((~torch.isfinite(tensor)).sum())
-        if count:
-            raise LoraTokenizerError(
-                f"{where}: tensor {name!r} holds {count} NaN or Inf values: leave this adapter out"
-            )
+            return None
+    return next((name for name, tensor in adapter.tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def _is_surely_finite(values: Tensor) -> bool:
