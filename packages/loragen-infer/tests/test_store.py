@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from loragen_infer.generation.card import model_card
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import Request
 from loragen_infer.generation.run import run_generate
+from loragen_infer.store import adapter_store
 
 NAMES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 SCRIPT = """
@@ -113,6 +115,25 @@ def test_threads_make_an_adapter_once(store, generator, monkeypatch):
     assert sorted(calls) == [(f"say {number}",) for number in range(4)]
     assert sum(stored.is_new for stored in made) == 4
     assert all(visible(stored.path) == NAMES for stored in made)
+
+
+def test_one_thread_generates_while_another_writes(store, monkeypatch):
+    write, is_writing, other_is_there = adapter_store.write_peft_folder, threading.Event(), threading.Event()
+
+    def held_up(adapter, path, **options):
+        if not is_writing.is_set():
+            is_writing.set()
+            assert other_is_there.wait(30)
+        write(adapter, path, **options)
+
+    monkeypatch.setattr(adapter_store, "write_peft_folder", held_up)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(store.get_or_create, ["say 1"])
+        assert is_writing.wait(30)
+        store.get_or_create(["say 2"])
+        other_is_there.set()
+        held.result()
+    assert len(store) == 2
 
 
 def test_processes_make_an_adapter_once_and_a_killed_one_leaves_nothing_half_written(zoo, store):

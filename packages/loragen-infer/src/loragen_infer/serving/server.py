@@ -1,7 +1,8 @@
 """LitServe's application, batching and queue in one process, under uvicorn, which drains at SIGTERM.
 
 ``LitServer.run`` starts processes of its own that SIGTERM to the first does not reach, and closes the way back of the
-answers before the open requests have them. So its application is run here, and its worker is a thread.
+answers before the open requests have them. So its application is run here, and its workers are threads: two, so that
+one generates while the other writes.
 """
 
 import asyncio
@@ -29,8 +30,11 @@ from loragen_infer.vllm.client import VllmClient
 __all__ = ["make_app"]
 
 
+_NUM_WORKERS = 2
+
+
 class _Transport(MessageTransport):  # type: ignore[misc]  # LitServe ships no types
-    """Hands the answers of the worker's thread to the event loop of the requests."""
+    """Hands the answers of the workers' threads to the event loop of the requests."""
 
     def __init__(self, server: "_Server", loop: asyncio.AbstractEventLoop) -> None:
         self._server, self._loop = server, loop
@@ -50,7 +54,7 @@ class _Transport(MessageTransport):  # type: ignore[misc]  # LitServe ships no t
 
 
 class _Loop(BatchedLoop):  # type: ignore[misc]
-    """Waits for a request and takes all that wait by then into its batch, so that none waits for company while the
+    """Waits for a request and takes all that wait by then into its batch, so that none waits for company while a
     worker is free; LitServe's own lets every batch wait, and wakes up all the time where there is nothing to do."""
 
     def get_batch_requests(
@@ -72,12 +76,12 @@ class _Loop(BatchedLoop):  # type: ignore[misc]
             taken.pop()
             if not taken:
                 raise _StopLoopError
-            request_queue.put(_SENTINEL_VALUE)  # the end is for the next round
+            request_queue.put(_SENTINEL_VALUE)  # the end is for its next round, or another worker's
         return [(consumer, uid, request) for consumer, uid, _, request in taken], []
 
 
 class _Server(LitServer):  # type: ignore[misc]
-    """A LitServer whose worker is a thread, which starts and ends with the application."""
+    """A LitServer whose workers are threads, which start and end with the application."""
 
     def __init__(self, api: LitAPI, **options: Any) -> None:
         self.workers_setup_status: dict[str, str] = {}
@@ -91,15 +95,20 @@ class _Server(LitServer):  # type: ignore[misc]
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         app.response_queue_id = 0  # type: ignore[attr-defined]  # LitServe's own
         transport, status = _Transport(self, asyncio.get_running_loop()), self.workers_setup_status
-        status["adapters_0"] = WorkerSetupStatus.STARTING
-        arguments = (self._api, "cpu", 0, self._requests, transport, status, self._callback_runner, False)
-        worker = threading.Thread(target=inference_worker, args=arguments, daemon=True)
-        worker.start()
+        workers = []
+        for number in range(_NUM_WORKERS):
+            status[f"adapters_{number}"] = WorkerSetupStatus.STARTING
+            arguments = (self._api, "cpu", number, self._requests, transport, status, self._callback_runner, False)
+            workers.append(threading.Thread(target=inference_worker, args=arguments, daemon=True))
+        for worker in workers:
+            worker.start()
         try:
             yield
         finally:
-            self._requests.put(_SENTINEL_VALUE)
-            await asyncio.to_thread(worker.join, 5.0)
+            for _ in workers:
+                self._requests.put(_SENTINEL_VALUE)
+            for worker in workers:
+                await asyncio.to_thread(worker.join, 5.0)
 
 
 def make_app(store: AdapterStore, config: ServeConfig, vllm: VllmClient | None = None) -> FastAPI:

@@ -21,6 +21,9 @@ from loragen_infer.store.shelf import Shelf, StoredAdapter, check_id
 
 __all__ = ["AdapterStore"]
 
+# Most adapters that are generated together, and held until they are written.
+_BATCH_SIZE = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Recipe:
@@ -61,7 +64,7 @@ class AdapterStore:
     ) -> None:
         self.generator = generator
         self._shelf = Shelf(Path(folder), max_adapters=max_adapters)
-        self._making = threading.Lock()
+        self._generating = threading.Lock()
         if generator is not None:  # both take a look at every weight
             self._fingerprint, self._bundle_fingerprint = generator.fingerprint, generator.bundle.fingerprint
 
@@ -97,13 +100,15 @@ class AdapterStore:
         missing = {recipe.id: recipe for recipe in recipes if self._shelf.use(recipe.id) is None}
         made: set[str] = set()
         if missing:
-            with self._making, self._shelf.making(missing):
+            with self._shelf.making(missing):
                 todo = [recipe for recipe in missing.values() if self._shelf.use(recipe.id) is None]
                 if todo:
                     self._shelf.make_room(len(todo))
-                    for recipe, adapter in self._generated(todo):
-                        self._write_generated(recipe, adapter)
-                        made.add(recipe.id)
+                    for begin in range(0, len(todo), _BATCH_SIZE):
+                        batch = todo[begin : begin + _BATCH_SIZE]
+                        for recipe, adapter in zip(batch, self._generated(batch), strict=True):
+                            self._write_generated(recipe, adapter)
+                            made.add(recipe.id)
         seconds = time.perf_counter() - start
         answer = []
         for recipe in recipes:
@@ -150,7 +155,7 @@ class AdapterStore:
         merged_id = hashlib.sha256(content.encode()).hexdigest()[:16]
         place, is_new = self._shelf.use(merged_id), False
         if place is None:
-            with self._making, self._shelf.making([merged_id]):
+            with self._shelf.making([merged_id]):
                 place = self._shelf.use(merged_id)
                 if place is None:
                     adapter = merge_adapters([self._read(adapter_id) for adapter_id in ids], weights)
@@ -174,11 +179,12 @@ class AdapterStore:
             raise LoragenInferError(f"The store {self.folder} has no generator, so it makes no adapters; give it one.")
         return self.generator
 
-    def _generated(self, recipes: list[_Recipe]) -> Iterator[tuple[_Recipe, LoraAdapter]]:
+    def _generated(self, recipes: Sequence[_Recipe]) -> list[LoraAdapter]:
+        """The adapters of one batch; one thread at a time makes some, while others write theirs."""
         generator = self._checked_generator()
         tasks, scales = [recipe.request.prompts for recipe in recipes], [recipe.scale for recipe in recipes]
-        with generator.encoder.one_truncation_warning():
-            yield from zip(recipes, generator.generate_many(tasks, scale=scales), strict=True)
+        with self._generating, generator.encoder.one_truncation_warning():
+            return list(generator.generate_many(tasks, batch_size=len(tasks), scale=scales))
 
     def _write_generated(self, recipe: _Recipe, adapter: LoraAdapter) -> None:
         card = model_card(

@@ -66,6 +66,8 @@ class Shelf:
         self._own_bound = max_adapters
         self._room, self._room_lock = 0, threading.Lock()
         self._known: set[str] = set()
+        self._making: set[str] = set()
+        self._made = threading.Condition()
 
     @property
     def max_adapters(self) -> int:
@@ -103,10 +105,19 @@ class Shelf:
     @contextmanager
     def making(self, ids: Iterable[str]) -> Iterator[None]:
         """Hold off all other threads and processes that would make one of ``ids``."""
-        with ExitStack() as stack:
-            for stripe in sorted({adapter_id[:2] for adapter_id in ids}):  # sorted, so that no two wait for each other
-                stack.enter_context(locked(self.folder / _OWN / "locks", None, name=stripe))
-            yield
+        stripes = sorted({adapter_id[:3] for adapter_id in ids})  # sorted, so that no two wait for each other
+        with self._made:  # of the threads here none waits for a file, which is looked at time and again
+            self._made.wait_for(lambda: self._making.isdisjoint(stripes))
+            self._making.update(stripes)
+        try:
+            with ExitStack() as stack:
+                for stripe in stripes:
+                    stack.enter_context(locked(self.folder / _OWN / "locks", None, name=stripe))
+                yield
+        finally:
+            with self._made:
+                self._making.difference_update(stripes)
+                self._made.notify_all()
 
     def check_number(self, number: int) -> None:
         """Raise LoragenInferError if ``number`` adapters cannot all be there at once."""
