@@ -186,12 +186,17 @@ def test_tuned_rows_take_the_steps_that_examples_left_out_choose(full, monkeypat
 
     monkeypatch.setattr("loragen_infer.evaluation.row_scorer.tune_many", watched)
     full = dataclasses.replace(full, tasks=full.tasks[:1], rows=["tuned"])
-    evaluate(dataclasses.replace(full, tune_folds=2, tune_steps=3, tune_learning_rate=0.01, seed=5))
-    evaluate(full)
+    chosen = evaluate(dataclasses.replace(full, tune_folds=2, tune_steps=3, tune_learning_rate=0.01, seed=5))
+    fixed = evaluate(full)
     assert seen == [
         TuneSettings(num_steps=3, num_folds=2, learning_rate=0.01, seed=5),
         TuneSettings(num_folds=0),
     ]
+    assert 0 <= chosen.tasks[0].costs["tuned"].num_steps <= 3
+    assert fixed.tasks[0].costs["tuned"].num_steps == TuneSettings().num_steps
+    header, _, row = format_evaluation(fixed).splitlines()[1:4]
+    assert header.split()[-1] == "steps"
+    assert str(TuneSettings().num_steps) in row.split()
 
 
 @pytest.mark.parametrize("what", ["examples", "adapter", "shots", "choices", "prompts"])

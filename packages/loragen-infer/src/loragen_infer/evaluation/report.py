@@ -9,11 +9,21 @@ from loragen_infer.evaluation.store import Cost
 
 __all__ = ["format_evaluation"]
 
-_HEAD = ("row", "NLL per answer token", "exact match, %", "accuracy, %", "gap closed, %", "NLL − ridge", "s", "CPU s")
+_HEAD = (
+    "row",
+    "NLL per answer token",
+    "exact match, %",
+    "accuracy, %",
+    "gap closed, %",
+    "NLL − ridge",
+    "s",
+    "CPU s",
+    "steps",
+)
 _LEGEND = """\
 […] 95 % interval, of a task over its examples, of a mean over tasks and their examples (bootstrap, paired between
 rows). NLL: lower is better. accuracy: right choice by likelihood. gap closed: (base − row) / (base − own) in NLL.
-s, CPU s: to make the adapter; of a trained one, what its training.json says."""
+s, CPU s: to make the adapter; of a trained one, what its training.json says. steps: of tuning."""
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
@@ -56,6 +66,7 @@ def _cells(row: str, score: Score, cost: Cost | None) -> tuple[str, ...]:
         _cell(score.nll_above_ridge if row != "ridge" else None, score.nll_above_ridge_interval, "+z.3f"),
         "–" if cost is None else _time(cost.seconds),
         "–" if cost is None or cost.cpu_seconds is None else _time(cost.cpu_seconds),
+        "–" if cost is None or cost.num_steps is None else str(cost.num_steps),
     )
 
 

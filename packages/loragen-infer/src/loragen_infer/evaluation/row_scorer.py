@@ -147,6 +147,7 @@ class RowScorer:
             cost = Cost(
                 seconds=cost.seconds + seconds / len(places),
                 cpu_seconds=(cost.cpu_seconds or 0.0) + cpu_seconds / len(places),
+                num_steps=one.num_steps,
             )
             tuned[place] = replace(rows[place], adapter=one.adapter, cost=cost)
         return tuned

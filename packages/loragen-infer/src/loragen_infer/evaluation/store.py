@@ -38,10 +38,12 @@ _NOT_THE_MODEL = ("_name_or_path", "transformers_version")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What making one adapter takes: wall-clock time, and that of all processor cores together, if it is known."""
+    """What making one adapter takes: wall-clock time, that of all processor cores together, if it is known, and the
+    gradient steps of tuning, if it was tuned."""
 
     seconds: float
     cpu_seconds: float | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
