@@ -11,6 +11,7 @@ from lora_tokenizer import write_adapter
 from loragen_infer import GeneratorBundle
 from loragen_infer.evaluation import read_task_means
 from loragen_infer.evaluation.baselines import Ridge
+from loragen_infer.samples import prompt_hash, read_examples
 from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, ExportConfig, FitConfig, ModelConfig
@@ -126,17 +127,38 @@ def test_prompts_of_no_training_task_start_from_the_joint_adapter(with_joint, ma
         replace(with_joint, training=replace(with_joint.training, objective="reconstruction")),
     ):
         setup = build_setup(plain, tmp_path / "cache")
-        assert setup.joint_NW is None
+        assert setup.joint is None
         assert "joint" not in setup.provenance()
         assert setup.module.generator.expander.strength == 1
+
+
+def test_what_only_the_joint_adapter_saw_is_no_task_never_seen(with_joint, tmp_path):
+    zoo = tmp_path / "zoo"
+    manifest = ZooManifest.read(zoo)
+    tasks = [replace(task, failure="diverged") if task.name == "sums" else task for task in manifest.tasks]
+    replace(manifest, tasks=tasks).write()
+    (sums,) = (task for task in tasks if task.name == "sums")
+    for settings in (None, {"settings": {"tasks": {"sums": "", "gone": "", "more": ""}}}):
+        if settings is not None:
+            (zoo / "joint" / "training.json").write_text(json.dumps(settings))
+        setup = build_setup(with_joint, tmp_path / "cache")
+        write_results(setup, with_joint, tmp_path / str(settings is None), weights=None, device=torch.device("cpu"))
+        seen = GeneratorBundle.load(tmp_path / str(settings is None) / FINAL_MODEL).training_tasks
+        gone = set() if settings is None else {"gone"}
+        assert set(seen.names) == {"sums", "spelling", "capitals", "more"} | gone
+        samples = read_examples(manifest.samples(sums.prompts), need_response=False)
+        assert {prompt_hash(sample.prompt) for sample in samples} == seen.prompt_hashes["sums"]
+        assert not gone & seen.prompt_hashes.keys()
+        # Validation prompts of the fit were training prompts of the joint adapter.
+        assert setup.prompts.train_hashes["more"] < seen.prompt_hashes["more"]
 
 
 def test_a_training_that_is_resumed_starts_from_what_it_began_with(with_joint, tmp_path):
     begun = build_setup(with_joint, tmp_path / "cache").provenance()
     zoo = tmp_path / "zoo"
-    assert build_setup(with_joint, tmp_path / "cache", before=begun).joint_NW is not None
+    assert build_setup(with_joint, tmp_path / "cache", before=begun).joint is not None
     # It was begun before there was a joint adapter.
-    assert build_setup(with_joint, tmp_path / "cache", before={**begun, "joint": None}).joint_NW is None
+    assert build_setup(with_joint, tmp_path / "cache", before={**begun, "joint": None}).joint is None
     with pytest.raises(LoragenTrainError, match="is not the one that the training was begun with"):
         build_setup(with_joint, tmp_path / "cache", before={**begun, "joint": "another"})
     replace(ZooManifest.read(zoo), joint=None).write()

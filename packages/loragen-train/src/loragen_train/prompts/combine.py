@@ -23,7 +23,7 @@ from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.prompts.sources import Samples, Source, read_samples
 
-__all__ = ["PromptRow", "combine", "hashes_of_test_examples", "prepare", "unused_samples"]
+__all__ = ["PromptRow", "combine", "hashes_of", "hashes_of_test_examples", "prepare", "unused_samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
     """
     named = [Source.of(*_name_and_location(str(text)), config) for text in sources]
     check_task_names([source.task for source in named])
-    test_hashes = _test_hashes(config.zoo, named)
+    test_hashes = _testhashes_of(config.zoo, named)
     rows: dict[str, list[PromptRow]] = {"train_prompts.jsonl": [], "val_prompts.jsonl": []}
     tasks: dict[str, Any] = {}
     for source in named:
@@ -135,7 +135,7 @@ def _name_and_location(text: str) -> tuple[str, str]:
     return unnamed.default_task, text
 
 
-def _test_hashes(zoo: str | None, sources: Iterable[Source]) -> frozenset[str]:
+def _testhashes_of(zoo: str | None, sources: Iterable[Source]) -> frozenset[str]:
     """Hashes of the test examples of the zoo, or where none is named of those that the sources and ./zoo are of."""
     files = [Path(source.name) for source in sources if source.library is None]
     likely = {Path("zoo"), *(file.parent.parent for file in files if file.parent.name in ("train", "test"))}
@@ -146,15 +146,16 @@ def _test_hashes(zoo: str | None, sources: Iterable[Source]) -> frozenset[str]:
             f"{zoo} has neither {MANIFEST_NAME} nor a folder test, so collect has not written it; give another --zoo."
         )
     tests = [file for folder in folders - listed for file in folder.glob("test/*.jsonl")]
-    return _hashes(tests).union(*(hashes_of_test_examples(ZooManifest.read(folder)) for folder in listed))
+    return hashes_of(tests).union(*(hashes_of_test_examples(ZooManifest.read(folder)) for folder in listed))
 
 
 def hashes_of_test_examples(manifest: ZooManifest) -> frozenset[str]:
     """Return the hashes of the test examples of all tasks, which nothing may be trained on."""
-    return _hashes([manifest.samples(task.test) for task in manifest.tasks if task.test is not None])
+    return hashes_of([manifest.samples(task.test) for task in manifest.tasks if task.test is not None])
 
 
-def _hashes(files: Iterable[Path]) -> frozenset[str]:
+def hashes_of(files: Iterable[Path]) -> frozenset[str]:
+    """Return the hashes of all samples in ``files``."""
     return frozenset(prompt_hash(row.prompt) for file in files for row in read_examples(file, need_response=False))
 
 

@@ -23,7 +23,7 @@ from loragen_train.training.condition import FrozenCondition, PromptTable, Train
 from loragen_train.training.data import TrainingDataModule
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
-from loragen_train.training.start import read_joint, start_from_ridge
+from loragen_train.training.start import JointAdapter, read_joint, start_from_ridge
 from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.frozen import FrozenModel
@@ -56,8 +56,8 @@ class TrainingSetup:
     """Generator, condition and objectives."""
     data: TrainingDataModule
     """What the steps of every phase see, and the validations."""
-    joint_NW: Tensor | None = None
-    """The tokens that tasks never seen start from, where these are of the zoo's joint adapter."""
+    joint: JointAdapter | None = None
+    """What tasks never seen start from, where that is the zoo's joint adapter."""
     frozen: FrozenModel | None = None
     """The base model, where it is trained through or held-out tasks are watched with it."""
     unseen: UnseenTasks | None = None
@@ -75,7 +75,7 @@ class TrainingSetup:
         held_out = {"held_out": self.held_out} if self.held_out else {}
         precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
         layout = self.zoo.layout.fingerprint
-        joint = {} if self.joint_NW is None else {"joint": _digest(self.joint_NW)}
+        joint = {} if self.joint is None else {"joint": _digest(self.joint.tokens_NW)}
         return {"versions": describe_versions(), "layout": layout, "tasks": tasks, **joint, **held_out, **precision}
 
 
@@ -97,7 +97,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     data = training_data.data
     prompts = read_prompts(data, training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
-    joint_NW = _joint_tokens(config, training_data.manifest, zoo, before)
+    joint = _joint_adapter(config, training_data.manifest, zoo, before)
     _warn_of_little_to_learn(zoo)
     watched = find_watched(config, training_data.test_hashes)
     device = default_device(training.accelerator)
@@ -119,7 +119,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
     if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
-    generator, left_out = _make_generator(config, zoo, table, embeddings_nD, joint_NW)
+    generator, left_out = _make_generator(config, zoo, table, embeddings_nD, None if joint is None else joint.tokens_NW)
     objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
     module = GeneratorModule(
         generator,
@@ -134,7 +134,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     unseen = None
     if frozen is not None and watched:
         unseen = UnseenTasks(watched, table.held_out, frozen, zoo, config)
-    if joint_NW is not None and unseen is None and config.export.weights == "best":
+    if joint is not None and unseen is None and config.export.weights == "best":
         logger.warning(
             "The joint adapter has seen the answers that val_loss is of; hold tasks out to choose the weights by, or "
             "set export.weights to last."
@@ -147,15 +147,15 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         encoder=encoder,
         module=module,
         data=TrainingDataModule(visits, training),
-        joint_NW=joint_NW,
+        joint=joint,
         frozen=frozen,
         unseen=unseen,
     )
 
 
-def _joint_tokens(
+def _joint_adapter(
     config: FitConfig, manifest: ZooManifest | None, zoo: Zoo, before: Mapping[str, Any] | None
-) -> Tensor | None:
+) -> JointAdapter | None:
     """What tasks never seen start from, where that is the zoo's joint adapter; a resumed training keeps to it."""
     if manifest is None:
         return None
@@ -166,13 +166,13 @@ def _joint_tokens(
         is_wanted = can_be if config.model.unseen_from == "auto" else config.model.unseen_from == "joint"
     if not is_wanted:
         return None
-    joint_NW = read_joint(manifest, zoo, lora_alpha=config.data.lora_alpha)
-    if begun_with is not None and _digest(joint_NW) != begun_with:
+    joint = read_joint(manifest, zoo, lora_alpha=config.data.lora_alpha)
+    if begun_with is not None and _digest(joint.tokens_NW) != begun_with:
         raise LoragenTrainError(
             f"The joint adapter of {manifest.folder} is not the one that the training was begun with; train anew with "
             "no --resume, or put it back."
         )
-    return joint_NW
+    return joint
 
 
 def _digest(tokens_NW: Tensor) -> str:

@@ -58,5 +58,14 @@ def _bundle(setup: TrainingSetup, config: FitConfig) -> GeneratorBundle:
         stats=setup.zoo.stats,
         **encoder.record,
         text_encoder_state=encoder.module.state_dict() if isinstance(encoder, PromptEncoder) and is_trained else None,
-        training_tasks=TrainingTasks(names=tuple(setup.prompts.train), prompt_hashes=setup.prompts.train_hashes),
+        training_tasks=_training_tasks(setup),
     )
+
+
+def _training_tasks(setup: TrainingSetup) -> TrainingTasks:
+    """All tasks that the generator has seen something of; the joint adapter that it starts from may have seen more."""
+    hashes = dict(setup.prompts.train_hashes)
+    for task, of_joint in ({} if setup.joint is None else setup.joint.sample_hashes).items():
+        hashes[task] = hashes.get(task, frozenset()) | of_joint
+    names = dict.fromkeys([*setup.prompts.train, *hashes])
+    return TrainingTasks(names=tuple(names), prompt_hashes={task: found for task, found in hashes.items() if found})

@@ -7,6 +7,7 @@ Legend: n prompts in all, D embedding size, K tasks with adapters, N tokens, W v
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,13 +20,25 @@ from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
 from loragen_train.errors import LoragenTrainError
+from loragen_train.prompts.combine import hashes_of
 from loragen_train.training.condition import PromptTable
 from loragen_train.zoo import records
 from loragen_train.zoo.tokens import Zoo
 
-__all__ = ["read_joint", "start_from_ridge"]
+__all__ = ["JointAdapter", "read_joint", "start_from_ridge"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointAdapter:
+    """A zoo's joint adapter, which tasks never seen start from."""
+
+    tokens_NW: Tensor
+    """Its tokens, z-scored as those of the tasks are."""
+    sample_hashes: dict[str, frozenset[str]]
+    """By the tasks that it was trained on, the hashes of their samples, none for a task that the zoo lost since. Where
+    no record tells the tasks, they are all of the zoo that are not held out."""
 
 
 def start_from_ridge(
@@ -71,8 +84,8 @@ def start_from_ridge(
     return generator.leave_out(left_out_fits(rows_KSD, fit.penalty)) if generator.config.num_tasks else None
 
 
-def read_joint(manifest: ZooManifest, zoo: Zoo, *, lora_alpha: float | None = None) -> Tensor:
-    """Return the joint adapter as tokens [N, W], z-scored as those of the tasks are.
+def read_joint(manifest: ZooManifest, zoo: Zoo, *, lora_alpha: float | None = None) -> JointAdapter:
+    """Return the zoo's joint adapter.
 
     Args:
         manifest: Names the adapter.
@@ -81,6 +94,7 @@ def read_joint(manifest: ZooManifest, zoo: Zoo, *, lora_alpha: float | None = No
 
     Raises:
         LoragenTrainError: There is none, it does not fit the adapters, or it was trained on a task that is held out.
+        LoragenInferError: Samples that it was trained on are not those that the zoo describes.
     """
     if manifest.joint is None:
         raise LoragenTrainError(
@@ -103,4 +117,9 @@ def read_joint(manifest: ZooManifest, zoo: Zoo, *, lora_alpha: float | None = No
         raise LoragenTrainError(
             f"The joint adapter of the zoo cannot be used: {error}; set model.unseen_from to ridge to train without."
         ) from error
-    return zoo.stats.normalize(tokens_NW)
+    others = {task.name: task.prompts for task in manifest.tasks if not task.held_out}
+    sample_hashes = {
+        name: frozenset() if (file := others.get(name)) is None else hashes_of([manifest.samples(file)])
+        for name in trained_on or others
+    }
+    return JointAdapter(tokens_NW=zoo.stats.normalize(tokens_NW), sample_hashes=sample_hashes)
