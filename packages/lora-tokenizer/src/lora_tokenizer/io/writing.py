@@ -6,22 +6,20 @@ Decides what may be replaced and what may be written; how a folder appears whole
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
-import safetensors.numpy
 import safetensors.torch
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from safetensors import SafetensorError, TensorSpec, serialize_file
 
-from lora_tokenizer.adapter import LoraAdapter
+from lora_tokenizer.adapter import LoraAdapter, dtype_name
 from lora_tokenizer.errors import LoraTokenizerError, writing
 from lora_tokenizer.io.atomic import atomic_folder
 from lora_tokenizer.io.finite import check_finite
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_IN_NUMPY = {torch.float64, torch.float32, torch.float16}
+_METADATA = {"format": "pt"}
 
 
 def write_adapter(adapter: LoraAdapter, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -63,19 +61,28 @@ def fill_folder(adapter: LoraAdapter, folder: Path, target: Path) -> None:
     text = json.dumps(adapter.config.to_peft(), indent=2) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     try:
-        _save(_separate(adapter), folder / WEIGHTS_NAME)
+        _save(adapter, folder / WEIGHTS_NAME)
     except SafetensorError as error:  # how a full disk comes back
         raise LoraTokenizerError(f"cannot write {target / WEIGHTS_NAME}: {error}") from error
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file of safetensors; of many small tensors numpy's writer, which knows no bfloat16, takes half the time
-    of torch's for the same bytes."""
-    if all(tensor.dtype in _IN_NUMPY for tensor in tensors.values()):
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
-    else:
-        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+def _save(adapter: LoraAdapter, path: Path) -> None:
+    """Write the tensors, row-major, to a file of safetensors.
+
+    Its writer for the tensors of torch checks each of many small ones for what these cannot be (sparse, tied), which
+    takes longer than to write them.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    if sys.byteorder == "big":  # that writer swaps the bytes
+        safetensors.torch.save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, _METADATA)
+        return
+    specs = {
+        name: TensorSpec(
+            dtype=dtype_name(tensor.dtype), shape=tensor.shape, data_ptr=tensor.data_ptr(), data_len=tensor.nbytes
+        )
+        for name, tensor in tensors.items()
+    }
+    serialize_file(specs, path, metadata=_METADATA)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -92,14 +99,3 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise LoraTokenizerError(
             f"{target} holds something else than an adapter (no {CONFIG_NAME}), so it is not replaced"
         )
-
-
-def _separate(adapter: LoraAdapter) -> dict[str, Tensor]:
-    """Row-major CPU tensors of which no two share memory, as safetensors demands."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
-    end = 0
-    for name, tensor in sorted(plain.items(), key=lambda item: item[1].data_ptr()):
-        if tensor.data_ptr() < end:
-            plain[name] = tensor.clone()
-        end = max(end, tensor.data_ptr() + tensor.nbytes)
-    return plain
