@@ -108,7 +108,7 @@ def with_joint(tmp_path, make, tiny_lm) -> FitConfig:
     replace(manifest, joint="joint/checkpoint-4").write()
     return FitConfig(
         data=DataConfig(zoo=str(zoo), cache_dir=str(tmp_path / "cache")),
-        model=ModelConfig(output_dim=16),
+        model=ModelConfig(output_dim=16, unseen_from="joint"),
         training=TrainingConfig(accelerator="cpu", objective="lm", lm=LmConfig(precision="fp32")),
     )
 
@@ -124,12 +124,25 @@ def test_prompts_of_no_training_task_start_from_the_joint_adapter(with_joint, ma
     assert "joint" in setup.provenance()
     for plain in (
         replace(with_joint, model=replace(with_joint.model, unseen_from="ridge")),
-        replace(with_joint, training=replace(with_joint.training, objective="reconstruction")),
+        replace(
+            with_joint,
+            model=replace(with_joint.model, unseen_from="auto"),
+            training=replace(with_joint.training, objective="reconstruction"),
+        ),
     ):
         setup = build_setup(plain, tmp_path / "cache")
         assert setup.joint is None
         assert "joint" not in setup.provenance()
         assert setup.module.generator.expander.strength == 1
+
+
+def test_by_default_a_joint_adapter_of_few_tasks_is_no_start(with_joint, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    config = replace(with_joint, model=replace(with_joint.model, unseen_from="auto"))
+    assert build_setup(config, tmp_path / "cache").joint is None
+    assert "Of 4 training tasks a joint adapter is no start for tasks never seen" in caplog.text
+    monkeypatch.setattr("loragen_train.configs.fit._ENOUGH_FOR_JOINT", 4)
+    assert build_setup(config, tmp_path / "cache").joint is not None
 
 
 def test_what_only_the_joint_adapter_saw_is_no_task_never_seen(with_joint, tmp_path):

@@ -26,6 +26,8 @@ _DECIDED_ELSEWHERE = {
 _MAX_PARAMETERS = 150_000_000
 # With few tasks whatever is learned along a direction of their prompts is those tasks themselves (docs/network.md).
 _FEW_TASKS, _TASKS_PER_CORRECTION = 20, 3
+# One adapter for fewer tasks is those tasks' (docs/network.md).
+_ENOUGH_FOR_JOINT = 50
 # Larger than any: what a kernel must fit into is known once the checkpoints are.
 _ANY_GRID = (1 << 15, 1 << 15)
 _SOME_OUTPUT_DIM = 384
@@ -66,13 +68,17 @@ class ModelConfig:
     unseen_from: Literal["auto", "ridge", "joint"] = "auto"
     """What prompts that are no training task's get before the first step, where tasks are remembered: ``ridge``, the
     regression; ``joint``, the one adapter of all training tasks that collect trains (``joint: true``). ``auto``: joint
-    where the zoo has it."""
+    where the zoo has it and 50 training tasks or more."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """All other options of the network. Those that have a key above, and those that follow from encoder and checkpoints
     (``condition_dim``, ``grid``), are not set here."""
+
+    def wants_joint(self, num_tasks: int) -> bool:
+        """Whether tasks never seen start from the joint adapter of so many training tasks, where there is one."""
+        return self.unseen_from == "joint" or (self.unseen_from == "auto" and num_tasks >= _ENOUGH_FOR_JOINT)
 
     def __post_init__(self) -> None:
         if self.parsed_condition.kind != "sentence" and not self.freeze_text_encoder:

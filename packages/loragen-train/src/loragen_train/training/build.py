@@ -97,7 +97,7 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     data = training_data.data
     prompts = read_prompts(data, training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
-    joint = _joint_adapter(config, training_data.manifest, zoo, before)
+    joint = _joint_adapter(config, training_data.manifest, zoo, len(prompts.train), before)
     _warn_of_little_to_learn(zoo)
     watched = find_watched(config, training_data.test_hashes)
     device = default_device(training.accelerator)
@@ -154,16 +154,22 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
 
 
 def _joint_adapter(
-    config: FitConfig, manifest: ZooManifest | None, zoo: Zoo, before: Mapping[str, Any] | None
+    config: FitConfig, manifest: ZooManifest | None, zoo: Zoo, num_tasks: int, before: Mapping[str, Any] | None
 ) -> JointAdapter | None:
     """What tasks never seen start from, where that is the zoo's joint adapter; a resumed training keeps to it."""
     if manifest is None:
         return None
     begun_with = None if before is None else before.get("joint")
     is_wanted = begun_with is not None
-    if before is None:
-        can_be = manifest.joint is not None and config.remembers_tasks
-        is_wanted = can_be if config.model.unseen_from == "auto" else config.model.unseen_from == "joint"
+    if before is None and config.remembers_tasks:
+        has_one = manifest.joint is not None
+        is_wanted = config.model.wants_joint(num_tasks) and (has_one or config.model.unseen_from == "joint")
+        if has_one and config.model.unseen_from == "auto" and not is_wanted:
+            logger.info(
+                "Of %d training tasks a joint adapter is no start for tasks never seen; they start from the "
+                "regression (model.unseen_from).",
+                num_tasks,
+            )
     if not is_wanted:
         return None
     joint = read_joint(manifest, zoo, lora_alpha=config.data.lora_alpha)
