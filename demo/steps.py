@@ -89,6 +89,8 @@ class Steps:
         print(f"({self.seconds[name]:.0f} s)", flush=True)
         if done.returncode != 0:
             sys.exit(done.returncode)
+        if not makes.exists():
+            sys.exit(f"{name} ended without {makes}, which another process may be making; try again later.")
         content = {"key": key, "seconds": self.seconds[name], "output": done.stdout}
         record.write_text(json.dumps(content), encoding="utf-8")
         return done.stdout

@@ -72,6 +72,10 @@ def test_a_step_that_fails_ends_the_run_and_counts_for_nothing(tmp_path):
     assert stop.value.code == 3
     program.write_text("#!/bin/sh\necho better\n")
     assert Steps(tmp_path).run(f"{program} collect", makes=tmp_path) == "better\n"
+    # As a collect does whose tasks another process is at.
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"^collect ended without .*joint, which another"):
+            Steps(tmp_path).run(f"{program} collect", makes=tmp_path / "joint")
 
 
 @pytest.mark.parametrize("size", ["full", "quick"])
