@@ -20,6 +20,7 @@ _COLOURS = {
     "tuned": "#1a73e8",
     "ridge": "#a142f4",
     "nearest": "#d09ef8",
+    "joint": "#12b5cb",
     "own": "#188038",
     "wrong prompts": "#e8710a",
     "junk": "#e8710a",
