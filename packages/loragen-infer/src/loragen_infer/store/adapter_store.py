@@ -39,7 +39,8 @@ class AdapterStore:
 
     Threads and processes may share a folder. An adapter appears whole or not at all, and is made once: whoever asks for
     it meanwhile waits. Beyond ``max_adapters`` those that were used least recently are removed, but none that was tuned
-    (with several processes that make adapters, up to a sixty-fourth more each may be there for a while).
+    (with several threads or processes that make adapters, up to sixteen or a sixty-fourth more each may be there for a
+    while).
 
     Args:
         folder: Where the adapters are; it is made with the first of them.

@@ -57,7 +57,7 @@ def prepare(sources: Sequence[str | Path], config: PrepareConfig, *, overwrite: 
     """
     named = [Source.of(*_name_and_location(str(text)), config) for text in sources]
     check_task_names([source.task for source in named])
-    test_hashes = _testhashes_of(config.zoo, named)
+    test_hashes = _test_hashes(config.zoo, named)
     rows: dict[str, list[PromptRow]] = {"train_prompts.jsonl": [], "val_prompts.jsonl": []}
     tasks: dict[str, Any] = {}
     for source in named:
@@ -135,7 +135,7 @@ def _name_and_location(text: str) -> tuple[str, str]:
     return unnamed.default_task, text
 
 
-def _testhashes_of(zoo: str | None, sources: Iterable[Source]) -> frozenset[str]:
+def _test_hashes(zoo: str | None, sources: Iterable[Source]) -> frozenset[str]:
     """Hashes of the test examples of the zoo, or where none is named of those that the sources and ./zoo are of."""
     files = [Path(source.name) for source in sources if source.library is None]
     likely = {Path("zoo"), *(file.parent.parent for file in files if file.parent.name in ("train", "test"))}
