@@ -98,7 +98,7 @@ def score_alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
     items = sorted((tokenize_example(tokenizer, example) for example in examples), key=lambda x: -len(x.input_ids))
     prefix = items[0].input_ids[: num_common_tokens(item.input_ids[: item.num_prompt_tokens - 1] for item in items)]
     common = read_tokens(model, [prefix], padding=0)
-    assert common is not None  # noqa: S101
+    assert common is not None  # noqa: S101  # all begin alike
     total = 0.0
     for start in range(0, len(items), BATCH_SIZE):
         batch = items[start : start + BATCH_SIZE]

@@ -188,7 +188,7 @@ def bench_memory(bundle: Path, root: Path) -> None:
             check=True,
         )
         peak = folder.stdout.split()[-1]
-        one = subprocess.run(  # noqa: S603
+        one = subprocess.run(  # noqa: S603  # this interpreter
             [sys.executable, "-c", code, *words, str(output)], capture_output=True, text=True, check=True
         )
         size = output.stat().st_size >> 20
@@ -206,7 +206,7 @@ def watch(module: object, spent: dict[str, float], name: str) -> None:
 
 
 def run(words: list[str]) -> None:
-    subprocess.run([sys.executable, *words], check=True, capture_output=True)  # noqa: S603
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)  # noqa: S603  # this interpreter
 
 
 def clock(action: Callable[[], object]) -> float:

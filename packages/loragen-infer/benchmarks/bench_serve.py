@@ -45,7 +45,7 @@ def main() -> None:
         )
         words = [sys.executable, "-m", "loragen_infer.cli", "serve", "--model", str(bundle)]
         words += ["--store", f"{folder}/adapters", "--port", "0"]
-        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this interpreter
         try:
             url = next(iter(server.stdout or ())).split()[0]  # when it answers
             alone, _ = load(url, 1, min(10.0, options.seconds), "alone")

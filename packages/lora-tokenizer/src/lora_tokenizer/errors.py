@@ -11,7 +11,8 @@ from pathlib import Path
 
 logger = logging.getLogger("lora_tokenizer")
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""How a system says that a disk, a user's share of it, or a file can hold no more."""
 
 
 class LoraTokenizerError(ValueError):
@@ -29,7 +30,7 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise LoraTokenizerError(
                 f"no space left to write {target} ({error.strerror}): free some and run it again"
             ) from error

@@ -3,10 +3,9 @@
 import errno
 import os
 
-__all__ = ["LoragenInferError", "is_out_of_memory", "is_out_of_space", "reason_of"]
+from lora_tokenizer.errors import NO_SPACE
 
-# Of a disk, of a user's share of it, and of one file.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+__all__ = ["LoragenInferError", "is_out_of_memory", "is_out_of_space", "reason_of"]
 
 
 class LoragenInferError(Exception):
@@ -34,4 +33,4 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_out_of_space(error: BaseException) -> bool:
     """Return whether there is no room for what was to be written."""
     # Libraries that are not Python's say it in words only.
-    return getattr(error, "errno", None) in _NO_SPACE or os.strerror(errno.ENOSPC) in str(error)
+    return getattr(error, "errno", None) in NO_SPACE or os.strerror(errno.ENOSPC) in str(error)
