@@ -87,7 +87,11 @@ def full_bundle(zoo, make):
         text_encoder_revision="0123abc",
         text_encoder_fingerprint="f" * 32,
         text_encoder_state={"0.model.embeddings.LayerNorm.weight": torch.rand(384)},
-        training_tasks=TrainingTasks(names=("sums", "none", 'old "\u2028\x7f\x01'), prompt_hashes=hashes),
+        training_tasks=TrainingTasks(
+            names=("sums", "none", 'old "\u2028\x7f\x01'),
+            prompt_hashes=hashes,
+            sample_hashes={"sums": frozenset([prompt_hash("4 + 4")]), 'old "\u2028\x7f\x01': frozenset()},
+        ),
         provenance={"experiment": "zoo ü"},
     )
 

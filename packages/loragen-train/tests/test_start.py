@@ -11,8 +11,12 @@ from lora_tokenizer import write_adapter
 from loragen_infer import GeneratorBundle
 from loragen_infer.evaluation import read_task_means
 from loragen_infer.evaluation.baselines import Ridge
+from loragen_infer.evaluation.config import EvaluateConfig
+from loragen_infer.evaluation.examples import read_inputs
+from loragen_infer.evaluation.training_tasks import Training
+from loragen_infer.evaluation.zoo_tasks import with_tasks_of_zoo
 from loragen_infer.samples import prompt_hash, read_examples
-from loragen_infer.zoo import ZooManifest
+from loragen_infer.zoo import SampleFile, ZooManifest
 from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, ExportConfig, FitConfig, ModelConfig
 from loragen_train.configs.objectives import LmConfig
@@ -160,10 +164,37 @@ def test_what_only_the_joint_adapter_saw_is_no_task_never_seen(with_joint, tmp_p
         gone = set() if settings is None else {"gone"}
         assert set(seen.names) == {"sums", "spelling", "capitals", "more"} | gone
         samples = read_examples(manifest.samples(sums.prompts), need_response=False)
-        assert {prompt_hash(sample.prompt) for sample in samples} == seen.prompt_hashes["sums"]
-        assert not gone & seen.prompt_hashes.keys()
-        # Validation prompts of the fit were training prompts of the joint adapter.
-        assert setup.prompts.train_hashes["more"] < seen.prompt_hashes["more"]
+        assert {prompt_hash(sample.prompt) for sample in samples} == seen.sample_hashes["sums"]
+        assert not gone & seen.sample_hashes.keys()
+        # Validation prompts of the fit were training prompts of the joint adapter, but were not shown.
+        assert setup.prompts.train_hashes["more"] == seen.prompt_hashes["more"] < seen.sample_hashes["more"]
+
+
+@pytest.mark.parametrize("unseen_from", ["joint", "ridge"])
+def test_the_zoo_that_a_generator_was_trained_on_can_be_evaluated_on(with_joint, tmp_path, unseen_from, questions):
+    zoo = tmp_path / "zoo"
+    # A test example of one task is a sample of another, as generators of questions repeat themselves.
+    manifest = ZooManifest.read(zoo)
+    samples = zoo / "train" / "sums.jsonl"
+    row = {"prompt": questions["more"][40], "response": "yes"}
+    samples.write_text(samples.read_text(encoding="utf-8") + json.dumps(row) + "\n", encoding="utf-8")
+    changed = [
+        replace(task, prompts=SampleFile.of(samples, zoo)) if task.name == "sums" else task for task in manifest.tasks
+    ]
+    replace(manifest, tasks=changed).write()
+    config = replace(with_joint, model=replace(with_joint.model, unseen_from=unseen_from))
+    setup = build_setup(config, tmp_path / "cache")
+    write_results(setup, config, tmp_path, weights=None, device=torch.device("cpu"))
+    trained = GeneratorBundle.load(tmp_path / FINAL_MODEL).training_tasks
+    training = Training(tasks=trained, means=None)
+    asked = with_tasks_of_zoo(EvaluateConfig(model="m", zoo=str(zoo), rows=["base"]), str(zoo), trained)
+    found = {task.name: read_inputs(task, asked, shown=training.shown, seen=training.seen) for task in asked.tasks}
+    assert found.keys() == set(TASKS)
+    for name in ("sums", "spelling", "capitals", "more"):
+        assert set(found[name].prompts) - {row["prompt"]} == set(setup.prompts.val[name])
+    assert {name: inputs.num_seen for name, inputs in found.items() if inputs.num_seen} == {"more": 1}
+    for inputs in found.values():
+        training.check(inputs)
 
 
 def test_a_training_that_is_resumed_starts_from_what_it_began_with(with_joint, tmp_path):

@@ -127,7 +127,7 @@ def test_where_no_validation_is_better_than_the_start_its_weights_are_the_best(c
 def test_the_values_are_those_of_the_adapters_that_the_bundle_writes(config, tmp_path, tiny_lm):
     made = fit(replace(changed(config, tmp_path, max_epochs=2), export=ExportConfig(weights="last")))
     model, tokenizer = load_base_model(str(tiny_lm))
-    watched = read_held_out(ZooManifest.read(config.data.zoo), config.data, max_samples=16, test_hashes=())
+    watched = read_held_out(ZooManifest.read(config.data.zoo), config.data, max_samples=16, test_hashes=(), seen=())
     generator = LoraGenerator.from_pretrained(made)
     adapters = [generator.generate(task.prompts) for task in watched]
 
@@ -173,7 +173,7 @@ def test_the_prompts_are_of_the_task_and_none_is_a_test_sample(config, questions
     manifest = ZooManifest.read(config.data.zoo)
     data = replace(config.data, samples_per_prompt=2)
     left_out = {prompt_hash(questions["more"][0])}
-    one, again = (read_held_out(manifest, data, max_samples=3, test_hashes=left_out) for _ in range(2))
+    one, again = (read_held_out(manifest, data, max_samples=3, test_hashes=left_out, seen=()) for _ in range(2))
     assert one == again
     for task in one:
         assert len(task.prompts) == 4
@@ -183,6 +183,17 @@ def test_the_prompts_are_of_the_task_and_none_is_a_test_sample(config, questions
         assert len(task.tests) == 3
         assert {test.prompt for test in task.tests} <= set(questions[task.name][40:])
         assert not any(test.response in prompt for test in task.tests for prompt in task.prompts)
+
+
+def test_no_held_out_task_is_scored_on_what_a_training_task_has(config, questions, caplog):
+    manifest = ZooManifest.read(config.data.zoo)
+    seen = {prompt_hash(prompt) for prompt in [*questions["more"][41:], *questions["last"][40:]]}
+    found = read_held_out(manifest, config.data, max_samples=8, test_hashes=(), seen=seen)
+    tests = {task.name: [test.prompt for test in task.tests] for task in found}
+    assert tests.keys() == {"capitals", "more"}
+    assert tests["more"] == questions["more"][40:41]
+    assert len(tests["capitals"]) == 8
+    assert caplog.messages == ["Cannot watch 1 held-out task: last (no test samples that no training task has)."]
 
 
 @pytest.mark.parametrize("num_batches", [1, 4, 7, 10])

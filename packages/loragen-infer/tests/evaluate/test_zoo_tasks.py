@@ -8,10 +8,11 @@ from loragen_infer import LoragenInferError
 from loragen_infer.bundle import TrainingTasks
 from loragen_infer.cli.main import main
 from loragen_infer.evaluation.config import ROWS, EvaluateConfig, EvaluateTask
-from loragen_infer.evaluation.examples import read_inputs
+from loragen_infer.evaluation.examples import read_inputs, read_test_examples
 from loragen_infer.evaluation.run import evaluate
 from loragen_infer.evaluation.zoo_tasks import with_tasks_of_zoo
 from loragen_infer.samples import prompt_hash
+from loragen_infer.zoo import ZooManifest
 
 # Of five prompts of each training task, training has shown all but the last two.
 TRAINED = TrainingTasks(
@@ -79,16 +80,57 @@ def test_evaluate_needs_nothing_but_the_zoo_and_a_model(listed, folder, model, t
 def test_adapters_are_generated_from_prompts_that_training_has_not_shown(listed, folder):
     listed()
     config = with_tasks_of_zoo(EvaluateConfig(model="m", zoo=str(folder), num_prompts=4), str(folder), TRAINED)
-    seen = frozenset().union(*TRAINED.prompt_hashes.values())
-    found = {task.name: read_inputs(task, config, seen=seen).prompts for task in config.tasks}
+    shown = frozenset().union(*TRAINED.prompt_hashes.values())
+    found = {task.name: read_inputs(task, config, shown=shown).prompts for task in config.tasks}
     assert found == {
         "one": [f"prompts {number} of one" for number in (3, 4)],
         "two": [f"prompts {number} of two" for number in (3, 4)],
         "new": [f"prompts {number} of new" for number in range(4)],
     }
-    seen |= {prompt_hash(f"prompts {number} of one") for number in (3, 4)}
+    shown |= {prompt_hash(f"prompts {number} of one") for number in (3, 4)}
     with pytest.raises(LoragenInferError, match=r"one\.prompts\.jsonl: the generator was trained on every prompt"):
-        read_inputs(config.tasks[0], config, seen=seen)
+        read_inputs(config.tasks[0], config, shown=shown)
+
+
+def test_what_an_adapter_was_trained_on_for_another_task_is_not_tested(listed, folder, zoo, tmp_path, caplog):
+    listed()
+    # Of the first task one test example was learned, and both of the second, without being shown as a prompt.
+    learned = {
+        "one": frozenset([prompt_hash("test 0 of two"), prompt_hash("test 1 of one")]),
+        "two": frozenset([prompt_hash("test 1 of two"), prompt_hash("prompts 4 of one")]),
+    }
+    tasks = dataclasses.replace(TRAINED, sample_hashes=learned)
+    model = dataclasses.replace(zoo.bundle, training_tasks=tasks).save(tmp_path / "learned.safetensors")
+    config = EvaluateConfig(
+        model=str(model), zoo=str(folder), rows=["base"], num_resamples=100, output_dir=str(tmp_path / "r")
+    )
+    evaluation = evaluate(config)
+    assert {task.task: len(task.rows["base"].answer_nll) for task in evaluation.tasks} == {"one": 1, "new": 2}
+    why = "that the generator or an adapter was trained on, for this task or another."
+    assert [remark for remark in evaluation.remarks if why in remark] == [
+        f"The task 'one' is tested without 1 test example {why}",
+        f"The task 'two' is left out: it has no test example but 2 test examples {why}",
+    ]
+    # What is generated from need only not have been shown.
+    listed = with_tasks_of_zoo(config, str(folder), tasks).tasks
+    shown = frozenset().union(*tasks.prompt_hashes.values())
+    assert read_inputs(listed[0], config, shown=shown).prompts == [f"prompts {number} of one" for number in (3, 4)]
+    (only,) = (task for task in ZooManifest.read(folder).tasks if task.name == "two")
+    learned["two"] |= {prompt_hash("test 0 of two")}
+    dataclasses.replace(ZooManifest.read(folder), tasks=[only]).write()
+    with pytest.raises(LoragenInferError, match=r"every test example of every task; name other files under test"):
+        evaluate(config)
+
+
+def test_an_example_that_an_adapter_was_trained_on_is_refused_where_a_configuration_names_it(config, zoo, tmp_path):
+    (first, *_) = config.tasks
+    prompt = read_test_examples(first)[0].prompt
+    tasks = TrainingTasks(names=("three",), sample_hashes={"three": frozenset([prompt_hash(prompt)])})
+    model = dataclasses.replace(zoo.bundle, training_tasks=tasks).save(tmp_path / "learned.safetensors")
+    with pytest.raises(
+        LoragenInferError, match=r"1 of the \d prompts to test the task 'one' on are among the samples of"
+    ):
+        evaluate(dataclasses.replace(config, model=str(model)))
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ __all__ = ["GeneratorBundle", "TrainingTasks", "read_old_task_means"]
 _NEWEST_FORMAT = 3
 _PACKAGES = ("hyperconv", "lora-tokenizer", "loragen-infer", "torch")
 _HASH_BYTES = 8
+_SAMPLES = "samples."
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTasks:
-    """The tasks that a generator was trained on, with hashes of every sample that training showed.
+    """The tasks that a generator was trained on, with hashes of their samples.
 
-    The hashes are what lets an evaluation refuse a test example that was trained on; they give no sample away.
+    The hashes are what lets an evaluation keep to samples that were not trained on; they give no sample away.
 
     Raises:
         ValueError: A name is no text or there twice, or hashes are of no task or not as ``prompt_hash`` makes them.
@@ -41,34 +42,46 @@ class TrainingTasks:
     prompt_hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By task, the ``loragen_infer.samples.prompt_hash`` of every single sample in its training prompts. A task that is
     missing here is one of which nobody knows: bundles of older versions have names only."""
+    sample_hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By task, the same of every sample whose response an adapter was trained on that the generator has learned from or
+    starts from: the task's own ones, and a joint one. The generator may not have been shown them as prompts."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(name, str) for name in self.names) or len(set(self.names)) < len(self.names):
             raise ValueError(f"the training tasks are called {list(self.names)!r}, where different texts belong")
-        if strangers := sorted(self.prompt_hashes.keys() - set(self.names)):
-            raise ValueError(f"there are hashes of {strangers[0]!r}, which is no training task")
-        if any(len(value) != 2 * _HASH_BYTES for values in self.prompt_hashes.values() for value in values):
-            raise ValueError(f"a hash of a training prompt has not {2 * _HASH_BYTES} digits")
+        for of_kind in (self.prompt_hashes, self.sample_hashes):
+            if strangers := sorted(of_kind.keys() - set(self.names)):
+                raise ValueError(f"there are hashes of {strangers[0]!r}, which is no training task")
+            if any(len(value) != 2 * _HASH_BYTES for values in of_kind.values() for value in values):
+                raise ValueError(f"a hash of a training prompt has not {2 * _HASH_BYTES} digits")
+
+    def seen(self, name: str) -> frozenset[str]:
+        """Return the hashes of all samples of a task that are known to have been trained on, shown or not."""
+        return self.prompt_hashes.get(name, frozenset()) | self.sample_hashes.get(name, frozenset())
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """The hashes, uint8 ``[number, 8]`` for each task under its place in ``names``."""
-        rows = {
-            str(index): [list(bytes.fromhex(value)) for value in sorted(self.prompt_hashes[name])]
-            for index, name in enumerate(self.names)
-            if name in self.prompt_hashes
+        """The hashes, uint8 ``[number, 8]`` for each task under its place in ``names``; those of ``sample_hashes`` have
+        ``samples.`` before it.
+        """
+        return {
+            f"{kind}{self.names.index(name)}": torch.tensor(
+                [list(bytes.fromhex(value)) for value in sorted(values)], dtype=torch.uint8
+            ).view(-1, _HASH_BYTES)
+            for kind, of_kind in (("", self.prompt_hashes), (_SAMPLES, self.sample_hashes))
+            for name, values in of_kind.items()
         }
-        return {index: torch.tensor(row, dtype=torch.uint8).view(-1, _HASH_BYTES) for index, row in rows.items()}
 
     @classmethod
     def from_tensors(cls, names: list[str], tensors: Mapping[str, torch.Tensor]) -> "TrainingTasks":
         """The inverse of :meth:`to_tensors`; raises a ValueError as the class."""
         if not isinstance(names, list):
             raise ValueError("the names of the training tasks are no list")
-        hashes = {
-            names[int(index)]: frozenset(bytes(row).hex() for row in tensor.tolist())
-            for index, tensor in tensors.items()
-        }
-        return cls(names=tuple(names), prompt_hashes=hashes)
+        prompt_hashes, sample_hashes = dict[str, frozenset[str]](), dict[str, frozenset[str]]()
+        for key, tensor in tensors.items():
+            of_kind = sample_hashes if key.startswith(_SAMPLES) else prompt_hashes
+            name = names[int(key.removeprefix(_SAMPLES))]
+            of_kind[name] = frozenset(bytes(row).hex() for row in tensor.tolist())
+        return cls(names=tuple(names), prompt_hashes=prompt_hashes, sample_hashes=sample_hashes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,8 @@ class EvaluateTask:
     choice_format: str = "{}"
     """How a response writes a choice that ``choice_pattern`` has found, such as ``[{}]``."""
     unseen_prompts: bool = False
-    """Generate only from prompts that the generator was not trained on, as its bundle knows them: for a file of single
-    samples."""
+    """Generate only from prompts that the generator was not shown in training, and test only on examples that neither
+    it nor an adapter was trained on, as its bundle knows them: for files of single samples."""
     held_out: bool | None = None
     """Whether training saw nothing of the task. The bundle knows that; what is said here is checked against it, and
     kept from the rows ``nearest`` and ``ridge``."""

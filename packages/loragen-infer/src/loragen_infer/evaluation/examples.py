@@ -37,22 +37,37 @@ class TaskInputs:
     prompts: list[str]
     examples: list[TestExample]
     shots: list[Example]
+    num_seen: int = 0
+    """How many further examples there are that were trained on, and so are not scored."""
 
 
-def read_inputs(task: EvaluateTask, config: EvaluateConfig, *, seen: Collection[str] = ()) -> TaskInputs:
+def read_inputs(
+    task: EvaluateTask, config: EvaluateConfig, *, shown: Collection[str] = (), seen: Collection[str] = ()
+) -> TaskInputs:
     """Return all that ``task`` is evaluated with; what is shown with its response must not be tested.
 
-    ``seen`` has the hashes of what the generator was trained on, for a task with ``unseen_prompts``.
+    Args:
+        task: The task; where it has ``unseen_prompts``, its examples may turn out to be none.
+        config: The evaluation.
+        shown: Hashes of what the generator was shown in training, which such a task does not generate from.
+        seen: Hashes of all that was trained on, which such a task is not tested on.
+
+    Raises:
+        LoragenInferError: A file cannot be read, has too few samples, or tests what is shown.
     """
     prompts = read_task_prompts(task.name, Path(task.prompts))
+    examples = read_test_examples(task)
+    num_examples = len(examples)
     if task.unseen_prompts:
-        prompts = [prompt for prompt in prompts if prompt_hash(prompt) not in seen]
+        prompts = [prompt for prompt in prompts if prompt_hash(prompt) not in shown]
+        examples = [example for example in examples if prompt_hash(example.prompt) not in seen]
         if not prompts:
             raise LoragenInferError(
                 f"{task.prompts}: the generator was trained on every prompt of the task {task.name!r}; name a file "
                 "with others."
             )
-    examples = read_test_examples(task)[: config.num_examples]
+    num_seen = num_examples - len(examples)
+    examples = examples[: config.num_examples]
     shots: list[Example] = []
     if task.shots is not None and set(SHOWN_ROWS) & set(config.wanted_rows):
         shots = read_examples(Path(task.shots))[: config.num_shots]
@@ -66,7 +81,9 @@ def read_inputs(task: EvaluateTask, config: EvaluateConfig, *, seen: Collection[
                 f"{task.shots} would show {shot.prompt[:60]!r} with its response, but the task {task.name!r} is tested "
                 "on it; name a file of other examples under shots."
             )
-    return TaskInputs(task=task, prompts=prompts[: config.num_prompts], examples=examples, shots=shots)
+    return TaskInputs(
+        task=task, prompts=prompts[: config.num_prompts], examples=examples, shots=shots, num_seen=num_seen
+    )
 
 
 def read_task_prompts(name: str, path: Path) -> list[str]:

@@ -10,16 +10,17 @@ from loragen_infer.bundle import find_bundle
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.chart import draw_chart
 from loragen_infer.evaluation.config import EvaluateConfig
-from loragen_infer.evaluation.examples import read_inputs
+from loragen_infer.evaluation.examples import TaskInputs, read_inputs
 from loragen_infer.evaluation.methods import GIVEN_ROWS, RowMaker
 from loragen_infer.evaluation.results import Evaluation, TaskResult, summarise, to_json
 from loragen_infer.evaluation.row_scorer import RowScorer, named
 from loragen_infer.evaluation.scoring import mean_scores
-from loragen_infer.evaluation.training_tasks import read_training
+from loragen_infer.evaluation.training_tasks import Training, read_training
 from loragen_infer.evaluation.zoo_tasks import with_tasks_of_zoo
 from loragen_infer.files import write_json
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.models.base_model import load_base_model
+from loragen_infer.words import counted
 
 __all__ = ["evaluate"]
 
@@ -47,9 +48,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if config.zoo is not None:
         config = with_tasks_of_zoo(config, config.zoo, generator.bundle.training_tasks)
     training = read_training(config, generator, bundle)
-    seen = training.seen
-    tasks = [read_inputs(task, config, seen=seen) for task in config.tasks]
-    remarks = training.unknown(config.tasks)
+    tasks, remarks = _read_tasks(config, training)
     for inputs in tasks:
         training.check(inputs)
         remarks += training.near_duplicates(inputs.task, generator.encoder.encode(inputs.prompts))
@@ -91,3 +90,27 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     draw_chart(evaluation, output_dir / "evaluation.png")
     write_json(output_dir / "evaluation.json", to_json(given, evaluation))
     return evaluation
+
+
+def _read_tasks(config: EvaluateConfig, training: Training) -> tuple[list[TaskInputs], list[str]]:
+    """What each task is evaluated with, and a sentence on every one that has examples which do not count.
+
+    Tasks of a zoo may have samples in common: what one is tested on, the adapter of another may have been trained on.
+    """
+    shown, seen = training.shown, training.seen
+    tasks = [read_inputs(task, config, shown=shown, seen=seen) for task in config.tasks]
+    remarks = training.unknown(config.tasks)
+    for inputs in tasks:
+        if inputs.num_seen:
+            number = counted(inputs.num_seen, "test example")
+            why = "that the generator or an adapter was trained on, for this task or another"
+            remarks.append(
+                f"The task {inputs.task.name!r} is tested without {number} {why}."
+                if inputs.examples
+                else f"The task {inputs.task.name!r} is left out: it has no test example but {number} {why}."
+            )
+    if not (left_over := [inputs for inputs in tasks if inputs.examples]):
+        raise LoragenInferError(
+            "The generator was trained on every test example of every task; name other files under test."
+        )
+    return left_over, remarks

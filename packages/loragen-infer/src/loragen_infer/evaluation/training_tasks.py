@@ -35,9 +35,14 @@ class Training:
     means: TaskMeans | None
 
     @property
-    def seen(self) -> frozenset[str]:
-        """Hashes of all samples that training is known to have shown."""
+    def shown(self) -> frozenset[str]:
+        """Hashes of all samples that the generator is known to have been shown as prompts."""
         return frozenset() if self.tasks is None else frozenset().union(*self.tasks.prompt_hashes.values())
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Hashes of all samples that are known to have been trained on, whether they were shown or not."""
+        return frozenset() if self.tasks is None else frozenset().union(*map(self.tasks.seen, self.tasks.names))
 
     def held_out(self, task: EvaluateTask) -> bool | None:
         """Return whether training saw nothing of ``task``; None where the bundle does not say."""
@@ -63,7 +68,8 @@ class Training:
                 f"{'' if task.held_out else 'not '}trained on it; take held_out away, or evaluate another generator."
             )
         hashes = [prompt_hash(example.prompt) for example in inputs.examples]
-        for name, seen in self.tasks.prompt_hashes.items():
+        for name in self.tasks.names:
+            seen = self.tasks.seen(name)
             if count := sum(value in seen for value in hashes):
                 raise LoragenInferError(
                     f"{task.test}: {count} of the {len(hashes)} prompts to test the task {task.name!r} on are among "
@@ -77,7 +83,7 @@ class Training:
             claimed = [task.name for task in tasks if task.held_out]
             but = f"; that {', '.join(claimed)} is held out is the configuration's word only" if claimed else ""
             return [f"The bundle does not say what the generator was trained on{but}."]
-        if not self.tasks.prompt_hashes:
+        if not self.seen:
             return ["The bundle does not say which samples were trained on, so the test examples are not checked."]
         return []
 

@@ -59,7 +59,8 @@ class CollectTask:
     num_train: int = 320
     """Number of samples to train on."""
     num_test: int = 32
-    """Number of further samples kept for evaluation, never trained on."""
+    """Number of further samples kept for evaluation, which its own adapter is never trained on; those that another task
+    is trained on are left out by ``fit`` and ``evaluate``."""
     held_out: bool = False
     """True: no generator learns from it, so that an unseen task can be evaluated."""
     own_adapter: bool | None = None

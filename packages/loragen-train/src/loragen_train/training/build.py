@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.tokens import Zoo, read_zoo
-from loragen_train.zoo.training_data import read_training_data
+from loragen_train.zoo.training_data import TrainingData, read_training_data
 
 __all__ = ["HALF_WEIGHTS", "TrainingSetup", "build_setup"]
 
@@ -62,6 +62,8 @@ class TrainingSetup:
     """The base model, where it is trained through or held-out tasks are watched with it."""
     unseen: UnseenTasks | None = None
     """The held-out tasks that are watched."""
+    sample_hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By task, the hashes of the samples that adapters were trained on: its own, and the joint one."""
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
@@ -99,7 +101,9 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
     joint = _joint_adapter(config, training_data.manifest, zoo, len(prompts.train), before)
     _warn_of_little_to_learn(zoo)
-    watched = find_watched(config, training_data.test_hashes)
+    sample_hashes = _sample_hashes(training_data, joint)
+    seen = frozenset().union(*prompts.train_hashes.values(), *sample_hashes.values())
+    watched = find_watched(config, training_data.test_hashes, seen)
     device = default_device(training.accelerator)
     if training.is_through_lm:
         known = (before or {}).get("lm_precision")
@@ -150,7 +154,15 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         joint=joint,
         frozen=frozen,
         unseen=unseen,
+        sample_hashes=sample_hashes,
     )
+
+
+def _sample_hashes(training_data: TrainingData, joint: JointAdapter | None) -> dict[str, frozenset[str]]:
+    """By task, the hashes of the samples that its own adapters and the joint one were trained on."""
+    own, of_joint = training_data.adapter_hashes(), {} if joint is None else joint.sample_hashes
+    nothing = frozenset[str]()
+    return {task: own.get(task, nothing) | of_joint.get(task, nothing) for task in {**own, **of_joint}}
 
 
 def _joint_adapter(

@@ -64,8 +64,9 @@ def _bundle(setup: TrainingSetup, config: FitConfig) -> GeneratorBundle:
 
 def _training_tasks(setup: TrainingSetup) -> TrainingTasks:
     """All tasks that the generator has seen something of; the joint adapter that it starts from may have seen more."""
-    hashes = dict(setup.prompts.train_hashes)
-    for task, of_joint in ({} if setup.joint is None else setup.joint.sample_hashes).items():
-        hashes[task] = hashes.get(task, frozenset()) | of_joint
-    names = dict.fromkeys([*setup.prompts.train, *hashes])
-    return TrainingTasks(names=tuple(names), prompt_hashes={task: found for task, found in hashes.items() if found})
+    shown, learned = setup.prompts.train_hashes, setup.sample_hashes
+    return TrainingTasks(
+        names=tuple(dict.fromkeys([*setup.prompts.train, *shown, *learned])),
+        prompt_hashes={task: found for task, found in shown.items() if found},
+        sample_hashes={task: found for task, found in learned.items() if found},
+    )

@@ -45,12 +45,13 @@ _MARGIN = "val_steering_margin"
 _OFF = "set training.unseen.enabled to false to train without it"
 
 
-def find_watched(config: FitConfig, test_hashes: Collection[str]) -> list[HeldOutTask]:
+def find_watched(config: FitConfig, test_hashes: Collection[str], seen: Collection[str]) -> list[HeldOutTask]:
     """Return the held-out tasks to watch, none where that is not wanted or there are none.
 
     Args:
         config: The training.
         test_hashes: Hashes of the test examples of all tasks, which are in no prompt.
+        seen: Hashes of the samples of the training tasks, which no task is scored on.
 
     Raises:
         LoragenTrainError: There is none, but they are asked for.
@@ -62,7 +63,8 @@ def find_watched(config: FitConfig, test_hashes: Collection[str]) -> list[HeldOu
     tasks = []
     if config.data.zoo is not None:
         manifest = ZooManifest.read(config.data.zoo)
-        tasks = read_held_out(manifest, config.data, max_samples=unseen.max_samples, test_hashes=test_hashes)
+        most = unseen.max_samples
+        tasks = read_held_out(manifest, config.data, max_samples=most, test_hashes=test_hashes, seen=seen)
     if not tasks:
         lack = "data.zoo names no zoo" if config.data.zoo is None else f"{config.data.zoo} has no held-out task"
         if unseen.enabled is True:

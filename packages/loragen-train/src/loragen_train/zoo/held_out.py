@@ -33,7 +33,7 @@ class HeldOutTask:
 
 
 def read_held_out(
-    manifest: ZooManifest, data: DataConfig, *, max_samples: int, test_hashes: Collection[str]
+    manifest: ZooManifest, data: DataConfig, *, max_samples: int, test_hashes: Collection[str], seen: Collection[str]
 ) -> list[HeldOutTask]:
     """Return the held-out tasks of ``manifest`` that have prompts and test samples; the others are named in a warning.
 
@@ -42,6 +42,7 @@ def read_held_out(
         data: Says how many prompts make a condition, and how many samples are joined to one.
         max_samples: Most test samples of a task.
         test_hashes: Hashes of the samples that are in no prompt.
+        seen: Hashes of the samples of the training tasks; a test sample that one of them has too is left out.
 
     Raises:
         LoragenInferError: A file of samples cannot be read, or is not the one that the zoo describes.
@@ -52,7 +53,10 @@ def read_held_out(
         if task.test is None or not prompts:
             left_out[task.name] = "no test samples" if task.test is None else "no prompts beside its test samples"
             continue
-        tests = read_examples(manifest.samples(task.test))
+        tests = [test for test in read_examples(manifest.samples(task.test)) if prompt_hash(test.prompt) not in seen]
+        if not tests:
+            left_out[task.name] = "no test samples that no training task has"
+            continue
         tests = _draw(task).sample(tests, k=min(len(tests), max_samples))
         found.append(HeldOutTask(name=task.name, prompts=prompts, tests=tests))
     if left_out:

@@ -6,6 +6,7 @@ So there is one way from tasks to prompts and tokens, wherever the tasks are wri
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from loragen_infer.samples import read_examples
 from loragen_infer.words import counted
@@ -13,7 +14,7 @@ from loragen_infer.zoo import MANIFEST_NAME, ZooManifest, ZooTask
 
 from loragen_train.configs.fit import DataConfig, TaskConfig
 from loragen_train.errors import LoragenTrainError
-from loragen_train.prompts.combine import hashes_of_test_examples
+from loragen_train.prompts.combine import hashes_of, hashes_of_test_examples
 from loragen_train.zoo.held_out import base_model_of
 
 __all__ = ["TrainingData", "read_training_data"]
@@ -33,6 +34,18 @@ class TrainingData:
     """The tasks of the zoo that are held out."""
     manifest: ZooManifest | None = None
     """The zoo; None where the tasks are listed in the configuration."""
+
+    def adapter_hashes(self) -> dict[str, frozenset[str]]:
+        """Return by task with adapters the hashes of the samples that these were trained on: all that it brings.
+
+        Raises:
+            LoragenInferError: A file of samples cannot be read.
+        """
+        return {
+            task.name: hashes_of([Path(task.prompts)])
+            for task in self.data.tasks
+            if task.checkpoint_dir is not None and task.prompts is not None
+        }
 
     @property
     def base_model(self) -> str | None:
