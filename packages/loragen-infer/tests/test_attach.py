@@ -17,6 +17,8 @@ VARIANTS = {
     "some layers": {"layers_to_transform": [1]},
     "mlp": {"target_modules": ["gate_proj", "down_proj"], "r": 4},
     "dora": {"use_dora": True},
+    "lm_head": {"target_modules": ["q_proj", "lm_head"]},
+    "embed_tokens": {"target_modules": ["q_proj", "embed_tokens"]},
 }
 
 

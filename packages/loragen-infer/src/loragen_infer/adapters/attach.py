@@ -123,7 +123,8 @@ def _fill(model: "PeftModel", adapter: LoraAdapter, adapter_name: str) -> None:
     """Copy the tensors into their places, if each has one of its shape and no place is left over."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    own = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    # Where LoRA adapts an embedding or the head, PEFT would count the layer under it as the adapter's too.
+    own = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     expected = {name: tuple(value.shape) for name, value in own.items()}
     given = {name: tuple(value.shape) for name, value in adapter.tensors.items()}
     if expected != given:
