@@ -199,6 +199,30 @@ def test_tuned_rows_take_the_steps_that_examples_left_out_choose(full, monkeypat
     assert str(TuneSettings().num_steps) in row.split()
 
 
+def test_rows_are_not_tuned_from_what_has_more_than_plain_factors(full, zoo, make, tmp_path, caplog):
+    model = make.llama(seed=1)
+    dora = make.adapter(model, tmp_path / "dora", use_dora=True)
+    bundle = make.bundle([dora, make.adapter(model, tmp_path / "other", seed=3, use_dora=True)])
+    path = str(bundle.save(tmp_path / "dora.safetensors"))
+    task = dataclasses.replace(full.tasks[0], adapter=None)
+    config = dataclasses.replace(full, model=path, tasks=[task], training_tasks=None, joint_adapter=None)
+    expected = ["base", "few-shot", "mean", "generated", "tuned from scratch", "junk"]
+    assert list(evaluate(config).tasks[0].scores) == expected
+    reason = "is left out: it starts from an adapter with use_dora, and only plain LoRA factors can be tuned."
+    left_out = [message for message in caplog.messages if "tuned" in message]
+    assert left_out == [f"The row 'tuned' {reason}", f"The row 'tuned from mean' {reason}"]
+    initial = make.adapter(model, tmp_path / "initial", target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(LoragenInferError, match="has none of the rows asked for"):
+        evaluate(dataclasses.replace(config, initial_adapter=str(initial), rows=["tuned", "tuned from scratch"]))
+
+
+def test_tuning_that_fails_says_of_which_rows_and_task(full):
+    config = dataclasses.replace(full, rows=["tuned", "tuned from mean"], tune_learning_rate=1e30)
+    message = "^The rows 'tuned', 'tuned from mean' of the task 'one': .*lower the learning rate"
+    with pytest.raises(LoragenInferError, match=message):
+        evaluate(config)
+
+
 @pytest.mark.parametrize("what", ["examples", "adapter", "shots", "choices", "prompts"])
 def test_what_decides_a_score_is_part_of_its_name(what, full, zoo, tmp_path, rows):
     config = dataclasses.replace(full, tasks=full.tasks[:1], rows=["few-shot", "generated", "own"])
@@ -237,10 +261,12 @@ def test_a_damaged_row_is_scored_again_and_named(config, tmp_path, caplog):
 
 
 def test_one_task_alone_has_all_rows_but_wrong_prompts(full):
-    alone = dataclasses.replace(full, tasks=full.tasks[:1], rows=["base", "generated"])
-    assert list(evaluate(alone).tasks[0].scores) == alone.rows
+    alone = dataclasses.replace(full, tasks=full.tasks[:1])
+    assert list(evaluate(alone).tasks[0].scores) == [row for row in ROWS if row != "wrong prompts"]
+    chosen = dataclasses.replace(full, tasks=full.tasks[:1], rows=["base", "generated"])
+    assert list(evaluate(chosen).tasks[0].scores) == chosen.rows
     with pytest.raises(LoragenInferError, match="two are needed"):
-        dataclasses.replace(full, tasks=full.tasks[:1])
+        dataclasses.replace(alone, rows=["base", "wrong prompts"])
 
 
 def test_the_report_says_what_the_generator_is_worth(full):

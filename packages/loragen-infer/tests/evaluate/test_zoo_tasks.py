@@ -142,6 +142,17 @@ def test_a_part_of_the_tasks_can_be_asked_for(listed, folder, which, expected):
     assert names(config) == names(config, None) == expected
 
 
+def test_one_held_out_task_alone_is_evaluated_without_the_prompts_of_others(listed, folder, model, zoo, tmp_path):
+    listed()
+    config = EvaluateConfig(
+        model=model, zoo=str(folder), zoo_tasks="held-out", output_dir=str(tmp_path / "r"), num_resamples=100
+    )
+    (task,) = evaluate(config).tasks
+    assert task.task == "new"
+    assert {"base", "generated"} <= task.scores.keys()
+    assert "wrong prompts" not in task.scores
+
+
 def test_what_is_neither_trained_on_nor_held_out_or_has_no_files_is_left_out_by_name(listed, folder, caplog):
     listed(one={"test": None}, new={"prompts": None})
     config = EvaluateConfig(model="m", zoo=str(folder), rows=["base"])

@@ -13,7 +13,9 @@ from torch.nn.functional import pad
 
 from loragen_infer.errors import LoragenInferError
 
-__all__ = ["AdapterStack"]
+__all__ = ["AdapterStack", "find_not_plain"]
+
+_OPTIONS = ("use_dora", "lora_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +106,18 @@ class AdapterStack:
         return AdapterStack(a_Kri=moved(self.a_Kri), b_Kor=moved(self.b_Kor), scaling_K=moved(self.scaling_K))
 
 
+def find_not_plain(adapter: LoraAdapter) -> str | None:
+    """Return the option, or the tensor of an embedding, that makes ``adapter`` more than two factors per linear layer;
+    None where nothing does."""
+    option = next((option for option in _OPTIONS if getattr(adapter.config, option)), None)
+    return option or next((name for name in adapter.tensors if "lora_embedding" in name), None)
+
+
 def _check_plain(adapter: LoraAdapter, number: int) -> None:
-    for option in ("use_dora", "lora_bias"):
-        if getattr(adapter.config, option):
-            raise LoragenInferError(
-                f"Adapter {number} has {option}, which cannot be applied in a batch; attach it alone."
-            )
-    if embedding := next((name for name in adapter.tensors if "lora_embedding" in name), None):
+    found = find_not_plain(adapter)
+    if found in _OPTIONS:
+        raise LoragenInferError(f"Adapter {number} has {found}, which cannot be applied in a batch; attach it alone.")
+    if found is not None:
         raise LoragenInferError(
-            f"{embedding} of adapter {number} adapts an embedding, which cannot be applied in a batch; attach it alone."
+            f"{found} of adapter {number} adapts an embedding, which cannot be applied in a batch; attach it alone."
         )

@@ -144,10 +144,10 @@ class EvaluateConfig:
                 raise LoragenInferError(f"rows has {row!r}, but there are {', '.join(ROWS)}{nearest(row, ROWS)}")
         if self.rows == []:
             raise LoragenInferError(f"rows is empty; name some of {', '.join(ROWS)}.")
-        if len(self.tasks) == 1 and "wrong prompts" in self.wanted_rows:
+        if len(self.tasks) == 1 and "wrong prompts" in (self.rows or []):
             raise LoragenInferError(
-                "tasks has 1 task, but two are needed: each is also generated for with the prompts of others, as a "
-                "control; add one, or name the rows without 'wrong prompts'."
+                "rows has 'wrong prompts', but there is 1 task, where two are needed: each is generated for with the "
+                "prompts of others, as a control; add a task, or take that row away."
             )
         for key in ("tasks", "training_tasks"):
             names = [task.name for task in getattr(self, key) or []]

@@ -9,11 +9,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
 
+from loragen_infer.adapters import find_not_plain
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.baselines import Ridge, nearest_task
 from loragen_infer.evaluation.config import SHOWN_ROWS, TUNED_FROM, EvaluateConfig
@@ -77,11 +78,12 @@ class RowMaker:
                 self._training.others(inputs.task)
         lacks = [self._lacks(inputs) for inputs in self._tasks]
         for row in self._config.wanted_rows:
-            # By default a row that needs something is there where it is given; training tasks should always be.
-            if self._config.rows is None and row not in ("nearest", "ridge"):
+            # By default a row that needs something is there where it is given; training tasks should always be, and
+            # that what is given does not do is nothing that anybody would expect.
+            if self._config.rows is None and row not in ("nearest", "ridge", *self._not_tunable):
                 continue
             if all(row in of_task for of_task in lacks):
-                logger.warning("The row %r is left out: %s.", row, lacks[0][row])
+                logger.warning("The row %r is left out: %s.", row, self._not_tunable.get(row) or lacks[0][row])
 
     def make(self, inputs: TaskInputs, row: str, wrong_task: str | None = None) -> Row:
         """Return what the row called ``row``, one of :meth:`names`, of a task puts on the language model.
@@ -144,7 +146,27 @@ class RowMaker:
             lacks["tuned from scratch"] = "there is no initial_adapter"
         if inputs.task.adapter is None:
             lacks["own"] = "no task has an adapter"
+        if len(self._prompts) == 1:
+            lacks["wrong prompts"] = "there is no other task"
+        if inputs.shots:
+            lacks |= self._not_tunable
         return lacks
+
+    @cached_property
+    def _not_tunable(self) -> dict[str, str]:
+        """By tuned row that starts from what cannot be tuned, why it cannot."""
+        reasons: dict[str, str] = {}
+        wanted = set(self._config.wanted_rows) if any(inputs.shots for inputs in self._tasks) else set()
+        for row in (row for row in TUNED_FROM if row in wanted):
+            if TUNED_FROM[row] != "initial":
+                adapter = self._generator.mean_adapter()  # of the layout that generated adapters have too
+            elif self._config.initial_adapter is not None:
+                adapter, _ = self.given(self._tasks[0], row)
+            else:
+                continue
+            if (found := find_not_plain(adapter)) is not None:
+                reasons[row] = f"it starts from an adapter with {found}, and only plain LoRA factors can be tuned"
+        return reasons
 
     def _generate(self, task: str) -> Row:
         """Generate from the prompts of one task."""

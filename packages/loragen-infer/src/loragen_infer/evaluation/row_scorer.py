@@ -119,7 +119,7 @@ class RowScorer:
     def _score(
         self, pieces: Sequence[_Piece], rows: Sequence[Row], scorer: Scorer, missing: list[int]
     ) -> Iterator[FinishedRow]:
-        chosen = self._tuned([rows[place] for place in missing])
+        chosen = self._tuned([pieces[place] for place in missing], [rows[place] for place in missing])
         adapters = [row.adapter for row in chosen if row.adapter is not None]
         scores = self.applier.score(scorer, adapters) if adapters else [scorer.score(self._model)]
         for place, row, found in zip(missing, chosen, scores, strict=True):
@@ -127,19 +127,20 @@ class RowScorer:
                 found.check()
             yield FinishedRow(scores=found, cost=row.cost)
 
-    def _tuned(self, rows: list[Row]) -> list[Row]:
+    def _tuned(self, pieces: list[_Piece], rows: list[Row]) -> list[Row]:
         """The rows with their adapters tuned, of those that are to be."""
         places = [place for place, row in enumerate(rows) if row.tuned_on]
         if not places:
             return rows
         started, cpu_started = time.perf_counter(), time.process_time()
-        found = tune_many(
-            self._model,
-            self._tokenizer,
-            [adapter for place in places if (adapter := rows[place].adapter) is not None],
-            [rows[place].tuned_on for place in places],
-            self._tune_settings,
-        )
+        with self._named(*(pieces[place] for place in places)):
+            found = tune_many(
+                self._model,
+                self._tokenizer,
+                [adapter for place in places if (adapter := rows[place].adapter) is not None],
+                [rows[place].tuned_on for place in places],
+                self._tune_settings,
+            )
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         tuned = list(rows)
         for place, one in zip(places, found, strict=True):
@@ -185,14 +186,16 @@ class RowScorer:
     def _name(self, piece: _Piece) -> str:
         return self._tasks[piece.place].task.name
 
-    def _named(self, piece: _Piece) -> AbstractContextManager[None]:
-        return named(self._tasks[piece.place], piece.row)
+    def _named(self, *pieces: _Piece) -> AbstractContextManager[None]:
+        """For pieces of one task."""
+        return named(self._tasks[pieces[0].place], *(piece.row for piece in pieces))
 
 
 @contextmanager
-def named(inputs: TaskInputs, row: str) -> Iterator[None]:
+def named(inputs: TaskInputs, *rows: str) -> Iterator[None]:
     """Say in an error of the block what it is about."""
     try:
         yield
     except LoragenInferError as error:
-        raise LoragenInferError(f"The row {row!r} of the task {inputs.task.name!r}: {error}") from error
+        which = f"row{'s' if len(rows) > 1 else ''} {', '.join(map(repr, rows))}"
+        raise LoragenInferError(f"The {which} of the task {inputs.task.name!r}: {error}") from error
