@@ -31,7 +31,8 @@ class EvaluateTask:
     name: str
     """Name of the task."""
     test: str
-    """JSON/JSONL file with prompts and responses that no adapter was trained on, and optionally ``choices``."""
+    """JSON/JSONL file with prompts and responses that no adapter was trained on, and optionally ``choices``; of a file
+    with a ``task`` column, as of ``prompts`` and ``shots``, this task's lines."""
     prompts: str
     """JSON/JSONL file with the prompts to generate from; of a file with a ``task`` column, this task's lines."""
     adapter: str | None = None

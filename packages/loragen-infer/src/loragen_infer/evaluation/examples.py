@@ -8,7 +8,7 @@ from typing import Any
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import SHOWN_ROWS, EvaluateConfig, EvaluateTask
-from loragen_infer.samples import Example, example_of, prompt_hash, read_examples, read_jsonl
+from loragen_infer.samples import Example, example_of, prompt_hash, read_jsonl
 
 __all__ = ["TaskInputs", "TestExample", "read_inputs", "read_task_prompts", "read_test_examples"]
 
@@ -70,13 +70,15 @@ def read_inputs(
     examples = examples[: config.num_examples]
     shots: list[Example] = []
     if task.shots is not None and set(SHOWN_ROWS) & set(config.wanted_rows):
-        shots = read_examples(Path(task.shots))[: config.num_shots]
+        shots = [example_of(row, where) for where, row in _rows_of(task.name, Path(task.shots), "examples")]
+        shots = shots[: config.num_shots]
         if len(shots) < config.num_shots:
             raise LoragenInferError(
                 f"{task.shots} has {len(shots)} of the {config.num_shots} examples to show; lower num_shots."
             )
+    tested = {prompt_hash(example.prompt) for example in examples}
     for shot in shots:
-        if any(shot.prompt == example.prompt for example in examples):
+        if prompt_hash(shot.prompt) in tested:
             raise LoragenInferError(
                 f"{task.shots} would show {shot.prompt[:60]!r} with its response, but the task {task.name!r} is tested "
                 "on it; name a file of other examples under shots."
@@ -88,21 +90,15 @@ def read_inputs(
 
 def read_task_prompts(name: str, path: Path) -> list[str]:
     """Return the prompts of a file, or of one with a ``task`` column those of the task called ``name``."""
-    rows = {f"{path}, row {number}": row for number, row in enumerate(read_jsonl(path), start=1)}
-    if any("task" in row for row in rows.values()):
-        rows = {where: row for where, row in rows.items() if row.get("task") == name}
-    prompts = [example_of(row, where, need_response=False).prompt for where, row in rows.items()]
-    if not prompts:
-        raise LoragenInferError(f"{path} has no prompts of the task {name!r}; name another file for it.")
-    return prompts
+    return [example_of(row, where, need_response=False).prompt for where, row in _rows_of(name, path, "prompts")]
 
 
 def read_test_examples(task: EvaluateTask) -> list[TestExample]:
-    """Return the examples of the file that ``task`` is tested on; all of them have choices, or none has."""
+    """Return the examples that ``task`` is tested on, of a file with a ``task`` column its own; all of them have
+    choices, or none has."""
     path = Path(task.test)
-    found = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        where = f"{path}, row {number}"
+    found: dict[str, TestExample] = {}
+    for where, row in _rows_of(task.name, path, "test examples"):
         example = example_of(row, where)
         choices = _choices(task, row, example.prompt, where)
         if choices and example.response not in choices:
@@ -110,13 +106,21 @@ def read_test_examples(task: EvaluateTask) -> list[TestExample]:
                 f"{where}: the response {example.response!r} is none of the choices "
                 f"{', '.join(map(repr, choices))}; mend the row, or the choices of the task {task.name!r}."
             )
-        found.append(TestExample(prompt=example.prompt, response=example.response, choices=choices))
-    numbers = [number for number, example in enumerate(found, start=1) if not example.choices]
-    if 0 < len(numbers) < len(found):
-        raise LoragenInferError(
-            f"{path}, row {numbers[0]} has no choices, but others have; give all rows some or none."
-        )
-    return found
+        found[where] = TestExample(prompt=example.prompt, response=example.response, choices=choices)
+    without = [where for where, example in found.items() if not example.choices]
+    if 0 < len(without) < len(found):
+        raise LoragenInferError(f"{without[0]} has no choices, but others have; give all rows some or none.")
+    return list(found.values())
+
+
+def _rows_of(name: str, path: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a file, or of one with a ``task`` column those of the task called ``name``, and where each stands."""
+    rows = [(f"{path}, row {number}", row) for number, row in enumerate(read_jsonl(path), start=1)]
+    if any("task" in row for _, row in rows):
+        rows = [(where, row) for where, row in rows if row.get("task") == name]
+    if not rows:
+        raise LoragenInferError(f"{path} has no {what} of the task {name!r}; name another file for it.")
+    return rows
 
 
 def _choices(task: EvaluateTask, row: dict[str, Any], prompt: str, where: str) -> tuple[str, ...]:
