@@ -249,6 +249,19 @@ def test_what_decides_a_score_is_part_of_its_name(what, full, zoo, tmp_path, row
     assert new == expected[what]
 
 
+@pytest.mark.parametrize(
+    ("version", "scored"), [("TUNING_VERSION", {"tuned"}), ("SCORING_VERSION", {"base", "generated", "tuned"})]
+)
+def test_rows_of_an_older_way_to_tune_or_to_score_are_not_taken(version, scored, full, monkeypatch, tmp_path):
+    config = dataclasses.replace(full, tasks=full.tasks[:1], rows=["base", "generated", "tuned"], tune_steps=1)
+    evaluate(config)
+    before = set((tmp_path / "r/rows").glob("*.json"))
+    assert len(before) == 3
+    monkeypatch.setattr(f"loragen_infer.evaluation.row_scorer.{version}", 99)
+    evaluate(config)
+    assert {path.name.split(".")[1] for path in set((tmp_path / "r/rows").glob("*.json")) - before} == scored
+
+
 def test_a_damaged_row_is_scored_again_and_named(config, tmp_path, caplog):
     config = dataclasses.replace(config, rows=["base"])
     found = evaluate(config)

@@ -2,7 +2,7 @@
 
 Each adapter sees its own samples, has its own loss and its own clipping, so all at once give what one by one gives, to
 rounding. How many steps are too many for a few samples is found by cross-validation. The language model stays frozen,
-and is as it was afterwards.
+and is as it was afterwards. Whoever changes what comes out for the same samples and settings raises ``TUNING_VERSION``.
 
 Legend: K adapters, B samples of all of them, F folds.
 """
@@ -33,8 +33,12 @@ from loragen_infer.samples import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["TuneSettings", "Tuned", "tune", "tune_many"]
+__all__ = ["TUNING_VERSION", "TuneSettings", "Tuned", "tune", "tune_many"]
 
+TUNING_VERSION = 1
+"""Stands for the algorithm in the names of finished rows of an evaluation. Raise it with every change of what the same
+adapter, samples and settings are tuned to beyond rounding (order of samples, optimizer, schedule, clipping, choice of
+the number of steps, a default that ``evaluate`` does not set), or old rows are taken for new ones."""
 _MAX_GRAD_NORM = 1.0
 # What has been no better for so many steps, few samples do not make better.
 _PATIENCE = 4

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loragen_infer.adapters import TuneSettings, tune_many
+from loragen_infer.adapters.tuning import TUNING_VERSION
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.applying import Applier
 from loragen_infer.evaluation.config import EvaluateConfig
 from loragen_infer.evaluation.examples import TaskInputs
 from loragen_infer.evaluation.methods import Row, RowMaker
-from loragen_infer.evaluation.scoring import Scorer
+from loragen_infer.evaluation.scoring import SCORING_VERSION, Scorer
 from loragen_infer.evaluation.store import (
     Cost,
     FinishedRow,
@@ -165,11 +166,12 @@ class RowScorer:
 
     def _key_of(self, piece: _Piece, row: Row, scorer: Scorer) -> RowKey:
         # The name is part of the key because the cost depends on how an adapter is made.
-        parts: list[Any] = [piece.row, fingerprint_of_adapter(row.adapter), scorer.fingerprint, self._model_key]
+        parts: list[Any] = [SCORING_VERSION, piece.row, fingerprint_of_adapter(row.adapter)]
+        parts += [scorer.fingerprint, self._model_key]
         if row.tuned_on:
             settings = self._tune_settings
             folds = [settings.num_folds] if settings.num_folds > 1 else []
-            parts += [settings.num_steps, settings.learning_rate, settings.seed, *folds]
+            parts += [TUNING_VERSION, settings.num_steps, settings.learning_rate, settings.seed, *folds]
             parts += [[[example.prompt, example.response] for example in row.tuned_on]]
         key = fingerprint(*parts, str(self._model.device))
         return RowKey(self._name(piece), piece.row, key)

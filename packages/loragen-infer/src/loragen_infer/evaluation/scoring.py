@@ -7,7 +7,8 @@ with the right one count as a wrong choice, so that a model that prefers nothing
 
 What all prompts begin with (a system prompt, solved examples), and then what some of them do (one wording of the task,
 one question with several choices), passes through the model once. Many adapters are scored together, each on all
-examples: then samples of the same length fill a pass, and nothing is padded.
+examples: then samples of the same length fill a pass, and nothing is padded. Whoever changes what is counted raises
+``SCORING_VERSION``.
 
 Legend: B batch, R response tokens, V vocabulary.
 """
@@ -38,8 +39,12 @@ from loragen_infer.samples import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ExampleScores", "Scorer", "mean_scores"]
+__all__ = ["SCORING_VERSION", "ExampleScores", "Scorer", "mean_scores"]
 
+SCORING_VERSION = 1
+"""Stands for the way of scoring in the names of finished rows. Raise it with every change of what the same model and
+token ids score beyond rounding (what counts as an answer's token, as exact, as the likeliest choice), or old rows are
+taken for new ones."""
 # As many times the tokens of a pass may be kept for those that go on from them.
 _KEPT_PER_PASS = 4
 

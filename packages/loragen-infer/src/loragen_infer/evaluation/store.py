@@ -1,6 +1,7 @@
 """Finished rows on disk, as ``<output_dir>/rows/<task>.<row>.<key>.json``, so that a stopped evaluation goes on.
 
-The key is a fingerprint of all that decides the scores: adapter, sequences, the language model's weights, and device.
+The key is a fingerprint of all that decides the scores: adapter, sequences, the language model's weights, device, and
+what stands for the code: ``scoring.SCORING_VERSION``, and of a tuned row ``adapters.tuning.TUNING_VERSION`` too.
 How much goes through the model at once is left out: it changes no more than round-off, and who has run out of memory
 should be able to go on with less. A process that scores rows holds their locks, which the system lets go of when the
 process dies; another one on the same folder scores other rows meanwhile.
