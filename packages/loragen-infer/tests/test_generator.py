@@ -140,6 +140,24 @@ def test_many_refuse_what_one_refuses(generator):
         list(generator.generate_many([["a"]], batch_size=0))
 
 
+def test_of_many_each_has_a_scale_of_its_own_or_none_is_made(generator):
+    tasks, scales = [["a"], ["b"], ["c"]], [0.5, 2.0, -1.0]
+    for of_tasks, of_scales in ((tasks, scales), (iter(tasks), iter(scales)), (tasks, itertools.cycle(scales))):
+        found = list(generator.generate_many(of_tasks, batch_size=2, scale=of_scales))
+        for task, scale, adapter in zip(tasks, scales, found, strict=True):
+            assert same(adapter, generator.generate(task, scale=scale), atol=1e-5)
+    for wrong, message in (
+        (scales[:2], "scale has 2 values for 3 tasks"),
+        ([*scales, 1.0], "has 4 values for 3 tasks"),
+    ):
+        with pytest.raises(LoragenInferError, match=f"{message}; give one for each, or a single number for all"):
+            next(generator.generate_many(tasks, scale=wrong))
+    endless = generator.generate_many(itertools.repeat(["a"]), batch_size=2, scale=iter(scales))
+    assert len(list(itertools.islice(endless, 2))) == 2
+    with pytest.raises(LoragenInferError, match="scale has fewer values than there are tasks; give one for each"):
+        next(endless)
+
+
 def test_an_adapter_can_be_saved_by_itself(generator, tmp_path):
     adapter = generator.generate(PROMPTS)
     assert same(read_adapter(adapter.save_pretrained(tmp_path / "made")), adapter, atol=0)

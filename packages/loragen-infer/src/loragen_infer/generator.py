@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -27,6 +27,7 @@ from loragen_infer.encoder.base import ConditionEncoder, check_prompts
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.device import as_dtype, check_device, dtype_name
 from loragen_infer.models.locate import hub_name
+from loragen_infer.words import counted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -216,15 +217,26 @@ class LoraGenerator:
         """Yield one adapter per item of ``tasks``, the prompts of a task each, in order.
 
         ``tasks`` may be endless: ``batch_size`` of them at a time are read, encoded and generated together, and no
-        more are held. ``scale`` is one for all, or one for each. Against :meth:`generate` the values differ by
-        rounding; its errors are those of the first task that has one.
+        more are held. ``scale`` is one for all, or one for each; it may be endless too. Against :meth:`generate` the
+        values differ by rounding; its errors are those of the first task that has one.
+
+        Raises:
+            LoragenInferError: As :meth:`generate`, ``batch_size`` is below 1, or ``scale`` has another length than
+                ``tasks``, or ends before them.
         """
         if batch_size < 1:
             raise LoragenInferError(f"batch_size is {batch_size}, where a number from 1 belongs.")
+        way_out = "give one for each, or a single number for all."
+        if isinstance(scale, Sized) and isinstance(tasks, Sized) and len(scale) != len(tasks):
+            counts = f"{counted(len(scale), 'value')} for {counted(len(tasks), 'task')}"
+            raise LoragenInferError(f"scale has {counts}; {way_out}")
         source = iter(tasks)
         scales = itertools.repeat(scale) if isinstance(scale, int | float) else iter(scale)
         while group := list(itertools.islice(source, batch_size)):
-            for tokens_NW, factor in zip(self._tokens(group), scales, strict=False):
+            factors = list(itertools.islice(scales, len(group)))
+            if len(factors) < len(group):
+                raise LoragenInferError(f"scale has fewer values than there are tasks; {way_out}")
+            for tokens_NW, factor in zip(self._tokens(group), factors, strict=True):
                 # The values of the adapter share one buffer, so what is not yielded yet is the batch's tokens only.
                 adapter = self.bundle.layout.decode(self.bundle.stats.denormalize(tokens_NW))
                 yield _finite(scale_adapter(adapter, factor), factor)
