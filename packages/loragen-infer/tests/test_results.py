@@ -71,6 +71,27 @@ def test_groups_are_what_training_saw_and_hold_the_rows_that_all_tasks_have():
     ]
 
 
+def test_what_is_not_in_a_mean_because_some_tasks_have_none_is_said_once_for_each_group():
+    rows = {"base": 3.0, "generated": 2.0, "own": 1.0}
+    some = {"base": 3.0, "generated": 2.0}
+    correct = dict.fromkeys(rows, (True, False, True, True))
+    tasks = [scored("t0", some, correct=correct)]
+    tasks += [scored(f"t{place}", rows, correct=correct if place > 2 else None) for place in range(1, 12)]
+    tasks += [
+        scored(f"s{place}", some | {"few-shot": 1.0, "own": 1.0} if place else some, held_out=False) for place in (0, 1)
+    ]
+    tasks += [scored(f"u{place}", rows if place == 9 else some, held_out=None) for place in range(10)]
+    found = find(tasks)
+    assert list(found.groups[0].scores) == ["base", "generated"]
+    assert found.groups[0].scores["base"].accuracy is None
+    assert [remark for remark in found.remarks if "missing" in remark] == [
+        "own is missing from the mean of the 12 held-out tasks: t0 has none.",
+        "accuracy is missing from the mean of the 12 held-out tasks: t1 and t2 have none.",
+        "few-shot and own are missing from the mean of the 2 training tasks: s0 has none.",
+        "own is missing from the mean of the 10 tasks: u0, u1, u2, u3, u4 and 4 more have none.",
+    ]
+
+
 # By differences of generated and ridge on the tasks: the outcome, and on how many generated is the better.
 KNOWN = [
     ([-0.5] * 5, "better", 5),

@@ -19,6 +19,7 @@ __all__ = ["Evaluation", "GroupResult", "Score", "TaskResult", "Verdict", "summa
 
 _GROUPS = {True: "held-out tasks", False: "training tasks", None: "tasks"}
 _BASELINES = ("base", "few-shot", "mean", "nearest", "ridge", "joint")
+_MOST_NAMES = 6
 _Sampled = Mapping[tuple[str, str], Samples]  # by row and score
 
 
@@ -120,7 +121,7 @@ def summarise(tasks: Sequence[TaskResult], *, num_resamples: int, seed: int, rem
             for against in _MEANINGS
             if {("generated", "nll"), (against, "nll")} <= mean.keys()
         ]
-        said += _remarks(named, mean)
+        said += _missing(named, [tasks[index] for index in members]) + _remarks(named, mean)
     if not any(task.held_out for task in tasks):
         said.append("No task is known to be held out, so this says nothing of tasks that training has not seen.")
     elif any(task.held_out is False for task in tasks):
@@ -219,6 +220,34 @@ def _verdict(group: str, named: str, against: str, mean: _Sampled, parts: Sequen
         outcome=outcome,
         sentence=sentence,
     )
+
+
+def _missing(named: str, tasks: Sequence[TaskResult]) -> list[str]:
+    """What only some of the tasks have, so that the mean over them lacks it."""
+    has = [
+        {*task.rows, *(["accuracy"] if any(scores.correct is not None for scores in task.rows.values()) else [])}
+        for task in tasks
+    ]
+    by_tasks: dict[tuple[str, ...], list[str]] = {}
+    for what in (*ROWS, "accuracy"):
+        without = tuple(task.task for task, one in zip(tasks, has, strict=True) if what not in one)
+        if 0 < len(without) < len(tasks):
+            by_tasks.setdefault(without, []).append(what)
+    return [
+        f"{_listed(what)} {'is' if len(what) == 1 else 'are'} missing from the mean of {named}: {_listed(without)} "
+        f"{'has' if len(without) == 1 else 'have'} none."
+        for without, what in by_tasks.items()
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names as words of a sentence, of very many the first."""
+    shown = (
+        list(names)
+        if len(names) <= _MOST_NAMES
+        else [*names[: _MOST_NAMES - 1], f"{len(names) - _MOST_NAMES + 1} more"]
+    )
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _remarks(named: str, sampled: _Sampled) -> list[str]:
