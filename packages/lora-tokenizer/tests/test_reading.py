@@ -19,6 +19,7 @@ from lora_tokenizer import (
     AdapterConfig,
     LoraAdapter,
     LoraTokenizerError,
+    find_adapter,
     find_adapters,
     read_adapter,
     same_bits,
@@ -265,6 +266,23 @@ def test_finding_adapters_in_natural_order(tmp_path: Path, peft_folder: Path, ma
         find_adapters(tmp_path / "empty")
     with pytest.raises(LoraTokenizerError, match="does not exist"):
         find_adapters(tmp_path / "nowhere")
+
+
+def test_a_folder_stands_for_its_own_adapter_or_else_for_its_last_checkpoint(tmp_path: Path, peft_folder: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("checkpoint-5", "checkpoint-10"):
+        shutil.copytree(peft_folder, out / name)
+    assert find_adapter(out) == out / "checkpoint-10"
+    config = (peft_folder / "adapter_config.json").read_bytes()
+    (out / "adapter_config.json").write_bytes(config)
+    assert find_adapter(out) == out / "checkpoint-10", "settings without weights are no adapter"
+    shutil.copy(peft_folder / "adapter_model.safetensors", out)
+    assert find_adapter(out) == find_adapter(f"{out}/") == out
+    assert find_adapters(out) == [out, out / "checkpoint-5", out / "checkpoint-10"]
+    file = out / "adapter_model.safetensors"
+    assert find_adapter(file) == file
+    with pytest.raises(LoraTokenizerError, match="does not exist"):
+        find_adapter(tmp_path / "nowhere")
 
 
 def test_writing_replaces_adapters_only(tmp_path: Path, make_adapter: Any) -> None:

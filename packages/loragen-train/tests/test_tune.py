@@ -1,10 +1,11 @@
 """The command tune: from an adapter folder and samples to another adapter folder."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
-from lora_tokenizer import read_adapter, write_adapter
+from lora_tokenizer import read_adapter, same_bits, write_adapter
 from loragen_infer.models.base_model import load_base_model
 
 
@@ -27,6 +28,16 @@ def test_an_adapter_is_tuned_and_written_beside(make, adapter, tmp_path, capsys)
     assert all(not torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
     assert make.cli(*words) == 1
     assert f"{output} exists already; choose another --output" in capsys.readouterr().err
+
+
+def test_of_a_training_that_is_tuned_its_end_counts_and_not_its_checkpoints(make, adapter, tmp_path, capsys):
+    samples, output = make.samples(tmp_path / "samples.jsonl", ["one"]), tmp_path / "tuned"
+    shutil.copytree(adapter, adapter / "checkpoint-10")
+    end = read_adapter(adapter)
+    tensors = {name: 2 * tensor for name, tensor in end.tensors.items()}
+    write_adapter(dataclasses.replace(end, tensors=tensors), adapter / "checkpoint-10", overwrite=True)
+    assert make.cli("tune", str(adapter), "--samples", str(samples), "--steps", "0", "--output", str(output)) == 0
+    assert same_bits(read_adapter(output), end)
 
 
 def test_what_is_missing_is_named(make, adapter, tmp_path, capsys):

@@ -12,6 +12,7 @@ from .inspecting import RoundTripReport as RoundTripReport
 from .inspecting import check_round_trip as check_round_trip
 from .inspecting import inspect_adapter as inspect_adapter
 from .inspecting import same_bits as same_bits
+from .io import find_adapter as find_adapter
 from .io import find_adapters as find_adapters
 from .io import read_adapter as read_adapter
 from .io import write_adapter as write_adapter

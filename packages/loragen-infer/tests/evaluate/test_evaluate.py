@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -214,6 +215,16 @@ def test_rows_are_not_tuned_from_what_has_more_than_plain_factors(full, zoo, mak
     initial = make.adapter(model, tmp_path / "initial", target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(LoragenInferError, match="has none of the rows asked for"):
         evaluate(dataclasses.replace(config, initial_adapter=str(initial), rows=["tuned", "tuned from scratch"]))
+
+
+def test_the_own_adapter_is_what_training_ended_with_and_no_checkpoint_of_it(config, zoo, tmp_path):
+    def own(adapter):
+        task = dataclasses.replace(config.tasks[0], adapter=str(adapter))
+        return evaluate(dataclasses.replace(config, tasks=[task], rows=["own"])).tasks[0].scores["own"].nll
+
+    out = shutil.copytree(zoo.adapters[0], tmp_path / "out")
+    shutil.copytree(zoo.adapters[1], out / "checkpoint-10")
+    assert own(out) == own(zoo.adapters[0]) != own(zoo.adapters[1])
 
 
 def test_tuning_that_fails_says_of_which_rows_and_task(full):

@@ -1,4 +1,4 @@
-"""Finding all adapters below a folder: which folders and files count, and in which order."""
+"""Finding all adapters below a folder, or the one that a path stands for: what counts as one, and in which order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def find_adapters(folder: str | Path) -> list[Path]:
 
     An adapter is a folder with PEFT's files (an adapter's own, such as optimizer.pt, may lie beside them), or a bare
     .safetensors, .pt, .pth or .ckpt file in another folder, which may hold an adapter_config.json for all of them.
-    Links to folders are not followed. The path of an adapter itself gives that adapter.
+    Links to folders are not followed. An adapter's folder gives that adapter, and those of its checkpoints that lie in
+    folders below it; the one adapter that a path stands for is found by `find_adapter`.
 
     Raises:
         LoraTokenizerError: there is none, or a folder cannot be read.
@@ -48,6 +49,20 @@ def find_adapters(folder: str | Path) -> list[Path]:
             f"{root} holds no adapters: neither a folder with {CONFIG_NAME} nor a .safetensors, .pt, .pth or .ckpt file"
         )
     return sorted(found, key=lambda path: ([natural_key(part) for part in path.relative_to(root).parts], path))
+
+
+def find_adapter(path: str | Path) -> Path:
+    """The adapter that `path` stands for: the one that lies there itself, or else the last one below it.
+
+    A trainer's output folder so stands for the adapter that it ended with, and not for a checkpoint beside it.
+
+    Raises:
+        LoraTokenizerError: there is none, or a folder cannot be read.
+    """
+    root = Path(path)
+    found = find_adapters(root)
+    is_adapter = root in found and any((root / name).is_file() for name in (WEIGHTS_NAME, BIN_NAME))
+    return root if is_adapter else found[-1]
 
 
 def _refuse(error: OSError) -> NoReturn:

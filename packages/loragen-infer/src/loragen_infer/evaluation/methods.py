@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapters, read_adapter
+from lora_tokenizer import LoraAdapter, LoraTokenizerError, find_adapter, read_adapter
 
 from loragen_infer.adapters import find_not_plain
 from loragen_infer.errors import LoragenInferError
@@ -116,7 +116,7 @@ class RowMaker:
         elif row != "own":
             whose, path = "initial_adapter", self._config.initial_adapter
         try:
-            found = find_adapters(Path(str(path)))[-1]
+            found = find_adapter(Path(str(path)))
             return read_adapter(found), found
         except LoraTokenizerError as error:
             raise LoragenInferError(f"The adapter of {whose} cannot be read: {error}") from error

@@ -31,7 +31,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _tune(options: Namespace) -> None:
-    from lora_tokenizer import find_adapters, read_adapter
+    from lora_tokenizer import find_adapter, read_adapter
     from loragen_infer.adapters.tuning import TuneSettings, tune_many
     from loragen_infer.models.base_model import load_base_model
     from loragen_infer.samples import read_examples
@@ -41,7 +41,7 @@ def _tune(options: Namespace) -> None:
     if output.exists():
         raise LoragenTrainError(f"{output} exists already; choose another --output or remove it.")
     samples = read_examples(Path(options.samples))
-    adapter = read_adapter(find_adapters(Path(options.adapter))[-1])
+    adapter = read_adapter(find_adapter(options.adapter))
     name = options.base_model or adapter.config.base_model_name_or_path
     if not name:
         raise LoragenTrainError(f"The adapter {options.adapter} names no base model; give --base-model.")
