@@ -34,15 +34,22 @@ class Steps:
         """What each step has taken, by its name; of one from an earlier run, what it took then."""
 
     def key(
-        self, command: str, *, name: str | None = None, after: Sequence[str] = (), config: Path | None = None
+        self,
+        command: str,
+        *,
+        name: str | None = None,
+        after: Sequence[str] = (),
+        config: Path | None = None,
+        data: Sequence[Path] = (),
     ) -> str:
-        """Digest of all that a step depends on: the code that it uses, its words and settings, the steps before it."""
+        """Digest of all that a step depends on: the code that it uses, its words, settings and files of data, and the
+        steps before it."""
         subcommand = shlex.split(command)[1]
         sources = [
             file for package in _USES[subcommand] for file in sorted((self._packages / package).glob("src/**/*.py"))
         ]
         parts = [*(file.read_bytes() for file in sources), *(self._keys[step].encode() for step in after)]
-        parts += [command.encode(), config.read_bytes() if config else b""]
+        parts += [command.encode(), config.read_bytes() if config else b"", *(file.read_bytes() for file in data)]
         key = hashlib.sha256(b"\0".join(parts)).hexdigest()
         self._keys[name or subcommand] = key
         return key
@@ -55,6 +62,7 @@ class Steps:
         name: str | None = None,
         after: Sequence[str] = (),
         config: Path | None = None,
+        data: Sequence[Path] = (),
         silent: bool = False,
     ) -> str:
         """Return what ``command`` prints on standard output, from an earlier run if nothing has changed since.
@@ -66,9 +74,10 @@ class Steps:
             name: Name of the step; by default the subcommand.
             after: Names of the steps whose results it reads.
             config: The file that it reads its settings from.
+            data: Files that it reads besides, which no step has made.
             silent: Do not show what it prints, which is for a program.
         """
-        key = self.key(command, name=name, after=after, config=config)
+        key = self.key(command, name=name, after=after, config=config, data=data)
         subcommand = shlex.split(command)[1]
         name = name or subcommand
         record = self._folder / f"{name}.json"

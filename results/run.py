@@ -99,28 +99,30 @@ class Run:
         """Return the zoo, once all of its tasks have their adapters or samples, and the joint adapter is trained."""
         zoo, config = self._plan.work / "zoo", self._config("collect")
         self.steps.run(f"loragen-train collect --config {config}", makes=zoo / "zoo.json", config=config)
-        whole = self._with_short_tasks(config, ZooManifest.read(zoo))
+        whole, samples = self._with_short_tasks(config, ZooManifest.read(zoo))
         self.steps.run(
             f"loragen-train collect --config {whole}",
             makes=zoo / "joint",
             name="collect-all",
             after=["collect"],
             config=whole,
+            data=samples,
         )
         return ZooManifest.read(zoo)
 
-    def _with_short_tasks(self, config: Path, manifest: ZooManifest) -> Path:
-        """Write the settings of a zoo that has short tasks besides, which no adapter is trained on."""
+    def _with_short_tasks(self, config: Path, manifest: ZooManifest) -> tuple[Path, list[Path]]:
+        """Write samples of short tasks, which no adapter is trained on, and the settings of a zoo that has them."""
         samples = {task.name: task.samples(_NUM_TRAIN + _NUM_TEST) for task in short_tasks()}
         prompts = {name: [sample.prompt for sample in of_task] for name, of_task in samples.items()}
-        folder, tasks = self._plan.work / "short_tasks", []
+        folder, tasks, files = self._plan.work / "short_tasks", [], list[Path]()
         for name in twins.unlike_held_out(manifest, prompts)[: self._plan.num_short_tasks]:
-            write_jsonl(folder / f"{name}.jsonl", map(asdict, samples[name]))
+            files.append(folder / f"{name}.jsonl")
+            write_jsonl(files[-1], map(asdict, samples[name]))
             sizes = {"num_train": _NUM_TRAIN, "num_test": _NUM_TEST}
-            tasks.append({"name": name, "source": f"{folder / name}.jsonl", **sizes, "own_adapter": False})
+            tasks.append({"name": name, "source": str(files[-1]), **sizes, "own_adapter": False})
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
         settings["tasks"] += tasks
-        return self._with_joint(settings, self._plan.work / "collect.yaml", self._plan.joint_steps)
+        return self._with_joint(settings, self._plan.work / "collect.yaml", self._plan.joint_steps), files
 
     def _with_joint(self, settings: dict[str, Any], file: Path, num_steps: int) -> Path:
         settings |= {"joint": True, "joint_steps": num_steps}

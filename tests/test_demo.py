@@ -36,16 +36,17 @@ def test_a_step_depends_on_the_packages_that_it_uses(tmp_path, package, again):
 
 
 def test_a_step_depends_on_its_words_its_settings_and_the_steps_before_it(tmp_path):
-    config = tmp_path / "fit.yaml"
+    config, samples = tmp_path / "fit.yaml", tmp_path / "samples.jsonl"
 
-    def key_of_fit(*, steps: int = 1, seed: int = 0, settings: str = "a: 1") -> str:
+    def key_of_fit(*, steps: int = 1, seed: int = 0, settings: str = "a: 1", data: str = "{}") -> str:
         config.write_text(settings)
+        samples.write_text(data)
         run = Steps(tmp_path)
         run.key(f"loragen-train collect --steps {steps}")
-        return run.key(f"loragen-train fit --seed {seed}", after=["collect"], config=config)
+        return run.key(f"loragen-train fit --seed {seed}", after=["collect"], config=config, data=[samples])
 
-    keys = [key_of_fit(), key_of_fit(steps=2), key_of_fit(seed=1), key_of_fit(settings="a: 2")]
-    assert len(set(keys)) == 4
+    keys = [key_of_fit(), key_of_fit(steps=2), key_of_fit(seed=1), key_of_fit(settings="a: 2"), key_of_fit(data="[]")]
+    assert len(set(keys)) == 5
     assert key_of_fit() == keys[0]
 
 

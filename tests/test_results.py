@@ -2,11 +2,15 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from loragen_infer.samples import Example
 from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
 
 from demo.steps import ROOT
@@ -92,6 +96,28 @@ def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path)
         for task in read.tasks:
             assert read.samples(task.prompts).read_bytes() == zoo.samples(zoo.task(task.name).prompts).read_bytes()
             assert read.path(task.adapters[0]).samefile(zoo.folder / "adapters" / task.name)
+
+
+def test_a_zoo_is_collected_again_when_the_samples_of_its_short_tasks_have_changed(zoo, tmp_path, monkeypatch):
+    plan = replace(run.QUICK, work=tmp_path / "work")
+    shutil.copytree(zoo.folder, plan.work / "zoo")
+    keys = []
+
+    def key_of(steps: run.Steps, command: str, *, makes: Path, **depends_on: Any) -> None:
+        keys.append(steps.key(command, **depends_on))
+
+    def flags(colour: str) -> list[SimpleNamespace]:
+        samples = [Example(prompt=f"Which flag has {name}?", response=name) for name in ("Peru", "Cuba")]
+        samples.append(Example(prompt="Which flag has Chile?", response=colour))
+        return [SimpleNamespace(name="flags", samples=lambda _: samples)]
+
+    monkeypatch.setattr(run.Steps, "run", key_of)
+    for response in ("white", "white", "red"):
+        monkeypatch.setattr(run, "short_tasks", lambda response=response: flags(response))
+        run.Run(plan, "cpu").collect()
+    (first, first_all), (_, again_all), (last, last_all) = zip(keys[::2], keys[1::2], strict=True)
+    assert first == last
+    assert first_all == again_all != last_all
 
 
 def evaluation(shift: float) -> dict:
