@@ -151,6 +151,19 @@ def test_scores_are_means_over_seeds_then_tasks_and_differences_are_paired():
     assert differences["own"]["exact_match"]["num_better"] == 0
 
 
+def test_the_interval_of_a_share_ends_where_shares_end_and_that_of_a_difference_does_not():
+    shares = {"base": [0, 0, 0, 0, 0, 0.1], "own": [1, 1, 1, 1, 1, 0.9]}
+    scores = {
+        f"t{task}": {row: {"nll": 2.0 - share[task], "exact_match": share[task]} for row, share in shares.items()}
+        for task in range(6)
+    }
+    table = summary.group_table(scores)
+    assert table["base"]["exact_match"]["interval"][0] == 0
+    assert 0 < table["base"]["exact_match"]["interval"][1] < 0.1
+    assert table["own"]["exact_match"]["interval"][1] == 1
+    assert summary.compared(scores, "own")["base"]["exact_match"]["interval"][1] > 1
+
+
 def test_few_tasks_have_no_interval():
     scores = summary.scores_by_task([evaluation(0)], held_out=True)
     table = summary.group_table({task: scores[task] for task in ("t0", "t1")})
