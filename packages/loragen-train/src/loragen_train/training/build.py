@@ -23,6 +23,7 @@ from loragen_train.training.condition import FrozenCondition, PromptTable, Train
 from loragen_train.training.data import TrainingDataModule
 from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
+from loragen_train.training.provenance import check_same_adapters, hash_tasks
 from loragen_train.training.start import JointAdapter, read_joint, start_from_ridge
 from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
@@ -67,18 +68,12 @@ class TrainingSetup:
 
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
-        tasks, is_through_lm = {}, self.module.config.is_through_lm
-        for task in self.prompts.train:
-            tasks[task] = {"prompts": self.prompts.sha256(task)}
-            if contents := self.zoo.content_hashes(task):
-                tasks[task]["checkpoints"] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
-            if is_through_lm and task in self.prompts.train_samples:
-                tasks[task]["samples"] = self.prompts.samples_sha256(task)
+        is_through_lm = self.module.config.is_through_lm
         held_out = {"held_out": self.held_out} if self.held_out else {}
         precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
-        layout = self.zoo.layout.fingerprint
         joint = {} if self.joint is None else {"joint": _digest(self.joint.tokens_NW)}
-        return {"versions": describe_versions(), "layout": layout, "tasks": tasks, **joint, **held_out, **precision}
+        data = _describe_data(self.zoo, self.prompts, is_through_lm=is_through_lm)
+        return {"versions": describe_versions(), **data, **joint, **held_out, **precision}
 
 
 def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any] | None = None) -> TrainingSetup:
@@ -90,7 +85,8 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
         before: The provenance of the training that is resumed: what was measured then is not measured again.
 
     Raises:
-        LoragenTrainError: Prompts and checkpoints do not belong together, or an objective lacks what it needs.
+        LoragenTrainError: Prompts and checkpoints do not belong together, an objective lacks what it needs, or the
+            training that is resumed was of other tasks or adapters.
         LoragenInferError: ``zoo.json``, a prompt file, the text encoder or the base model cannot be read.
         LoraTokenizerError: A folder holds no checkpoints.
     """
@@ -99,6 +95,8 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     data = training_data.data
     prompts = read_prompts(data, training.seed, leave_out=training_data.test_hashes)
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
+    if before is not None:
+        check_same_adapters(before, _describe_data(zoo, prompts, is_through_lm=training.is_through_lm))
     joint = _joint_adapter(config, training_data.manifest, zoo, len(prompts.train), before)
     _warn_of_little_to_learn(zoo)
     sample_hashes = _sample_hashes(training_data, joint)
@@ -163,6 +161,10 @@ def _sample_hashes(training_data: TrainingData, joint: JointAdapter | None) -> d
     own, of_joint = training_data.adapter_hashes(), {} if joint is None else joint.sample_hashes
     nothing = frozenset[str]()
     return {task: own.get(task, nothing) | of_joint.get(task, nothing) for task in {**own, **of_joint}}
+
+
+def _describe_data(zoo: Zoo, prompts: TaskPrompts, *, is_through_lm: bool) -> dict[str, Any]:
+    return {"layout": zoo.layout.fingerprint, "tasks": hash_tasks(zoo, prompts, with_samples=is_through_lm)}
 
 
 def _joint_adapter(

@@ -33,6 +33,7 @@ from loragen_train.training.callbacks import (
     ValidateOnTime,
 )
 from loragen_train.training.environment import cache_folder, is_first_process
+from loragen_train.training.provenance import check_same_prompts
 from loragen_train.training.results import write_results
 from loragen_train.training.resume import ResumeCheckpoint, TrainingDivergedError
 from loragen_train.training.tracking import tracked, with_team_of_environment
@@ -50,7 +51,7 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
     Args:
         config: The training.
         resume: ``auto`` to continue the newest unfinished experiment of this name, if there is one and nothing of its
-            configuration has changed, or the folder of the experiment to continue.
+            configuration and data has changed, or the folder of the experiment to continue.
         callbacks: Lightning callbacks to run after the training's own.
 
     Returns:
@@ -78,6 +79,8 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
             folder = _new_experiment(config, setup)
             if is_first_process():
                 stack.enter_context(_held(folder))
+        else:
+            check_same_prompts(before or {}, setup.provenance(), folder, refuse=resume == "auto")
         trackers = stack.enter_context(tracked(config, folder, checkpoint))
         _log_start(setup, folder)
         best, saving, own = _own_callbacks(config, setup, folder)
