@@ -21,7 +21,6 @@ from loragen_train.prompts.table import TaskPrompts, read_prompts
 from loragen_train.training.base_model import load_base
 from loragen_train.training.condition import FrozenCondition, PromptTable, TrainedCondition
 from loragen_train.training.data import TrainingDataModule
-from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.provenance import check_same_adapters, hash_tasks
 from loragen_train.training.start import JointAdapter, read_joint, start_from_ridge
@@ -35,6 +34,7 @@ __all__ = ["HALF_WEIGHTS", "TrainingSetup", "build_setup"]
 
 logger = logging.getLogger(__name__)
 
+_CPU = torch.device("cpu")
 HALF_WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Precisions in which the weights of the generator are kept and updated in that dtype; all else stays float32."""
 
@@ -76,13 +76,20 @@ class TrainingSetup:
         return {"versions": describe_versions(), **data, **joint, **held_out, **precision}
 
 
-def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any] | None = None) -> TrainingSetup:
+def build_setup(
+    config: FitConfig,
+    cache_dir: Path,
+    *,
+    before: Mapping[str, Any] | None = None,
+    device: torch.device = _CPU,
+) -> TrainingSetup:
     """Read the data and make the network that ``config`` describes.
 
     Args:
         config: The training.
         cache_dir: Where tokens and embeddings are kept.
         before: The provenance of the training that is resumed: what was measured then is not measured again.
+        device: Where this process trains, so that the base model and the encoder go there.
 
     Raises:
         LoragenTrainError: Prompts and checkpoints do not belong together, an objective lacks what it needs, or the
@@ -102,12 +109,11 @@ def build_setup(config: FitConfig, cache_dir: Path, *, before: Mapping[str, Any]
     sample_hashes = _sample_hashes(training_data, joint)
     seen = frozenset().union(*prompts.train_hashes.values(), *sample_hashes.values())
     watched = find_watched(config, training_data.test_hashes, seen)
-    device = default_device(training.accelerator)
     if training.is_through_lm:
         known = (before or {}).get("lm_precision")
         frozen: FrozenModel | None = load_base(training.lm, training_data, zoo.layout, device, known_precision=known)
     else:
-        frozen = load_watching_model(config, zoo, watched) if watched else None
+        frozen = load_watching_model(config, zoo, watched, device) if watched else None
     table = PromptTable(prompts, {task.name: task.prompts for task in watched})
     encoder = load_encoder(
         config.model.parsed_condition,

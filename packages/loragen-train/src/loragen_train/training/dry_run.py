@@ -23,7 +23,7 @@ def dry_run(config: FitConfig) -> str:
         LoragenTrainError, LoragenInferError, LoraTokenizerError: As :func:`loragen_train.training.fit.fit`.
     """
     seed_everything(config.training.seed, workers=True, verbose=False)
-    num_processes = check_hardware(config)
+    num_processes = check_hardware(config).num_processes
     schedule = config.training.schedule
     with cache_folder(config, keep=False) as cache_dir:
         tries = [_try_phase(config, phase, cache_dir, num_processes) for phase in schedule]
@@ -55,12 +55,13 @@ def _try_phase(config: FitConfig, phase: PhaseConfig, cache_dir: Path, num_proce
         model=replace(config.model, remember_tasks=remembers),
         training=replace(config.training, phases=[phase]),
     )
-    setup, use = build_setup(config, cache_dir), MachineUse()
+    use = MachineUse()
     trainer = make_trainer(
         config,
         **{"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False},
         **{"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [use]},
     )
+    setup = build_setup(config, cache_dir, device=trainer.strategy.root_device)
     run_trainer(trainer, setup, config)
     num_batches = -(-setup.data.num_batches[phase.objective] // num_processes)
     # They are of the second epoch, whose only step needs no warming up.

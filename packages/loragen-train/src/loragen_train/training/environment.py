@@ -1,4 +1,4 @@
-"""Where a training runs: its device, its place among several processes, its SLURM job, its cache."""
+"""Where a training runs: its place among several processes, its SLURM job, its cache."""
 
 import os
 import tempfile
@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from loragen_train.configs.fit import FitConfig
 
-__all__ = ["cache_folder", "default_device", "is_first_process", "slurm_job"]
+__all__ = ["cache_folder", "is_first_process", "slurm_job"]
 
 
 @contextmanager
@@ -22,14 +20,6 @@ def cache_folder(config: FitConfig, *, keep: bool = True) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="loragen-") as folder:
         yield Path(folder)
-
-
-def default_device(accelerator: str) -> torch.device:
-    """The device that this process trains on, in so far as that is known before the trainer is made."""
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if kind is None or accelerator == "cpu":
-        return torch.device("cpu")
-    return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def is_first_process() -> bool:

@@ -67,14 +67,14 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
     started = time.perf_counter()
     seed_everything(config.training.seed, workers=True, verbose=False)
     config = with_team_of_environment(config)
-    check_hardware(config)
+    device = check_hardware(config).device
     with ExitStack() as stack:
         folder = _to_continue(config, resume)
         checkpoint = folder / LAST_CHECKPOINT if folder is not None else None
         if folder is not None and is_first_process():
             stack.enter_context(_held(folder))
         before = None if folder is None else recorded_provenance(folder)
-        setup = build_setup(config, stack.enter_context(cache_folder(config)), before=before)
+        setup = build_setup(config, stack.enter_context(cache_folder(config)), before=before, device=device)
         if folder is None:
             folder = _new_experiment(config, setup)
             if is_first_process():

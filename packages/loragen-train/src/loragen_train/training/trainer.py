@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -13,11 +13,20 @@ from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.training.build import HALF_WEIGHTS, TrainingSetup
 
-__all__ = ["check_hardware", "make_trainer", "run_trainer"]
+__all__ = ["Hardware", "check_hardware", "make_trainer", "run_trainer"]
 
 
-def check_hardware(config: FitConfig) -> int:
-    """Return how many processes train on the hardware that ``config`` asks for.
+class Hardware(NamedTuple):
+    """What a training runs on."""
+
+    num_processes: int
+    """Processes that train together, on all machines."""
+    device: torch.device
+    """The one that this process trains on."""
+
+
+def check_hardware(config: FitConfig) -> Hardware:
+    """Return the hardware that ``config`` asks for.
 
     Raises:
         LoragenTrainError: Hardware or precision are nothing that Lightning can use here.
@@ -25,7 +34,8 @@ def check_hardware(config: FitConfig) -> int:
     training = config.training
     precision: Any = training.precision
     try:
-        return Trainer(**_hardware(config), precision=precision, logger=False, enable_checkpointing=False).world_size
+        trainer = Trainer(**_hardware(config), precision=precision, logger=False, enable_checkpointing=False)
+        return Hardware(trainer.world_size, trainer.strategy.root_device)
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise LoragenTrainError(

@@ -29,7 +29,6 @@ from loragen_train.configs.collect import Precision
 from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.experiments.folder import START_CHECKPOINT
-from loragen_train.training.environment import default_device
 from loragen_train.training.module import GeneratorModule
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.held_out import HeldOutTask, base_model_of, read_held_out
@@ -75,8 +74,10 @@ def find_watched(config: FitConfig, test_hashes: Collection[str], seen: Collecti
     return tasks
 
 
-def load_watching_model(config: FitConfig, zoo: Zoo, tasks: Sequence[HeldOutTask]) -> FrozenModel | None:
-    """Return the base model of the zoo to score ``tasks`` with.
+def load_watching_model(
+    config: FitConfig, zoo: Zoo, tasks: Sequence[HeldOutTask], device: torch.device
+) -> FrozenModel | None:
+    """Return the base model of the zoo, on ``device``, to score ``tasks`` with.
 
     None, and a warning, where it cannot be had, or does not fit the adapters, and is not asked for.
 
@@ -85,7 +86,6 @@ def load_watching_model(config: FitConfig, zoo: Zoo, tasks: Sequence[HeldOutTask
     """
     assert config.data.zoo is not None, "held-out tasks are those of a zoo"  # noqa: S101
     name, is_asked_for = base_model_of(ZooManifest.read(config.data.zoo)), config.training.unseen.enabled is True
-    device = default_device(config.training.accelerator)
     try:
         if not is_asked_for and not Path(locate_model(name, kind="base model")).exists():
             raise LoragenInferError(

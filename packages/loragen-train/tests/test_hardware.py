@@ -1,0 +1,84 @@
+"""Where a training runs: its devices as Lightning counts them, in words of its own where there are none."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig
+from loragen_train.configs.objectives import LmConfig
+from loragen_train.configs.training import TrainingConfig
+from loragen_train.training.dry_run import dry_run
+from loragen_train.training.fit import fit
+from loragen_train.training.trainer import check_hardware
+
+SLURM = {"JOB_ID": "42", "JOB_NAME": "fit", "NTASKS": "4", "NTASKS_PER_NODE": "4", "NODEID": "0"}
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which Lightning sees four; nothing is put there."""
+    monkeypatch.setattr("lightning.pytorch.accelerators.cuda.num_cuda_devices", lambda: 4)
+    monkeypatch.setattr("lightning.fabric.accelerators.cuda.num_cuda_devices", lambda: 4)
+    monkeypatch.setattr("lightning.fabric.utilities.device_parser._get_all_available_gpus", lambda **_: [0, 1, 2, 3])
+
+
+def config_of(**training: object) -> FitConfig:
+    return FitConfig(data=DataConfig(zoo="zoo"), training=TrainingConfig(**{"accelerator": "gpu", **training}))
+
+
+def in_slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in {**SLURM, **variables}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+@pytest.mark.parametrize(
+    ("devices", "variables", "expected"),
+    [
+        (1, {}, "cuda:0"),
+        ("2,", {}, "cuda:2"),
+        (4, {"LOCAL_RANK": "3"}, "cuda:3"),
+        ("2,3", {}, "cuda:2"),
+        ("2,3", {"LOCAL_RANK": "1"}, "cuda:3"),
+        (4, {"SLURM_LOCALID": "2", "SLURM_PROCID": "2"}, "cuda:2"),
+    ],
+)
+def test_the_device_of_a_process_is_the_one_that_lightning_trains_on(
+    four_gpus, monkeypatch, devices, variables, expected
+):
+    if "SLURM_LOCALID" in variables:
+        in_slurm(monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    strategy = "auto" if devices in (1, "2,") else "ddp"
+    assert check_hardware(config_of(devices=devices, strategy=strategy)).device == torch.device(expected)
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "lm"])
+@pytest.mark.parametrize("run", [fit, dry_run])
+def test_base_model_and_encoder_go_where_the_training_is(make, tiny_lm, tmp_path, monkeypatch, objective, run):
+    make.manifest(tmp_path / "zoo", base_model=tiny_lm, spelling={"held_out": True, "adapters": []})
+    config = FitConfig(
+        data=DataConfig(zoo=str(tmp_path / "zoo"), cache_dir=str(tmp_path / "cache")),
+        model=ModelConfig(output_dim=16),
+        training=TrainingConfig(accelerator="cpu", objective=objective, lm=LmConfig(precision="fp32")),
+        output_dir=str(tmp_path / "experiments"),
+    )
+    seen = []
+
+    def load_base(*args, device, **kwargs):
+        seen.append(torch.device(device))
+        return SimpleNamespace(tokenizer=None, model=None, mean_nll=lambda *_: [])
+
+    def load_encoder(*args, device, **kwargs):
+        seen.append(torch.device(device))
+        raise NotImplementedError("nothing can be put on a device that is not there")
+
+    there = torch.device("meta")
+    monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.root_device", there)
+    monkeypatch.setattr("loragen_train.zoo.frozen.FrozenModel.load", load_base)
+    monkeypatch.setattr("loragen_train.training.base_model.AdapterTokens.check_fits", lambda *_: None)
+    monkeypatch.setattr("loragen_train.training.unseen.tokenize_example", lambda *_: None)
+    monkeypatch.setattr("loragen_train.training.build.load_encoder", load_encoder)
+    with pytest.raises(NotImplementedError):
+        run(config)
+    assert seen == [there, there]
