@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig
 from loragen_train.configs.objectives import LmConfig
 from loragen_train.configs.training import TrainingConfig
@@ -82,3 +83,11 @@ def test_base_model_and_encoder_go_where_the_training_is(make, tiny_lm, tmp_path
     with pytest.raises(NotImplementedError):
         run(config)
     assert seen == [there, there]
+
+
+def test_a_slurm_job_that_lightning_refuses_is_one_sentence(monkeypatch):
+    in_slurm(monkeypatch, PROCID="0", LOCALID="0")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(LoragenTrainError, match=r"is nothing that Lightning can use here: .*--ntasks-per-node=4") as no:
+        check_hardware(config_of(accelerator="cpu"))
+    assert "\n" not in str(no.value)

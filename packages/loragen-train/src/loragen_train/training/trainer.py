@@ -36,7 +36,7 @@ def check_hardware(config: FitConfig) -> Hardware:
     try:
         trainer = Trainer(**_hardware(config), precision=precision, logger=False, enable_checkpointing=False)
         return Hardware(trainer.world_size, trainer.strategy.root_device)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise LoragenTrainError(
             f"training.accelerator={training.accelerator!r}, devices={training.devices!r}, strategy="
