@@ -1,5 +1,6 @@
 """Where a training runs: its devices as Lightning counts them, in words of its own where there are none."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from loragen_train.configs.objectives import LmConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.dry_run import dry_run
 from loragen_train.training.fit import fit
-from loragen_train.training.trainer import check_hardware
+from loragen_train.training.trainer import check_hardware, make_trainer
 
 SLURM = {"JOB_ID": "42", "JOB_NAME": "fit", "NTASKS": "4", "NTASKS_PER_NODE": "4", "NODEID": "0"}
 
@@ -83,6 +84,17 @@ def test_base_model_and_encoder_go_where_the_training_is(make, tiny_lm, tmp_path
     with pytest.raises(NotImplementedError):
         run(config)
     assert seen == [there, there]
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "expected"), [(1, 1, False), ("1", 1, False), (2, 1, True), (1, 2, True), ("1", 2, True)]
+)
+def test_several_processes_with_a_trained_encoder_look_for_unused_parameters(devices, num_nodes, expected):
+    config = config_of(accelerator="cpu", devices=devices, num_nodes=num_nodes)
+    config = replace(config, model=ModelConfig(freeze_text_encoder=False))
+    trainer = make_trainer(config, logger=False, enable_checkpointing=False)
+    options = getattr(trainer.strategy, "_ddp_kwargs", {})
+    assert options.get("find_unused_parameters", False) is expected
 
 
 def test_a_slurm_job_that_lightning_refuses_is_one_sentence(monkeypatch):

@@ -77,7 +77,8 @@ def make_trainer(config: FitConfig, **options: Any) -> Trainer:
 def _hardware(config: FitConfig) -> dict[str, Any]:
     training = config.training
     strategy = training.strategy
-    if not config.model.freeze_text_encoder and strategy in ("ddp", "auto") and str(training.devices) != "1":
+    are_several = str(training.devices) != "1" or training.num_nodes > 1
+    if not config.model.freeze_text_encoder and strategy in ("ddp", "auto") and are_several:
         # Encoders have parameters, such as those of an unused pooler, that get no gradient.
         strategy = "ddp_find_unused_parameters_true"
     return {
