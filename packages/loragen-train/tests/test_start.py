@@ -149,6 +149,26 @@ def test_by_default_a_joint_adapter_of_few_tasks_is_no_start(with_joint, tmp_pat
     assert build_setup(config, tmp_path / "cache").joint is not None
 
 
+@pytest.mark.parametrize(("trained_on", "is_start"), [(3, False), (4, True), (6, True)])
+def test_the_tasks_of_the_joint_adapter_count_and_not_those_of_this_training(
+    with_joint, tmp_path, monkeypatch, caplog, trained_on, is_start
+):
+    """The zoo has four training tasks, one of them without an adapter."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("loragen_train.configs.fit._ENOUGH_FOR_JOINT", 4)
+    zoo = tmp_path / "zoo"
+    manifest = ZooManifest.read(zoo)
+    tasks = [replace(task, adapters=[]) if task.name == "more" else task for task in manifest.tasks]
+    replace(manifest, tasks=tasks).write()
+    names = ["sums", "spelling", "capitals", "gone", "lost", "left"][:trained_on]
+    (zoo / "joint" / "training.json").write_text(json.dumps({"settings": {"tasks": dict.fromkeys(names, "")}}))
+    config = replace(with_joint, model=replace(with_joint.model, unseen_from="auto"))
+    assert (build_setup(config, tmp_path / "cache").joint is not None) is is_start
+    assert ("Of 3 training tasks a joint adapter is no start" in caplog.text) is not is_start
+    # A task of samples alone may be one that it was trained without.
+    assert ("was trained without more." in caplog.text) is is_start
+
+
 def test_what_only_the_joint_adapter_saw_is_no_task_never_seen(with_joint, tmp_path):
     zoo = tmp_path / "zoo"
     manifest = ZooManifest.read(zoo)

@@ -68,7 +68,7 @@ class ModelConfig:
     unseen_from: Literal["auto", "ridge", "joint"] = "auto"
     """What prompts that are no training task's get before the first step, where tasks are remembered: ``ridge``, the
     regression; ``joint``, the one adapter of all training tasks that collect trains (``joint: true``). ``auto``: joint
-    where the zoo has it and 50 training tasks or more."""
+    where the zoo has one that was trained on 50 tasks or more."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
@@ -77,7 +77,7 @@ class ModelConfig:
     (``condition_dim``, ``grid``), are not set here."""
 
     def wants_joint(self, num_tasks: int) -> bool:
-        """Whether tasks never seen start from the joint adapter of so many training tasks, where there is one."""
+        """Whether tasks never seen start from a joint adapter that was trained on so many tasks, where there is one."""
         return self.unseen_from == "joint" or (self.unseen_from == "auto" and num_tasks >= _ENOUGH_FOR_JOINT)
 
     def __post_init__(self) -> None:

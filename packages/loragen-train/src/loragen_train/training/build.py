@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from loragen_train.training.condition import FrozenCondition, PromptTable, Train
 from loragen_train.training.data import TrainingDataModule
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.provenance import check_same_adapters, hash_tasks
-from loragen_train.training.start import JointAdapter, read_joint, start_from_ridge
+from loragen_train.training.start import JointAdapter, read_joint, start_from_ridge, tasks_trained_on
 from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.frozen import FrozenModel
@@ -104,7 +104,7 @@ def build_setup(
     zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
     if before is not None:
         check_same_adapters(before, _describe_data(zoo, prompts, is_through_lm=training.is_through_lm))
-    joint = _joint_adapter(config, training_data.manifest, zoo, len(prompts.train), before)
+    joint = _joint_adapter(config, training_data.manifest, zoo, list(prompts.train), before)
     _warn_of_little_to_learn(zoo)
     sample_hashes = _sample_hashes(training_data, joint)
     seen = frozenset().union(*prompts.train_hashes.values(), *sample_hashes.values())
@@ -174,7 +174,7 @@ def _describe_data(zoo: Zoo, prompts: TaskPrompts, *, is_through_lm: bool) -> di
 
 
 def _joint_adapter(
-    config: FitConfig, manifest: ZooManifest | None, zoo: Zoo, num_tasks: int, before: Mapping[str, Any] | None
+    config: FitConfig, manifest: ZooManifest | None, zoo: Zoo, tasks: Sequence[str], before: Mapping[str, Any] | None
 ) -> JointAdapter | None:
     """What tasks never seen start from, where that is the zoo's joint adapter; a resumed training keeps to it."""
     if manifest is None:
@@ -183,6 +183,8 @@ def _joint_adapter(
     is_wanted = begun_with is not None
     if before is None and config.remembers_tasks:
         has_one = manifest.joint is not None
+        # The zoo may have grown since, or this training leave some out.
+        num_tasks = len(tasks_trained_on(manifest)) or len(tasks)
         is_wanted = config.model.wants_joint(num_tasks) and (has_one or config.model.unseen_from == "joint")
         if has_one and config.model.unseen_from == "auto" and not is_wanted:
             logger.info(
@@ -192,7 +194,7 @@ def _joint_adapter(
             )
     if not is_wanted:
         return None
-    joint = read_joint(manifest, zoo, lora_alpha=config.data.lora_alpha)
+    joint = read_joint(manifest, zoo, tasks, lora_alpha=config.data.lora_alpha)
     if begun_with is not None and _digest(joint.tokens_NW) != begun_with:
         raise LoragenTrainError(
             f"The joint adapter of {manifest.folder} is not the one that the training was begun with; train anew with "

@@ -7,8 +7,8 @@ Legend: n prompts in all, D embedding size, K tasks with adapters, N tokens, W v
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from hyperconv import HyperConvGenerator, fit_ridge, left_out_fits
@@ -25,7 +25,7 @@ from loragen_train.training.condition import PromptTable
 from loragen_train.zoo import records
 from loragen_train.zoo.tokens import Zoo
 
-__all__ = ["JointAdapter", "read_joint", "start_from_ridge"]
+__all__ = ["JointAdapter", "read_joint", "start_from_ridge", "tasks_trained_on"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,20 @@ def start_from_ridge(
     return generator.leave_out(left_out_fits(rows_KSD, fit.penalty)) if generator.config.num_tasks else None
 
 
-def read_joint(manifest: ZooManifest, zoo: Zoo, *, lora_alpha: float | None = None) -> JointAdapter:
+def tasks_trained_on(manifest: ZooManifest) -> list[str]:
+    """Return the names of the tasks that the zoo's joint adapter was trained on; none where nothing tells them."""
+    return [] if manifest.joint is None else records.tasks_of_joint(manifest.path(manifest.joint).parent)
+
+
+def read_joint(
+    manifest: ZooManifest, zoo: Zoo, tasks: Sequence[str], *, lora_alpha: float | None = None
+) -> JointAdapter:
     """Return the zoo's joint adapter.
 
     Args:
         manifest: Names the adapter.
         zoo: The adapters of the tasks.
+        tasks: All training tasks, those without adapters too; a warning names those that it was trained without.
         lora_alpha: Its alpha, in place of what it says.
 
     Raises:
@@ -101,14 +109,13 @@ def read_joint(manifest: ZooManifest, zoo: Zoo, *, lora_alpha: float | None = No
             f"Tasks never seen are to start from the joint adapter of {manifest.folder}, but it has none; collect the "
             "zoo with joint: true, or train anew with model.unseen_from ridge."
         )
-    path = Path(manifest.path(manifest.joint))
-    trained_on = records.tasks_of_joint(path.parent)
+    path, trained_on = manifest.path(manifest.joint), tasks_trained_on(manifest)
     if seen := [task.name for task in manifest.held_out_tasks if task.name in trained_on]:
         raise LoragenTrainError(
             f"The joint adapter {path} was trained on {', '.join(seen)}, held out by now; remove its folder and "
             "collect the zoo again, or set model.unseen_from to ridge."
         )
-    missing = [name for name in zoo.names if name not in trained_on]
+    missing = [name for name in tasks if name not in trained_on]
     if trained_on and missing:
         logger.warning("The joint adapter %s was trained without %s.", path, ", ".join(missing))
     try:
