@@ -13,6 +13,7 @@ from loragen_train.configs.fit import DataConfig
 from loragen_train.configs.objectives import DistillConfig, LmConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.prompts.table import TaskPrompts
+from loragen_train.training import teachers
 from loragen_train.training.objectives import DistillObjective, LmObjective
 from loragen_train.training.samples import NONE, SampleTable, TaskBatch
 from loragen_train.training.tasks import _task_visits
@@ -233,6 +234,29 @@ def test_a_teacher_that_sees_solved_samples_never_sees_the_answer_that_is_asked(
         LoragenTrainError, match=r"^2 solved samples of 'short' before another may have \d+ tokens, but"
     ):
         ExamplesTeacher(parts.frozen, parts.table, config)
+
+
+def test_a_teacher_sees_solved_samples_cut_off_as_the_training_does(parts, monkeypatch):
+    """So that they are no longer than the language model takes, which is checked of what is cut off."""
+    long = {f"row {number}": Example(prompt="why " * (40 + number), response="so") for number in range(4)}
+    samples = {"task": dict(list(long.items())[:3])}
+    prompts = TaskPrompts(train={}, val={}, train_samples=samples, val_samples={"task": {"row 3": long["row 3"]}})
+    table = SampleTable(prompts, parts.frozen.tokenizer, LmConfig(max_length=50, too_long="truncate"))
+    assert [tokenize_example(parts.frozen.tokenizer, example) for example in table.examples] == table.items
+    seen = []
+    ask = teachers._ask
+
+    def watched(frozen, adapters, items, *args, **kwargs):
+        seen.extend(item for of_adapter in items for item in of_adapter)
+        return ask(frozen, adapters, items, *args, **kwargs)
+
+    monkeypatch.setattr(teachers, "_ask", watched)
+    one = torch.zeros(1, 1, dtype=torch.long)
+    batch = TaskBatch(one, one == 0, one[0], torch.tensor([[0]]), torch.tensor([[[1, 2]]]), torch.ones(1))
+    config = DistillConfig(teacher="examples", num_examples=2, top_k=3)
+    ExamplesTeacher(parts.frozen, table, config)(batch)
+    # A blank line, and no end of an answer, after each solved one.
+    assert [len(item.input_ids) for item in seen] == [sum(len(item.input_ids) for item in table.items[:3]) + 2]
 
 
 def test_the_distance_from_a_teacher_is_the_divergence_over_its_likely_tokens():

@@ -41,7 +41,7 @@ class SampleTable:
         self.items: list[TokenizedExample] = []
         """The samples by number, as token ids."""
         self.examples: list[Example] = []
-        """The samples by number."""
+        """The samples by number, cut off as their token ids are."""
         self._tokenizer, self._config = tokenizer, config
         self.train = self._append(prompts.train_samples)
         """The numbers of each task's training samples; tasks without any are left out."""
@@ -61,8 +61,8 @@ class SampleTable:
             )
             if items:
                 numbers[task] = range(len(self.items), len(self.items) + len(items))
-                self.items += items.values()
-                self.examples += [of_task[where] for where in items]
+                self.items += [item for _, item in items.values()]
+                self.examples += [example for example, _ in items.values()]
         return numbers
 
 

@@ -103,7 +103,7 @@ def _tokenize(file: Path, config: CollectConfig, tokenizer: PreTrainedTokenizerB
         raise LoragenTrainError(
             f"{file} has no sample of at most {training.max_length} tokens; raise training.max_length."
         )
-    return list(items.values())
+    return [item for _, item in items.values()]
 
 
 def tokenize_samples(
@@ -114,8 +114,8 @@ def tokenize_samples(
     too_long: Literal["error", "drop", "truncate"],
     source: str,
     section: str,
-) -> dict[str, TokenizedExample]:
-    """Return the samples, by where each stands, as token ids; those that are too long as ``too_long`` says.
+) -> dict[str, tuple[Example, TokenizedExample]]:
+    """Return the samples, by where each stands, as text and as token ids; those that are too long as ``too_long`` says.
 
     Args:
         samples: The samples by where they stand, which errors name.
@@ -140,8 +140,8 @@ def tokenize_samples(
                 )
             if too_long == "drop":
                 continue
-            item = _truncate(sample, item, tokenizer, where, max_length=max_length, section=section)
-        items[where] = item
+            sample, item = _truncate(sample, item, tokenizer, where, max_length=max_length, section=section)
+        items[where] = sample, item
     if num_changed:
         done = "left out" if too_long == "drop" else "cut off"
         logger.warning("%s: %s over %smax_length %s.", source, counted(num_changed, "sample"), section, done)
@@ -156,7 +156,7 @@ def _truncate(
     *,
     max_length: int,
     section: str,
-) -> TokenizedExample:
+) -> tuple[Example, TokenizedExample]:
     """Shorten the prompt at its end, where what is asked stands less often than at its start."""
     prompt_ids = tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
     while len(item.input_ids) > max_length:
@@ -167,5 +167,6 @@ def _truncate(
             raise LoragenTrainError(
                 f"{where} leaves no room for a prompt within {max_length} tokens; raise {section}max_length."
             )
-        item = tokenize_example(tokenizer, replace(sample, prompt=prompt))
-    return item
+        sample = replace(sample, prompt=prompt)
+        item = tokenize_example(tokenizer, sample)
+    return sample, item
