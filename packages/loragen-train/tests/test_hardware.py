@@ -1,4 +1,4 @@
-"""Where a training runs: its devices as Lightning counts them, in words of its own where there are none."""
+"""Where a training runs: its devices as Lightning counts them, errors in words of its own, and their use."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +9,7 @@ from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig
 from loragen_train.configs.objectives import LmConfig
 from loragen_train.configs.training import TrainingConfig
+from loragen_train.training.callbacks import MachineUse
 from loragen_train.training.dry_run import dry_run
 from loragen_train.training.fit import fit
 from loragen_train.training.trainer import check_hardware, make_trainer
@@ -103,3 +104,28 @@ def test_a_slurm_job_that_lightning_refuses_is_one_sentence(monkeypatch):
     with pytest.raises(LoragenTrainError, match=r"is nothing that Lightning can use here: .*--ntasks-per-node=4") as no:
         check_hardware(config_of(accelerator="cpu"))
     assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_gpu_whose_driver_tells_no_use_trains_all_the_same(monkeypatch, caplog, tells):
+    caplog.set_level("INFO")
+    asked, logged = [], []
+
+    def utilization(device):
+        asked.append(device)
+        if not tells:
+            raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+        return 40
+
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**21)
+    trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+    module = SimpleNamespace(device=torch.device("cuda:1"), log_dict=lambda values, **_: logged.append(values))
+    use = MachineUse()
+    for _ in range(2):
+        use.on_train_epoch_start(trainer, module)
+        use.on_train_epoch_end(trainer, module)
+    assert [values.get("gpu_percent") for values in logged] == ([40.0] * 2 if tells else [None] * 2)
+    assert [values["gpu_memory_mib"] for values in logged] == [2.0, 2.0]
+    assert len(asked) == (2 if tells else 1)
+    assert caplog.text.count("gpu_percent is left out") == (not tells)

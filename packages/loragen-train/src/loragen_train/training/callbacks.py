@@ -1,5 +1,6 @@
 """What happens around the training steps: progress, use of the machine, the last validation."""
 
+import logging
 import time
 from typing import Any
 
@@ -13,6 +14,8 @@ from loragen_train.configs.training import TrainingConfig
 from loragen_train.training.module import GeneratorModule
 
 __all__ = ["BestWeights", "EpochProgress", "MachineUse", "StopEarlyInLastPhase", "ValidateOnTime"]
+
+logger = logging.getLogger(__name__)
 
 _MEBIBYTE = 2**20
 
@@ -80,13 +83,14 @@ def _config_of(pl_module: LightningModule) -> TrainingConfig:
 class MachineUse(Callback):
     """Logs, for every epoch: samples per second, the share of time spent waiting for data, and the machine's use.
 
-    ``gpu_percent`` and ``gpu_memory_mib`` where the training is on a GPU, and ``cpu_percent`` (of one core) and
-    ``rss_mib`` of this process always. It must be the last callback, so that what the others do is not taken for
-    waiting.
+    ``gpu_memory_mib`` where the training is on a GPU, with ``gpu_percent`` where the driver tells it, and
+    ``cpu_percent`` (of one core) and ``rss_mib`` of this process always. It must be the last callback, so that what the
+    others do is not taken for waiting.
     """
 
     def __init__(self) -> None:
         self._process = psutil.Process()
+        self._driver_tells = True
         self._started = self._batch_ended = 0.0
         self._waited = 0.0
         self._num_samples = self._num_batches = 0
@@ -120,6 +124,17 @@ class MachineUse(Callback):
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
         }
         if pl_module.device.type == "cuda":
-            values["gpu_percent"] = float(torch.cuda.utilization(pl_module.device))
+            if (percent := self._gpu_percent(pl_module.device)) is not None:
+                values["gpu_percent"] = percent
             values["gpu_memory_mib"] = torch.cuda.max_memory_allocated(pl_module.device) / _MEBIBYTE
         pl_module.log_dict(values, rank_zero_only=True)
+
+    def _gpu_percent(self, device: torch.device) -> float | None:
+        if not self._driver_tells:
+            return None
+        try:
+            return float(torch.cuda.utilization(device))
+        except Exception as error:  # noqa: BLE001 - NVML has errors of its own, and a curve is no reason to stop
+            self._driver_tells = False
+            logger.info("gpu_percent is left out, since the driver does not tell it here (%s).", error)
+            return None
