@@ -88,6 +88,25 @@ def test_corrections_are_as_many_as_tasks_bear_and_memory_holds():
         assert math.prod(grid) * (2 + network.num_basis + network.num_corrections) <= 160_000_000
 
 
+@pytest.mark.parametrize(("num_basis", "is_whole"), [("auto", True), (3, True), (2, False)])
+def test_tasks_that_are_remembered_by_too_few_patterns_are_told(with_joint, tmp_path, caplog, num_basis, is_whole):
+    model = replace(with_joint.model, num_basis=num_basis, unseen_from="ridge")
+    setup = build_setup(replace(with_joint, model=model), tmp_path / "cache")
+    means_KNW = setup.zoo.stats.normalize(torch.stack([mean_NW for _, mean_NW in setup.zoo.task_means()]))
+    prompts = [setup.module.condition(torch.tensor(list(own))[None]) for own in setup.table.train.values()]
+    with torch.no_grad():
+        own_KNW = torch.cat([setup.module.generator(condition_1PD) for condition_1PD in prompts])
+    missed = ((own_KNW - means_KNW).square().sum() / (means_KNW - means_KNW.mean(dim=0)).square().sum()).item()
+    assert (missed < 1e-8) is is_whole
+    share = f"4 training tasks are remembered by 2 learned patterns, which hold {100 * (1 - missed):.1f} % of"
+    assert (share in caplog.text) is not is_whole
+    assert ("set model.num_basis to 3." in caplog.text) is not is_whole
+    # Without a memory there is no adapter of their own to be kept.
+    caplog.clear()
+    build_setup(replace(with_joint, model=replace(model, remember_tasks=False)), tmp_path / "cache")
+    assert "are remembered" not in caplog.text
+
+
 def test_two_numbers_of_patterns_are_refused():
     with pytest.raises(
         LoragenTrainError, match=r"^model\.num_basis is 3, but model\.generator\.num_basis 7; leave one"

@@ -61,10 +61,11 @@ class ModelConfig:
     """Learned patterns, each as large as an adapter; ``auto``: one less than there are training tasks, as far as 150
     million parameters hold them, unless ``model.generator.num_basis`` says another number than its default."""
     remember_tasks: bool | Literal["auto"] = "auto"
-    """Recognise the prompts of training tasks, and answer them with their own adapters; all else gets what
-    ``unseen_from`` says, and on top what training adds. ``auto``: where all of the training is through the
-    language model and leaves a task's own adapter out (``training.lm.leave_own_out``). Needs generator.expander
-    ``linear`` and a frozen text encoder, whose embeddings of known prompts stay."""
+    """Recognise the prompts of training tasks, and answer them with their own adapters, as far as ``num_basis``
+    patterns hold them (one less than there are tasks: whole); all else gets what ``unseen_from`` says, and on top what
+    training adds. ``auto``: where all of the training is through the language model and leaves a task's own adapter
+    out (``training.lm.leave_own_out``). Needs generator.expander ``linear`` and a frozen text encoder, whose embeddings
+    of known prompts stay."""
     unseen_from: Literal["auto", "ridge", "joint"] = "auto"
     """What prompts that are no training task's get before the first step, where tasks are remembered: ``ridge``, the
     regression; ``joint``, the one adapter of all training tasks that collect trains (``joint: true``). ``auto``: joint

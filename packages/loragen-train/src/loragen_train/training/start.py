@@ -73,7 +73,10 @@ def start_from_ridge(
     rows_KSD = subset_means(with_adapters, num_prompts)
     fit = fit_ridge(rows_KSD, gram_of(means_KNW))
     others = [*prompts.values()]
-    generator.start_from(fit, zoo.stats.normalize(means_KNW), with_adapters, others, unseen_NW)
+    scored_KNW = zoo.stats.normalize(means_KNW)
+    generator.start_from(fit, scored_KNW, with_adapters, others, unseen_NW)
+    if generator.config.num_basis < generator.config.num_tasks - 1:
+        _warn_of_few_patterns(generator.config.num_basis, scored_KNW)
     logger.info(
         "The generator starts as ridge regression over %d tasks; of a task that is left out it misses %.1f %% of the "
         "variance between adapters.",
@@ -82,6 +85,18 @@ def start_from_ridge(
     if unseen_NW is not None:
         logger.info("Prompts that are no training task's start from the zoo's joint adapter in its place.")
     return generator.leave_out(left_out_fits(rows_KSD, fit.penalty)) if generator.config.num_tasks else None
+
+
+def _warn_of_few_patterns(num_basis: int, scored_KNW: Tensor) -> None:
+    """Say how much of what its training tasks' adapters differ in a generator that remembers them holds."""
+    variances_K = torch.linalg.eigvalsh(gram_of(scored_KNW)).flip(0).clamp(min=0)
+    kept = variances_K[:num_basis].sum() / variances_K.sum().clamp(min=torch.finfo(variances_K.dtype).tiny)
+    num_tasks = len(scored_KNW)
+    logger.warning(
+        "%d training tasks are remembered by %d learned patterns, which hold %.1f %% of the variance between their "
+        "adapters, so a task gets its own only as far as that; for all of it set model.num_basis to %d.",
+        *(num_tasks, num_basis, 100 * float(kept), num_tasks - 1),
+    )
 
 
 def tasks_trained_on(manifest: ZooManifest) -> list[str]:
