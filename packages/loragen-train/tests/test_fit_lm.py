@@ -198,6 +198,19 @@ def test_the_best_weights_are_of_the_last_phase_unless_unseen_tasks_tell(config,
     assert (int(best.name.partition("-")[0].removeprefix("epoch=")) in (1, 2)) is not watched
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_no_phase_is_stopped_early_but_the_last(config, tmp_path, watched, monkeypatch):
+    """Unseen tasks get worse from the first epoch on, and the losses of a rate that changes nothing no better."""
+    phases = [
+        PhaseConfig(objective="reconstruction", max_epochs=3, learning_rate=1e-20),
+        PhaseConfig(objective="lm", max_epochs=4, learning_rate=1e-20),
+    ]
+    monkeypatch.setattr(UnseenTasks, "_score", lambda self, trainer, _: {UNSEEN_NLL: 1.0 + trainer.current_epoch})
+    unseen, often = UnseenConfig(enabled=watched), {"validate_every_n_epochs": 1, "early_stopping_patience": 1}
+    experiment = fit(changed(config, tmp_path, phases=phases, unseen=unseen, weight_decay=0.0, **often))
+    assert [epoch for epoch, _ in column(experiment, "val_loss")] == [0, 1, 2, 3, 4]
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
     original, seen = GeneratorModule.training_step, []
 

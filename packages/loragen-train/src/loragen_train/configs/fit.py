@@ -262,8 +262,8 @@ class ExportConfig:
     """What is written of the trained generator."""
 
     weights: Literal["best", "last"] = "best"
-    """``best``: those of the validation with the lowest val_unseen_nll, or val_loss where no unseen tasks are watched.
-    ``last``: those after the last step."""
+    """``best``: those of the validation with the lowest val_unseen_nll, in any phase; where no unseen tasks are
+    watched, with the lowest val_loss of the last phase. ``last``: those after the last step."""
     format: Literal["safetensors", "pt"] = "safetensors"
     """Of no effect any more: the bundle is always written as ``generator.safetensors`` and ``generator_model.pt``."""
 

@@ -81,8 +81,8 @@ class TrainingConfig:
     gradient_clip_val: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     early_stopping_patience: int = 0
-    """Stop after this many validations without a better val_unseen_nll, or val_loss where no unseen tasks are watched;
-    0 never stops early."""
+    """Stop after this many validations of the last phase without a better val_unseen_nll, or val_loss where no unseen
+    tasks are watched; 0 never stops early."""
     validate_every_n_epochs: int | Literal["auto"] = "auto"
     """Epochs between validations; ``auto`` validates ten times a phase, and every phase after its last epoch."""
     checkpoint_every_n_steps: int = 1000

@@ -55,7 +55,10 @@ class ValidateOnTime(Callback):
 
 
 class BestWeights(ModelCheckpoint):
-    """Keeps the best weights: those of the last phase where val_loss tells, which is another quantity in others."""
+    """Keeps the best weights: of the last phase where val_loss tells, of any phase where unseen tasks do.
+
+    val_loss is another quantity under each objective, val_unseen_nll the same under all.
+    """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor != "val_loss" or _is_last_phase(trainer, pl_module):
@@ -63,7 +66,7 @@ class BestWeights(ModelCheckpoint):
 
 
 class StopEarlyInLastPhase(EarlyStopping):
-    """Stops early, but no phase in favour of the next."""
+    """Stops early, whatever tells, but no phase in favour of the next: it counts validations of the last one alone."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _is_last_phase(trainer, pl_module):
