@@ -1,6 +1,7 @@
 """The store of adapters: made once, kept whole, bounded, shared by threads and processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from loragen_infer.generation.card import model_card
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import Request
 from loragen_infer.generation.run import run_generate
-from loragen_infer.store import adapter_store
+from loragen_infer.store import adapter_store, shelf
 
 NAMES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 SCRIPT = """
@@ -174,6 +175,37 @@ def test_a_full_store_removes_what_was_used_least_recently_and_nothing_else(gene
         store.get_or_create_many([([f"more {number}"], 1.0) for number in range(4)])
     with pytest.raises(LoragenInferError, match="max_adapters is 0"):
         AdapterStore(tmp_path, max_adapters=0)
+
+
+def test_what_is_used_while_room_is_made_is_not_removed(generator, tmp_path, monkeypatch):
+    store = AdapterStore(tmp_path / "few", generator, max_adapters=4)
+    ids = [store.get_or_create([f"say {number}"]).id for number in range(4)]
+    for age, name in enumerate(ids):
+        os.utime(store.folder / name, ns=(age, age))
+    was_tuned, found = shelf.was_tuned, []
+
+    def look(folder):  # as it is asked of every adapter in turn
+        if not found:
+            found.append(AdapterStore(store.folder).find(ids[2]))
+        return was_tuned(folder)
+
+    monkeypatch.setattr(shelf, "was_tuned", look)
+    store.get_or_create_many([([f"more {number}"], 1.0) for number in range(3)])
+    assert found[0].path.is_dir()
+    assert len(store) == 4
+
+
+def test_what_was_removed_as_it_was_found_is_made_again(store, monkeypatch):
+    made, utime = store.get_or_create(["a"]), os.utime
+
+    def too_late(path):
+        shutil.rmtree(path)
+        utime(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", too_late)
+        assert store.find(made.id) is None
+    assert store.get_or_create(["a"]).path.is_dir()
 
 
 def test_what_somebody_else_put_there_keeps_no_adapter_from_being_removed(generator, tmp_path):

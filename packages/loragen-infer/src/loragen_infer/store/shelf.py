@@ -98,8 +98,12 @@ class Shelf:
         """As :meth:`find`, and remember that it was used now."""
         path = self.find(adapter_id)
         if path is not None:
-            with suppress(OSError):  # of a folder that may only be read, or of one that was just removed
+            try:
                 os.utime(path)
+            except FileNotFoundError:  # just removed
+                return None
+            except OSError:  # of a folder that may only be read
+                pass
         return path
 
     @contextmanager
@@ -189,11 +193,13 @@ class Shelf:
             with suppress(FileNotFoundError):
                 used.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
         free = max_adapters - len(used)
-        for _, name in sorted(used):
+        for used_at, name in sorted(used):
             if free >= stride:
                 break
             if self.find(name) is None or was_tuned(self.folder / name):
                 continue  # nothing that the store made, or could make again
+            if (self.folder / name).lstat().st_mtime_ns != used_at:
+                continue  # whoever used it since then was told that it is there
             removed.mkdir(exist_ok=True)
             # Under its id it is whole or gone; what a reader has open by then stays readable.
             (self.folder / name).rename(removed / f"{name}-{secrets.token_hex(4)}")
