@@ -24,7 +24,7 @@ def reason_of(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether Python, NumPy or torch, on the CPU or on a GPU, found no memory."""
     # torch has a class for GPUs only, and importing it for its name would take seconds.
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -12,7 +12,17 @@ from safetensors import SafetensorError
 
 from loragen_infer.errors import LoragenInferError, reason_of
 
-__all__ = ["TakenError", "atomic_file", "atomic_folder", "locked", "save_torch", "write_json", "write_jsonl", "writing"]
+__all__ = [
+    "TakenError",
+    "atomic_file",
+    "atomic_folder",
+    "locked",
+    "reading",
+    "save_torch",
+    "write_json",
+    "write_jsonl",
+    "writing",
+]
 
 
 class TakenError(LoragenInferError):
@@ -81,6 +91,18 @@ def save_torch(content: object, path: Path) -> None:
             torch.save(content, stream)
     except RuntimeError as error:
         raise OSError(reason_of(error)) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make one sentence about ``path`` of what the system refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or reason_of(error)
+        raise LoragenInferError(
+            f"{path} cannot be read: {reason}; choose another place or let this process read it."
+        ) from error
 
 
 @contextmanager

@@ -132,6 +132,37 @@ def test_requests_at_once_are_made_together_and_one_bad_one_spoils_no_other(stor
     assert [answer.status_code for answer in answers] == [200, 200, 200, 422, 200, 200, 200, 200]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")])
+def test_a_batch_that_memory_does_not_hold_is_made_one_by_one(store, generator, monkeypatch, error):
+    sizes, generate_many = [], generator.generate_many
+
+    def cramped(tasks, **options):
+        sizes.append(len(tasks))
+        if len(tasks) > 1 or "too large" in tasks[0]:
+            raise error
+        return generate_many(tasks, **options)
+
+    monkeypatch.setattr(generator, "generate_many", cramped)
+    config = ServeConfig(model="m", batch_timeout=0.5, max_batch_size=4)
+    with TestClient(make_app(store, config)) as client, ThreadPoolExecutor(4) as pool:
+        asked = ["too large", *(f"cramped by {error!r} {number}" for number in range(3))]
+        answers = list(pool.map(lambda prompt: client.post("/adapters", json={"prompts": [prompt]}), asked))
+    assert max(sizes) > 1
+    assert [answer.status_code for answer in answers] == [503, 200, 200, 200]
+    sentence = (
+        "The adapter cannot be made now: there is not enough memory for it; send fewer prompts, or try again later."
+    )
+    assert answers[0].json() == {"detail": sentence}
+
+
+def test_a_store_that_cannot_be_read_is_a_sentence(generator, tmp_path):
+    store = AdapterStore(tmp_path / ("x" * 300), generator)
+    with TestClient(make_app(store, ServeConfig(model="m")), raise_server_exceptions=False) as client:
+        for answer in (client.get(f"/adapters/{'0' * 16}"), client.post("/adapters", json={"prompts": ["a"]})):
+            assert answer.status_code == 503
+            assert "cannot be read: File name too long; choose" in answer.json()["detail"]
+
+
 def test_the_worker_takes_all_that_wait_and_waits_for_no_other(store):
     config = ServeConfig(model="m", max_batch_size=3)
     api, waiting = make_api(store, config), queue.Queue()

@@ -10,7 +10,7 @@ from litserve import LitAPI
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model, field_validator
 
 from loragen_infer.encoder.base import check_prompts
-from loragen_infer.errors import LoragenInferError, is_out_of_space
+from loragen_infer.errors import LoragenInferError, is_out_of_memory, is_out_of_space, reason_of
 from loragen_infer.serving.config import ServeConfig
 from loragen_infer.store import AdapterStore, StoredAdapter
 from loragen_infer.vllm.client import VllmClient, VllmError
@@ -89,7 +89,8 @@ def status_of(error: LoragenInferError) -> int:
     while cause is not None:
         if is_out_of_space(cause):
             return 507
-        if isinstance(cause, OSError):
+        # What is said here may quote a prompt, so the words are those of others only.
+        if isinstance(cause, OSError) or (not isinstance(cause, LoragenInferError) and is_out_of_memory(cause)):
             return 503
         cause = cause.__cause__
     return 422
@@ -98,12 +99,24 @@ def status_of(error: LoragenInferError) -> int:
 def _answers(store: AdapterStore, requests: list[Any]) -> list[Answer]:
     asked = [(request.prompts, request.scale) for request in requests]
     try:
-        return [*store.get_or_create_many(asked)]
+        return [*_made(store, asked)]
     except LoragenInferError as error:
         logger.warning("%s", error)
         if len(asked) == 1:
             return [error]
     return [answer for request in requests for answer in _answers(store, [request])]
+
+
+def _made(store: AdapterStore, asked: list[tuple[list[str], float]]) -> list[StoredAdapter]:
+    """What is asked for; raises LoragenInferError also for what the machine has too little of, or refuses."""
+    try:
+        return store.get_or_create_many(asked)
+    except Exception as error:
+        if isinstance(error, LoragenInferError) or not (isinstance(error, OSError) or is_out_of_memory(error)):
+            raise
+        raise LoragenInferError(
+            f"The adapter cannot be made now: {reason_of(error)}; send fewer prompts, or try again later."
+        ) from error
 
 
 def _all_loaded(answers: Sequence[Answer], vllm: VllmClient) -> list[Answer]:

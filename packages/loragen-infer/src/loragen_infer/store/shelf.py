@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import Any
 from lora_tokenizer.io.atomic import clear_leftovers
 
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.files import locked, write_json, writing
+from loragen_infer.files import locked, reading, write_json, writing
 from loragen_infer.generation.card import read_request_fingerprint, was_tuned
 
 __all__ = ["DEFAULT_MAX_ADAPTERS", "Shelf", "StoredAdapter", "check_id"]
@@ -85,7 +86,7 @@ class Shelf:
     def find(self, adapter_id: str) -> Path | None:
         """Return the folder of an adapter, or None if it is not there; not by way of a link."""
         path = self.folder / check_id(adapter_id)
-        if path.is_symlink() or not path.is_dir():
+        if not _is_folder(path):
             self._known.discard(adapter_id)
             return None
         if adapter_id not in self._known:
@@ -172,11 +173,9 @@ class Shelf:
         return self.folder / _OWN / "requests" / f"{check_id(adapter_id)}.json"
 
     def _entries(self) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(self.folder) as entries:
-                return [entry for entry in entries if _ID.fullmatch(entry.name)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with reading(self.folder), suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as entries:
+            return [entry for entry in entries if _ID.fullmatch(entry.name)]
+        return []
 
     def _cleared(self, number: int) -> int:
         """Clear away what killed processes left, remove adapters for ``number`` others, and return what has room.
@@ -207,3 +206,10 @@ class Shelf:
             free += 1
         shutil.rmtree(removed, ignore_errors=True)
         return max(min(free, stride), number)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a folder is there, and not a link to one; raises LoragenInferError where the system does not say."""
+    with reading(path), suppress(FileNotFoundError, NotADirectoryError):
+        return stat.S_ISDIR(path.lstat().st_mode)
+    return False
