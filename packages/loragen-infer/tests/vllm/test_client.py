@@ -31,6 +31,17 @@ def test_an_adapter_is_loaded_once_and_unloaded_once(vllm_server, adapter, tmp_p
     assert vllm_server.loaded == {}
 
 
+def test_what_is_loaded_or_gone_already_is_known_without_the_list_of_all(vllm_server, adapter):
+    client = VllmClient(vllm_server.url)
+    vllm_server.loaded = {f"loragen:{number:016x}": "x" * 400 for number in range(1000)}
+    client.load(adapter)
+    client.unload("f" * 16)
+    assert {path for path, _, _ in vllm_server.requests} == {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+    vllm_server.answer = (400, {"error": {"message": "The lora adapter 'loragen:1' has already been loaded."}})
+    with pytest.raises(LoragenInferError, match="does not load"):
+        client.load(StoredAdapter(id="e" * 16, path=adapter.path, is_new=True, seconds=0.0))
+
+
 def test_the_token_goes_along_and_nowhere_else(vllm_server, adapter):
     vllm_server.token = "secret"
     assert VllmClient(vllm_server.url, "secret").load(adapter) == NAME
