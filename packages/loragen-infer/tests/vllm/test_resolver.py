@@ -1,10 +1,13 @@
 """The plugin, asked as vLLM's OpenAI server asks it; vLLM itself is not here, only its signatures are."""
 
 import asyncio
+import io
 import json
 import logging
+import sys
 import threading
 import tomllib
+from abc import abstractmethod
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_tokenizer import read_adapter
 from loragen_infer import LoraGenerator, LoragenInferError
+from loragen_infer.bundle import GeneratorBundle
 from loragen_infer.store import AdapterStore
 from loragen_infer.vllm import adapter_id_of, request_id_of, served_name
 from loragen_infer.vllm.plugin import register
@@ -46,6 +50,22 @@ def plugin(vllm, store, zoo, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     register()
     return vllm
+
+
+@pytest.fixture
+def vllm_log():
+    """What is printed where logging is set up as vLLM does it: for its own logger only."""
+    stream, root, own = io.StringIO(), logging.getLogger(), logging.getLogger("vllm")
+    before, handler = (root.level, own.level, own.propagate), logging.StreamHandler(stream)
+    own.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    yield stream
+    own.removeHandler(handler)
+    root.setLevel(before[0])
+    own.setLevel(before[1])
+    own.propagate = before[2]
 
 
 def test_the_entry_point_is_where_vllm_looks(vllm, monkeypatch):
@@ -173,3 +193,39 @@ def test_what_vllm_would_refuse_is_said_at_its_start(vllm, zoo, make, llama, tmp
     assert "LORAGEN_MODEL: " in caplog.text
     assert "nothing" in caplog.text
     assert list(vllm.resolvers) == ["loragen"]
+
+
+def test_what_the_adapters_need_is_in_the_log_of_vllm(vllm_log, plugin, zoo):
+    assert f"vLLM takes the adapters of {zoo.experiment} with --max-lora-rank 8 or more." in vllm_log.getvalue()
+
+
+def test_a_vllm_that_the_plugin_does_not_fit_starts_without_it(vllm_log, vllm, zoo, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAGEN_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("LORAGEN_MODEL", str(zoo.experiment))
+
+    class Newer(sys.modules["vllm.lora.resolver"].LoRAResolver):
+        @abstractmethod
+        async def forget_lora(self, lora_name: str) -> None: ...
+
+    monkeypatch.setattr(sys.modules["vllm.lora.resolver"], "LoRAResolver", Newer)
+    register()
+    monkeypatch.setitem(sys.modules, "vllm.lora.resolver", None)  # as in one that has no resolvers
+    register()
+    assert vllm.resolvers == {}
+    said = vllm_log.getvalue()
+    assert said.count("The plugin loragen is not registered, and vLLM goes on without it; ") == 2
+    assert "forget_lora" in said
+    assert "ModuleNotFoundError" in said
+
+
+def test_a_bundle_that_breaks_the_look_at_it_keeps_no_vllm_from_starting(vllm_log, vllm, zoo, tmp_path, monkeypatch):
+    def broken(_model):
+        raise RuntimeError("of a kind that nobody foresaw")
+
+    monkeypatch.setenv("LORAGEN_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("LORAGEN_MODEL", str(zoo.experiment))
+    monkeypatch.setattr(GeneratorBundle, "load", broken)
+    register()
+    assert list(vllm.resolvers) == ["loragen"]
+    assert f"for the adapters of {zoo.experiment} is not known; check the bundle." in vllm_log.getvalue()
+    assert "of a kind that nobody foresaw" in vllm_log.getvalue()

@@ -1,5 +1,6 @@
 """The work behind ``loragen-infer serve``: load, listen, answer until SIGTERM, and end when all are answered."""
 
+import logging
 import os
 import signal
 import socket
@@ -13,6 +14,8 @@ from loragen_infer.vllm.client import VllmClient
 from loragen_infer.vllm.remarks import log_remarks
 
 __all__ = ["run_serve"]
+
+logger = logging.getLogger(__name__)
 
 
 def run_serve(config: ServeConfig, *, say: Callable[[str], None]) -> None:
@@ -41,7 +44,7 @@ def run_serve(config: ServeConfig, *, say: Callable[[str], None]) -> None:
         condition_model=config.condition_model,
     )
     if vllm is not None:
-        log_remarks(generator.mean_adapter(), config.model)
+        log_remarks(generator.mean_adapter(), config.model, logger)
     store = AdapterStore(config.store, generator, max_adapters=config.max_adapters)
     options = uvicorn.Config(
         make_app(store, config, vllm), log_config=None, access_log=False, timeout_graceful_shutdown=config.drain_seconds

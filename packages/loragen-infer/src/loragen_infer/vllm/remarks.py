@@ -8,11 +8,12 @@ from loragen_infer.adapters.vllm_rules import check_vllm
 
 __all__ = ["log_remarks"]
 
-logger = logging.getLogger(__name__)
 
+def log_remarks(example: LoraAdapter, model: str, logger: logging.Logger) -> None:
+    """Log what vLLM would say of the adapters of the bundle ``model``, which are all such as ``example``.
 
-def log_remarks(example: LoraAdapter, model: str) -> None:
-    """Log what vLLM would say of the adapters of the bundle ``model``, which are all such as ``example``."""
+    ``logger`` is one that is shown from INFO on in the process that says it.
+    """
     report = check_vllm(example)
     for reason in report.refused:
         logger.error("vLLM would not load the adapters of %s: %s.", model, reason)
