@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -243,6 +244,44 @@ def test_a_token_is_asked_for_everywhere_but_for_health(store):
         right = {"authorization": "Bearer secret"}
         assert client.post("/adapters", json={"prompts": ["a"]}, headers=right).status_code == 200
     assert "secret" not in repr(ServeConfig(model="m", token="secret"))
+
+
+def large(store, prompt):
+    """An adapter of the store with three megabytes of weights, which would compress well."""
+    made = store.get_or_create([prompt])
+    (made.path / "adapter_model.safetensors").write_bytes(bytes(3 << 20))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+def test_an_adapter_is_sent_piece_by_piece_and_whole_also_if_it_is_removed_meanwhile(store, kind):
+    app, made, pieces = make_app(store, ServeConfig(model="m")), large(store, f"in pieces as {kind}"), []
+    asked = {"method": "GET", "path": f"/adapters/{made.id}", "query_string": f"format={kind}".encode(), "headers": []}
+
+    async def receive():
+        await asyncio.sleep(60)  # there is no body, and the client stays
+
+    async def send(message):
+        pieces.append(message.get("body", b""))
+        if len(pieces) == 2:
+            shutil.rmtree(made.path)
+
+    asyncio.run(app({"type": "http", **asked}, receive, send))
+    assert max(map(len, pieces)) <= 1 << 18  # all that a client that takes nothing has the server hold
+    content = b"".join(pieces)
+    if kind == "zip":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            content = archive.read("adapter_model.safetensors")
+    assert content == bytes(3 << 20)
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+def test_an_adapter_is_sent_as_it_is_to_a_client_that_takes_gzip(client, store, kind):
+    made = large(store, f"without gzip as {kind}")
+    answer = client.get(f"/adapters/{made.id}", params={"format": kind}, headers={"accept-encoding": "gzip"})
+    assert answer.headers["content-encoding"] == "identity"
+    assert int(answer.headers["content-length"]) == len(answer.content) >= 3 << 20
+    assert client.get("/openapi.json", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
 
 
 def test_an_adapter_that_cannot_be_read_is_a_sentence(client, store):
