@@ -45,6 +45,8 @@ class Config:
     """Several."""
     limit: int | Literal["auto"] = "auto"
     """A choice."""
+    way: Literal["to the left", "to the right"] = "to the left"
+    """A choice of words only."""
 
     def __post_init__(self) -> None:
         if self.output_dir == "forbidden":
@@ -125,6 +127,7 @@ def test_the_texts_of_a_list_follow_its_option(call, words, names):
         ("- a", ["file.yaml holds a list"]),
         ("", ["file.yaml is empty, where 'key: value' lines belong"]),
         ("limit: many", ["limit", "expected int or 'auto', got many"]),
+        ("way: up", ["way", "expected 'to the left' or 'to the right', got up"]),
         ("output_dir: forbidden", ["output_dir is forbidden"]),
     ],
 )

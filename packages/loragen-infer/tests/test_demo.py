@@ -212,6 +212,17 @@ def test_what_can_be_seen_at_once_is_said_before_the_page(zoo, tmp_path, capsys,
     assert "The page is at" not in found
 
 
+@pytest.mark.parametrize(("said", "wanted"), [("on", True), ("off", False), ("true", True), ("false", False)])
+def test_a_public_address_is_said_in_a_file_as_on_the_command_line(tmp_path, monkeypatch, said, wanted):
+    seen = []
+    monkeypatch.setattr(run, "run_demo", seen.append)
+    assert main(["demo", "--model", "m", "--share", said]) == 0
+    for written in (said, repr(said)):
+        (tmp_path / "demo.yaml").write_text(f"model: m\nshare: {written}\n")
+        assert main(["demo", "--config", str(tmp_path / "demo.yaml")]) == 0
+    assert [config.share for config in seen] == [wanted] * 3
+
+
 def test_what_is_missing_or_taken_is_one_sentence(zoo, monkeypatch, capsys):
     words = ["demo", "--model", str(zoo.experiment)]
     with socket.create_server(("127.0.0.1", 0)) as taken:

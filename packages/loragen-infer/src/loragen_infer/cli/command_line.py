@@ -214,7 +214,7 @@ def _plain(sentence: str) -> str:
     )
     sentence = re.sub(union, lambda found: f"expected {_types(found[1])}, got {found[2]}", sentence)
     return re.sub(
-        r"Expected an? (<class '[\w.]+'>|typing\.\S+?)\. Got value: (.*)",
+        r"Expected an? (<class '[\w.]+'>|typing\..+?)\. Got value: (.*)",
         lambda found: f"expected {_types(found[1])}, got {found[2]}",
         sentence,
     )

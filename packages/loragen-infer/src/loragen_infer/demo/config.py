@@ -1,7 +1,6 @@
 """The options of ``loragen-infer demo``, without loading anything."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from loragen_infer.errors import LoragenInferError
 
@@ -30,8 +29,8 @@ class DemoConfig:
     """Address that the page listens on; 0.0.0.0 lets other machines in, and nothing asks them for a password."""
     port: int = 7860
     """Port of the page."""
-    share: Literal["on", "off"] = "off"
-    """on: a public address through Gradio's servers too, for which it loads a program of theirs."""
+    share: bool = False
+    """on (or true): a public address through Gradio's servers too, for which it loads a program of theirs."""
     device: str = "cpu"
     """Torch device of encoder, generator and language model."""
 

@@ -110,7 +110,7 @@ def _serve(config: DemoConfig, workshop: "Workshop") -> None:
         _, address, shared = page.launch(
             server_name=config.host,
             server_port=config.port,
-            share=config.share == "on",
+            share=config.share,
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,
