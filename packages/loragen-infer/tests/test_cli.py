@@ -203,6 +203,30 @@ def test_a_full_disk_is_one_sentence_whoever_writes(call, capsys, number):
     assert capsys.readouterr().err.startswith(f"prog go: error: {said}")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--model", "ZOO", "--prompt", "a", "--output", "LONG"],
+        ["generate", "--model", "LONG", "--prompt", "a", "--output", "made"],
+        ["generate", "--model", "ZOO", "--ray", "--prompt-file", "LONG", "--output", "made"],
+        ["info", "LONG"],
+        ["verify", "LONG"],
+        ["demo", "--config", "LONG"],
+    ],
+)
+def test_a_name_that_is_too_long_is_one_sentence(zoo, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    places = {"LONG": "x" * 300, "ZOO": str(zoo.experiment)}
+    try:
+        code = main([places.get(word, word) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == (2 if words[0] == "demo" else 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "xxx is longer than the system takes; give a shorter one." in line or "there is no such file" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_libraries_say_stays_away_and_what_the_program_says_does_not(call, capsys):
     def run(_config):
         logging.getLogger("prog.part").info("said by the program")

@@ -1,6 +1,8 @@
 """Writing that appears whole or not at all, with the error of this package."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ __all__ = [
     "TakenError",
     "atomic_file",
     "atomic_folder",
+    "check_writable",
+    "is_free",
     "locked",
     "reading",
     "save_torch",
@@ -44,6 +48,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """As :func:`atomic_file` for a folder to fill; ``path`` must be missing or an empty folder."""
     with writing(path), atomic.atomic_folder(path) as part:
         yield part
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether ``folder`` can be made; nothing is, so that nothing is left where it fails.
+
+    Raises:
+        LoragenInferError: It cannot.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    with writing(folder), tempfile.TemporaryFile(dir=place):
+        pass
+
+
+def is_free(path: Path) -> bool:
+    """Return whether nothing is at ``path`` but maybe an empty folder."""
+    return not any(path.iterdir()) if path.is_dir() else not os.path.lexists(path)
 
 
 @contextmanager

@@ -122,3 +122,17 @@ def test_the_command_says_what_is_wrong(zoo, tmp_path, capsys, words, code, sent
     assert sentence.replace("'B'", repr(places["B"])) in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_looks_at_its_output_before_the_work(zoo, tmp_path, capsys):
+    words = ["merge", *map(str, zoo.adapters), "--weights", "1", "1", "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    (tmp_path / "file").write_text("x")
+    for place, sentence in (
+        ("out", "out exists already; choose another --output or remove it."),
+        ("file", "file exists already; choose another --output or remove it."),
+        ("file/below", "file cannot be written: Not a directory; choose another place or free it."),
+    ):
+        words = ["merge", "nowhere", "--weights", "1", "--output", str(tmp_path / place)]
+        assert main(words) == 1
+        assert capsys.readouterr().err == f"loragen-infer merge: error: {tmp_path}/{sentence}\n"

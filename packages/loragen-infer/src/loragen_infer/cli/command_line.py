@@ -6,6 +6,7 @@ package: whoever runs a command line hands over the errors and the loggers that 
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -233,7 +234,7 @@ class _CheckedConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, _option_string: str | None = None) -> None:
         path, kind = Path(values), parser.config_class
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113  # which is no error of any name
             parser.error(f"--config {values}: there is no such file")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -285,7 +286,7 @@ def _run(
         _say(f"{prog}: error: {error} (see {prog} --help)")
         return 2
     except Exception as error:
-        sentence = str(error) if isinstance(error, errors) else _scarcity(error)
+        sentence = str(error) if isinstance(error, errors) else _refusal(error)
         if sentence is None:
             raise
         if options.verbose:
@@ -295,8 +296,10 @@ def _run(
     return 0
 
 
-def _scarcity(error: Exception) -> str | None:
-    """What the machine has too little of, or None if that is not what is wrong."""
+def _refusal(error: Exception) -> str | None:
+    """What the machine has too little of, or does not take as a name; None if that is not what is wrong."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"The name {error.filename} is longer than the system takes; give a shorter one."
     if is_out_of_memory(error):
         return "The memory does not hold this; take smaller batches, fewer tokens or a machine with more."
     if is_out_of_space(error):

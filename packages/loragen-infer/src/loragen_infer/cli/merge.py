@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from loragen_infer.cli.command_line import UsageError
+from loragen_infer.errors import LoragenInferError
 
 __all__ = ["add_merge_options", "run_merge"]
 
@@ -36,10 +37,15 @@ def run_merge(options: Namespace) -> None:
 
     from loragen_infer.adapters.merging import merge_adapters
     from loragen_infer.adapters.vllm_rules import check_vllm
+    from loragen_infer.files import check_writable, is_free
 
+    output = Path(options.output)
+    check_writable(output.parent)
+    if not is_free(output):
+        raise LoragenInferError(f"{output} exists already; choose another --output or remove it.")
     adapters = [read_adapter(Path(adapter)) for adapter in options.adapters]
     merged = merge_adapters(adapters, weights, combination=options.combination)
-    merged.save_pretrained(options.output)
+    merged.save_pretrained(output)
     report = check_vllm(merged)
     takes = "; ".join(report.refused) or f"--max-lora-rank {report.max_lora_rank}"
     base = merged.config.base_model_name_or_path or "an unknown base model"

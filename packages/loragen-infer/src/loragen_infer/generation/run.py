@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from loragen_infer.encoder.base import check_prompts
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.files import locked, write_jsonl, writing
+from loragen_infer.files import check_writable, is_free, locked, write_jsonl
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file, settings_of
 from loragen_infer.hub.pushing import check_push, push_folder
@@ -76,7 +75,7 @@ def run_generate(config: GenerateConfig) -> Outcome:
             for _ in file:  # which finds what is wrong with it
                 pass
             if not config.is_one_file:
-                _check_writable(output)
+                check_writable(output)
                 return _Run(config, load_generator(config)).batch_in_folder(file, output)
             _check_new(output)
             return _Run(config, load_generator(config)).batch_in_one_file(file, output)
@@ -84,7 +83,7 @@ def run_generate(config: GenerateConfig) -> Outcome:
     request = Request(id=(output.stem if output else "") or "adapter", prompts=(*config.prompts, *pooled))
     check_prompts(request.prompts)
     samples = tuple(read_examples(Path(config.tune))) if config.tune is not None else ()
-    _check_writable(ADAPTERS_FOLDER) if output is None else _check_new(output)
+    check_writable(ADAPTERS_FOLDER) if output is None else _check_new(output)
     outcome = _Run(config, load_generator(config), samples).single(request, output)
     if config.push_to_hub is None:
         return outcome
@@ -119,27 +118,13 @@ def load_generator(config: GenerateConfig) -> "LoraGenerator":
     return generator
 
 
-def _check_writable(folder: Path) -> None:
-    """Find out before the work whether ``folder`` can be made; nothing is, so that nothing is left where it fails."""
-    place = folder.absolute()
-    while not os.path.lexists(place):
-        place = place.parent
-    with writing(folder), tempfile.TemporaryFile(dir=place):
-        pass
-
-
 def _check_new(output: Path) -> None:
     """Raise LoragenInferError if ``output`` cannot be written or is something that no run of this command made."""
     from loragen_infer.generation.writer import read_mark
 
-    _check_writable(output.parent)
-    if not _is_free(output) and read_mark(output) is None:
+    check_writable(output.parent)
+    if not is_free(output) and read_mark(output) is None:
         raise LoragenInferError(f"{output} exists already; choose another --output or remove it.")
-
-
-def _is_free(path: Path) -> bool:
-    """Whether nothing is at ``path`` but maybe an empty folder."""
-    return not any(path.iterdir()) if path.is_dir() else not os.path.lexists(path)
 
 
 class _Run:
@@ -253,7 +238,7 @@ class _Run:
         """Whether what the fingerprint stands for is there; raises LoragenInferError if something else is."""
         from loragen_infer.generation.writer import read_mark
 
-        if _is_free(path):
+        if is_free(path):
             return False
         if read_mark(path) != fingerprint:
             raise made_otherwise(path)
