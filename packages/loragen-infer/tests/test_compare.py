@@ -1,5 +1,6 @@
 """The command compare: the base model and adapters on it answer the same prompts, alone and together alike."""
 
+import dataclasses
 import json
 
 import pytest
@@ -61,9 +62,26 @@ def test_the_answers_differ_and_the_means_are_of_prompts_with_responses(comparis
     assert comparison.mean_nll()["adapter1"] == pytest.approx((first + last) / 2)
 
 
+def widest(text: str) -> int:
+    """Of all lines but one, which is a heading of fixed words."""
+    (heading,) = (line for line in text.splitlines() if line.startswith("Mean NLL"))
+    return max(len(line) for line in text.splitlines() if line != heading)
+
+
+@pytest.mark.parametrize("long", ["several words " * 30, "x" * 400, "line\n" + "word " * 60])
+def test_long_texts_fill_the_width_of_the_table_and_no_more(comparison, long):
+    first = comparison.prompts[0]
+    answers = {name: dataclasses.replace(answer, text=long) for name, answer in first.answers.items()}
+    filled = dataclasses.replace(first, prompt=long, response=long, answers=answers)
+    for width in (50, 60, 100):
+        text = format_comparison(dataclasses.replace(comparison, prompts=[filled]), width=width)
+        assert width - len("several ") <= widest(text) <= width
+        assert len(text.splitlines()) > 15
+
+
 def test_the_table_fits_its_width_and_names_everything(comparison):
     text = format_comparison(comparison, width=60)
-    assert max(map(len, text.splitlines())) <= 60 or "Mean NLL" in text
+    assert widest(text) <= 60
     assert text.startswith("1. say ab\n  expected")
     for name, mean in comparison.mean_nll().items():
         assert f"  {name:<8}  {mean:6.3f}" in text
