@@ -1,7 +1,7 @@
 """What a task is evaluated with: prompts to generate from, test examples, and solved examples to show."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,24 +68,32 @@ def read_inputs(
             )
     num_seen = num_examples - len(examples)
     examples = examples[: config.num_examples]
-    shots: list[Example] = []
-    if task.shots is not None and set(SHOWN_ROWS) & set(config.wanted_rows):
-        shots = [example_of(row, where) for where, row in _rows_of(task.name, Path(task.shots), "examples")]
-        shots = shots[: config.num_shots]
-        if len(shots) < config.num_shots:
-            raise LoragenInferError(
-                f"{task.shots} has {len(shots)} of the {config.num_shots} examples to show; lower num_shots."
-            )
-    tested = {prompt_hash(example.prompt) for example in examples}
-    for shot in shots:
-        if prompt_hash(shot.prompt) in tested:
-            raise LoragenInferError(
-                f"{task.shots} would show {shot.prompt[:60]!r} with its response, but the task {task.name!r} is tested "
-                "on it; name a file of other examples under shots."
-            )
     return TaskInputs(
-        task=task, prompts=prompts[: config.num_prompts], examples=examples, shots=shots, num_seen=num_seen
+        task=task,
+        prompts=prompts[: config.num_prompts],
+        examples=examples,
+        shots=_read_shots(task, config, examples),
+        num_seen=num_seen,
     )
+
+
+def _read_shots(task: EvaluateTask, config: EvaluateConfig, tests: Iterable[Example]) -> list[Example]:
+    """The examples to show, none where no row does; refused if one of ``tests`` is among them."""
+    if task.shots is None or not set(SHOWN_ROWS) & set(config.wanted_rows):
+        return []
+    shots = [example_of(row, where) for where, row in _rows_of(task.name, Path(task.shots), "examples")]
+    shots = shots[: config.num_shots]
+    if len(shots) < config.num_shots:
+        raise LoragenInferError(
+            f"{task.shots} has {len(shots)} of the {config.num_shots} examples to show; lower num_shots."
+        )
+    tested = {prompt_hash(example.prompt) for example in tests}
+    if shown := next((shot.prompt for shot in shots if prompt_hash(shot.prompt) in tested), None):
+        raise LoragenInferError(
+            f"{task.shots} would show {shown[:60]!r} with its response, but the task {task.name!r} is tested on it; "
+            "name a file of other examples under shots."
+        )
+    return shots
 
 
 def read_task_prompts(name: str, path: Path) -> list[str]:
