@@ -13,6 +13,7 @@ from loragen_infer import LoraGenerator, LoragenInferError, adapter_attached
 from loragen_infer.bundle import TrainingTasks
 from loragen_infer.cli.main import main
 from loragen_infer.demo import run
+from loragen_infer.demo.config import DemoConfig
 from loragen_infer.demo.language_model import LanguageModel
 from loragen_infer.demo.loading import Loading
 from loragen_infer.demo.nearest import TaskMap
@@ -221,6 +222,8 @@ def test_a_public_address_is_said_in_a_file_as_on_the_command_line(tmp_path, mon
         (tmp_path / "demo.yaml").write_text(f"model: m\nshare: {written}\n")
         assert main(["demo", "--config", str(tmp_path / "demo.yaml")]) == 0
     assert [config.share for config in seen] == [wanted] * 3
+    with pytest.raises(LoragenInferError, match=rf"share is '{said}', where True or False belongs"):
+        DemoConfig(model="m", share=said)
 
 
 def test_what_is_missing_or_taken_is_one_sentence(zoo, monkeypatch, capsys):

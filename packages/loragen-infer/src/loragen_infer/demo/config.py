@@ -37,3 +37,5 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise LoragenInferError(f"--port is {self.port}, where a number from 1 to 65535 belongs")
+        if not isinstance(self.share, bool):  # "off" would be as true as any other text
+            raise LoragenInferError(f"share is {self.share!r}, where True or False belongs")
