@@ -7,6 +7,7 @@ Legend: P prompts, D width of an embedding, N tokens, W values per token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,12 +35,12 @@ class Training:
     tasks: TrainingTasks | None
     means: TaskMeans | None
 
-    @property
+    @cached_property
     def shown(self) -> frozenset[str]:
         """Hashes of all samples that the generator is known to have been shown as prompts."""
         return frozenset() if self.tasks is None else frozenset().union(*self.tasks.prompt_hashes.values())
 
-    @property
+    @cached_property
     def seen(self) -> frozenset[str]:
         """Hashes of all samples that are known to have been trained on, whether they were shown or not."""
         return frozenset() if self.tasks is None else frozenset().union(*map(self.tasks.seen, self.tasks.names))
@@ -68,6 +69,8 @@ class Training:
                 f"{'' if task.held_out else 'not '}trained on it; take held_out away, or evaluate another generator."
             )
         hashes = [prompt_hash(example.prompt) for example in inputs.examples]
+        if self.seen.isdisjoint(hashes):
+            return
         for name in self.tasks.names:
             seen = self.tasks.seen(name)
             if count := sum(value in seen for value in hashes):
