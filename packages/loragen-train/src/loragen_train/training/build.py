@@ -14,7 +14,7 @@ from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
 from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
-from loragen_train.configs.fit import FitConfig
+from loragen_train.configs.fit import DataConfig, FitConfig
 from loragen_train.errors import LoragenTrainError
 from loragen_train.experiments.folder import describe_versions
 from loragen_train.prompts.table import TaskPrompts, read_prompts
@@ -27,6 +27,7 @@ from loragen_train.training.start import JointAdapter, read_joint, start_from_ri
 from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.frozen import FrozenModel
+from loragen_train.zoo.held_out import HeldOutTask
 from loragen_train.zoo.tokens import Zoo, read_zoo
 from loragen_train.zoo.training_data import TrainingData, read_training_data
 
@@ -109,11 +110,7 @@ def build_setup(
     sample_hashes = _sample_hashes(training_data, joint)
     seen = frozenset().union(*prompts.train_hashes.values(), *sample_hashes.values())
     watched = find_watched(config, training_data.test_hashes, seen)
-    if training.is_through_lm:
-        known = (before or {}).get("lm_precision")
-        frozen: FrozenModel | None = load_base(training.lm, training_data, zoo.layout, device, known_precision=known)
-    else:
-        frozen = load_watching_model(config, zoo, watched, device) if watched else None
+    frozen = _base_model(config, training_data, zoo, watched, device, before)
     table = PromptTable(prompts, {task.name: task.prompts for task in watched})
     encoder = load_encoder(
         config.model.parsed_condition,
@@ -122,23 +119,7 @@ def build_setup(
         device=str(device),
         cache_dir=cache_dir / "embeddings",
     )
-    is_frozen = config.model.freeze_text_encoder
-    # The training prompts come first. With a trained encoder the network is centred on how it begins.
-    embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
-    if is_frozen:
-        encoder.to("cpu")  # the device's memory is for what is trained
-    generator, left_out = _make_generator(config, zoo, table, embeddings_nD, None if joint is None else joint.tokens_NW)
-    objectives, visits = objectives_of(training, data, zoo, prompts, table, frozen)
-    module = GeneratorModule(
-        generator,
-        TrainedCondition(encoder, table.texts)
-        if isinstance(encoder, PromptEncoder) and not is_frozen
-        else FrozenCondition(embeddings_nD),
-        objectives,
-        training,
-        left_out=left_out,
-        log_every_n_steps=config.logging.every_n_steps,
-    )
+    module, visits = _make_module(config, training_data.data, zoo, prompts, table, encoder, joint, frozen)
     unseen = None
     if frozen is not None and watched:
         unseen = UnseenTasks(watched, table.held_out, frozen, zoo, config)
@@ -154,7 +135,7 @@ def build_setup(
         table=table,
         encoder=encoder,
         module=module,
-        data=TrainingDataModule(visits, training),
+        data=visits,
         joint=joint,
         frozen=frozen,
         unseen=unseen,
@@ -205,6 +186,52 @@ def _joint_adapter(
 
 def _digest(tokens_NW: Tensor) -> str:
     return hashlib.sha256(tokens_NW.numpy().tobytes()).hexdigest()
+
+
+def _base_model(
+    config: FitConfig,
+    training_data: TrainingData,
+    zoo: Zoo,
+    watched: Sequence[HeldOutTask],
+    device: torch.device,
+    before: Mapping[str, Any] | None,
+) -> FrozenModel | None:
+    """The model of the adapters, where it is trained through or held-out tasks are watched with it."""
+    if config.training.is_through_lm:
+        known = (before or {}).get("lm_precision")
+        return load_base(config.training.lm, training_data, zoo.layout, device, known_precision=known)
+    return load_watching_model(config, zoo, watched, device) if watched else None
+
+
+def _make_module(
+    config: FitConfig,
+    data: DataConfig,
+    zoo: Zoo,
+    prompts: TaskPrompts,
+    table: PromptTable,
+    encoder: ConditionEncoder,
+    joint: JointAdapter | None,
+    frozen: FrozenModel | None,
+) -> tuple[GeneratorModule, TrainingDataModule]:
+    """Generator, condition and objectives as they are before the first step, and what each step sees."""
+    is_frozen = config.model.freeze_text_encoder
+    # The training prompts come first. With a trained encoder the network is centred on how it begins.
+    embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
+    if is_frozen:
+        encoder.to("cpu")  # the device's memory is for what is trained
+    generator, left_out = _make_generator(config, zoo, table, embeddings_nD, None if joint is None else joint.tokens_NW)
+    objectives, visits = objectives_of(config.training, data, zoo, prompts, table, frozen)
+    module = GeneratorModule(
+        generator,
+        TrainedCondition(encoder, table.texts)
+        if isinstance(encoder, PromptEncoder) and not is_frozen
+        else FrozenCondition(embeddings_nD),
+        objectives,
+        config.training,
+        left_out=left_out,
+        log_every_n_steps=config.logging.every_n_steps,
+    )
+    return module, TrainingDataModule(visits, config.training)
 
 
 def _make_generator(
