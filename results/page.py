@@ -42,11 +42,10 @@ def readme_section(found: Found | None) -> str:
     """Return what the root README says of the results; None: there are none."""
     if found is None:
         return "No run has been recorded in this repository yet.\n"
-    counts = f"{_training_tasks(found)}, {len(found['per_task'])} held-out tasks"
     lines = [
         "![Scores of every row on the held-out tasks, and by the number of training tasks](results/results.png)",
         "",
-        f"Mean over the held-out tasks ({counts}, {len(found['seeds'])} seeds; `[…]` are 95 % intervals over tasks):",
+        f"Mean over the held-out tasks ({_counts(found)}; `[…]` are 95 % intervals over tasks):",
         "",
         *_markdown(*_row_table(found["held_out"])),
         "",
@@ -70,6 +69,13 @@ def readme_section(found: Found | None) -> str:
 
 def _training_tasks(found: Found) -> str:
     return f"{found['num_training_tasks']} training tasks, {found['num_with_adapters']} of them with adapters"
+
+
+def _counts(found: Found) -> str:
+    return (
+        f"{_training_tasks(found)}, a joint adapter of {found['joint_steps']:,} steps, "
+        f"{len(found['per_task'])} held-out tasks, {len(found['seeds'])} seeds"
+    )
 
 
 def replace_section(readme: str, section: str) -> str:
@@ -119,8 +125,7 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         f"<title>Adapters for tasks never seen</title><style>{_STYLE}</style></head><body>",
         "<h1>Adapters for tasks never seen</h1>",
         *(["<p><b>Tiny numbers, to see that everything works; its scores mean nothing.</b></p>"] * found["quick"]),
-        f"<p>{_training_tasks(found)}, {len(found['per_task'])} held-out tasks, "
-        f"{len(found['seeds'])} seeds. […]: 95 % intervals over tasks.</p>",
+        f"<p>{_counts(found)}. […]: 95 % intervals over tasks.</p>",
         f'<img alt="The scores of the tables below" src="data:image/png;base64,{image}">',
         "<h2>Held-out tasks</h2>",
         _html(*_row_table(found["held_out"])),
@@ -183,9 +188,10 @@ def _difference_table(name: str, table: Found) -> Table:
 
 def _curve_table(curve: list[Found]) -> Table:
     rows = list(curve[0]["rows"])
-    return ["training tasks", *rows], [
+    return ["training tasks", "steps of joint", *rows], [
         [
             f"{point['num_tasks']}, {point['num_with_adapters']} with adapters",
+            f"{point['joint_steps']:,}",
             *(
                 f"{scores['nll']['mean']:.3f} / {100 * scores['exact_match']['mean']:.1f}"
                 for scores in point["rows"].values()

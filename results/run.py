@@ -55,13 +55,13 @@ class Plan:
     num_short_tasks: int | None = None
     """Most tasks that lend their samples only; None: all that are unlike the held-out ones."""
     part_sizes: tuple[int, ...] = (10, 20, 42, 80, 120)
-    """Numbers of training tasks of the further trainings, with the first seed."""
+    """Numbers of training tasks of the further trainings, with the first seed; the last one is on all of them."""
     tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16))
     """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""
-    joint_steps: int = 432
+    joint_steps: int = 1296
     """Steps of the joint adapter of all training tasks, which generators start from."""
     part_joint_steps: int = 216
-    """Steps of those of the parts, which are sooner fitted."""
+    """Steps of those of the further trainings, as many for few tasks as for all."""
     num_steps: int = 54
     """Steps of the generators."""
     quick: bool = False
@@ -272,14 +272,12 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
 
     curve = []
     tasks = trained_on(manifest)
-    for size in plan.part_sizes:
+    for size in (*plan.part_sizes, len(tasks)):
         name, joint = f"part-{size}", run.joint_of(tasks[:size], manifest)
         part = run.part_of(manifest, tasks[:size], joint=joint)
         experiment = run.fit(part, name, first, after=f"collect-{size}")
         options = f" --joint_adapter {joint}"
         curve.append((part, run.evaluate(experiment, name, fit=name, settings="curve", options=options)))
-    whole = run.evaluate(experiments[first], "part-all", fit=names[first], settings="curve")
-    curve.append((manifest, whole))
 
     tuning = []
     for num_samples, num_steps in plan.tuning:
@@ -295,6 +293,7 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         "num_training_tasks": len(tasks),
         "num_with_adapters": len(manifest.training_tasks),
         "seeds": list(plan.seeds),
+        "joint_steps": plan.joint_steps,
         "held_out": summary.group_table(scores),
         "differences": {row: table for row in ("generated", "tuned") if (table := summary.compared(scores, row))},
         "seen": summary.group_table(summary.scores_by_task([seen], held_out=False)),
@@ -302,6 +301,7 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
             {
                 "num_tasks": len(trained_on(zoo)),
                 "num_with_adapters": len(zoo.training_tasks),
+                "joint_steps": plan.part_joint_steps,
                 "rows": summary.group_table(summary.scores_by_task([one], held_out=True)),
             }
             for zoo, one in curve

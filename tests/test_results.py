@@ -183,10 +183,13 @@ def found() -> dict:
         "num_training_tasks": 170,
         "num_with_adapters": 70,
         "seeds": [0],
+        "joint_steps": 1296,
         "held_out": table,
         "differences": {"generated": summary.compared(scores, "generated")},
         "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
-        "curve": [{"num_tasks": number, "num_with_adapters": 5, "rows": table} for number in (10, 70)],
+        "curve": [
+            {"num_tasks": number, "num_with_adapters": 5, "joint_steps": 216, "rows": table} for number in (10, 70)
+        ],
         "tuning": [{"num_samples": 4, "num_steps": 16, "rows": tuned}],
         "by_seed": {"0": {**means, "mean": means["base"]}},
         "per_task": scores,
@@ -216,6 +219,8 @@ def test_the_section_of_the_readme_has_the_numbers_and_replaces_the_one_before(f
     assert "| ridge | -0.500 [-0.500, -0.500] | 6 |" in section
     assert "| 0 | 0 | 4.000 / 25.0 | 6.500 / 0.0 | 6.500 / 0.0 |" in section
     assert "| 4 | 16 | 3.500 / 30.0 |" in section
+    assert "a joint adapter of 1,296 steps" in section
+    assert "| 70, 5 with adapters | 216 |" in section
     readme = "before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n"
     written = page.replace_section(readme, section)
     assert page.replace_section(written, section) == written
