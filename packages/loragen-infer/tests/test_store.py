@@ -137,24 +137,6 @@ def test_one_thread_generates_while_another_writes(store, monkeypatch):
     assert len(store) == 2
 
 
-def test_adapters_that_were_made_together_are_written_side_by_side_and_one_that_fails_stops_no_other(
-    store, monkeypatch
-):
-    write, all_are_there = adapter_store.write_peft_folder, threading.Barrier(3)
-    refused = store.id_of(["say 0"])
-
-    def waits_for_the_others(adapter, path, **options):
-        all_are_there.wait(30)
-        if path.name == refused:
-            raise LoragenInferError("The disk is full.")
-        write(adapter, path, **options)
-
-    monkeypatch.setattr(adapter_store, "write_peft_folder", waits_for_the_others)
-    with pytest.raises(LoragenInferError, match="The disk is full"):
-        store.get_or_create_many([([f"say {number}"], 1.0) for number in range(3)])
-    assert sorted(stored.id for stored in store) == sorted(store.id_of([f"say {number}"]) for number in (1, 2))
-
-
 def test_processes_make_an_adapter_once_and_a_killed_one_leaves_nothing_half_written(zoo, store):
     ends_well, victim = start(zoo, store.folder, 0, 30), start(zoo, store.folder, 0, 10_000)
     for process in (ends_well, victim):

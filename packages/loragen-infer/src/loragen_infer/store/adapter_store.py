@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,8 +107,9 @@ class AdapterStore:
                     self._shelf.make_room(len(todo))
                     for begin in range(0, len(todo), _BATCH_SIZE):
                         batch = todo[begin : begin + _BATCH_SIZE]
-                        self._write_all(batch, self._generated(batch))
-                        made.update(recipe.id for recipe in batch)
+                        for recipe, adapter in zip(batch, self._generated(batch), strict=True):
+                            self._write_generated(recipe, adapter)
+                            made.add(recipe.id)
         seconds = time.perf_counter() - start
         answer = []
         for recipe in recipes:
@@ -186,17 +186,6 @@ class AdapterStore:
         tasks, scales = [recipe.request.prompts for recipe in recipes], [recipe.scale for recipe in recipes]
         with self._generating, generator.encoder.one_truncation_warning():
             return list(generator.generate_many(tasks, batch_size=len(tasks), scale=scales))
-
-    def _write_all(self, recipes: Sequence[_Recipe], adapters: Sequence[LoraAdapter]) -> None:
-        """Write side by side, since most of writing is waiting for the disk; all that can be written is, before an
-        error is raised."""
-        if len(recipes) == 1:
-            self._write_generated(recipes[0], adapters[0])
-            return
-        with ThreadPoolExecutor(len(recipes)) as pool:
-            written = [pool.submit(self._write_generated, *pair) for pair in zip(recipes, adapters, strict=True)]
-        for one in written:
-            one.result()
 
     def _write_generated(self, recipe: _Recipe, adapter: LoraAdapter) -> None:
         card = model_card(
