@@ -119,7 +119,7 @@ def build_setup(
         device=str(device),
         cache_dir=cache_dir / "embeddings",
     )
-    module, visits = _make_module(config, training_data.data, zoo, prompts, table, encoder, joint, frozen)
+    module, batches = _make_module(config, data, zoo, prompts, table, encoder, joint, frozen)
     unseen = None
     if frozen is not None and watched:
         unseen = UnseenTasks(watched, table.held_out, frozen, zoo, config)
@@ -135,7 +135,7 @@ def build_setup(
         table=table,
         encoder=encoder,
         module=module,
-        data=visits,
+        data=batches,
         joint=joint,
         frozen=frozen,
         unseen=unseen,
