@@ -8,7 +8,7 @@ import pytest
 import torch
 from hyperconv import GeneratorConfig
 from lora_tokenizer import write_adapter
-from loragen_infer import GeneratorBundle
+from loragen_infer import GeneratorBundle, scale_adapter
 from loragen_infer.evaluation import read_task_means
 from loragen_infer.evaluation.baselines import Ridge
 from loragen_infer.evaluation.config import EvaluateConfig
@@ -136,13 +136,16 @@ def with_joint(tmp_path, make, tiny_lm) -> FitConfig:
     )
 
 
-def test_prompts_of_no_training_task_start_from_the_joint_adapter(with_joint, make, tmp_path):
+@pytest.mark.parametrize("scale", [None, 1.0, 0.25])
+def test_prompts_of_no_training_task_start_from_the_joint_adapter(with_joint, make, tmp_path, scale):
+    if scale is not None:
+        with_joint = replace(with_joint, model=replace(with_joint.model, unseen_scale=scale))
     setup = build_setup(with_joint, tmp_path / "cache")
     write_results(setup, with_joint, tmp_path, weights=None, device=torch.device("cpu"))
     bundle = GeneratorBundle.load(tmp_path / FINAL_MODEL)
     with torch.no_grad():
         tokens_NW = bundle.stats.denormalize(bundle.generator(setup.encoder.encode(["junk"] * 5)[None])[0])
-    expected_NW = setup.zoo.layout.encode(make.adapter(99, num_layers=2))
+    expected_NW = setup.zoo.layout.encode(scale_adapter(make.adapter(99, num_layers=2), scale or 0.7))
     torch.testing.assert_close(tokens_NW, expected_NW, rtol=1e-4, atol=1e-5)
     assert "joint" in setup.provenance()
     for plain in (
@@ -240,6 +243,9 @@ def test_a_training_that_is_resumed_starts_from_what_it_began_with(with_joint, t
     begun = build_setup(with_joint, tmp_path / "cache").provenance()
     zoo = tmp_path / "zoo"
     assert build_setup(with_joint, tmp_path / "cache", before=begun).joint is not None
+    # One that was begun before there was a scale wrote of the same adapter; what it starts from lies in its checkpoint.
+    whole = replace(with_joint, model=replace(with_joint.model, unseen_scale=1.0))
+    assert build_setup(whole, tmp_path / "cache", before=begun).provenance()["joint"] == begun["joint"]
     # It was begun before there was a joint adapter.
     assert build_setup(with_joint, tmp_path / "cache", before={**begun, "joint": None}).joint is None
     with pytest.raises(LoragenTrainError, match="is not the one that the training was begun with"):
@@ -301,6 +307,12 @@ def test_a_joint_adapter_that_cannot_be_used_is_one_sentence(with_joint, make, t
     config = replace(with_joint, model=replace(with_joint.model, unseen_from="joint"))
     with pytest.raises(LoragenTrainError, match=said):
         build_setup(config, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_makes_no_adapter_is_refused(scale):
+    with pytest.raises(LoragenTrainError, match=r"^model\.unseen_scale is .*, but must be above 0\.$"):
+        ModelConfig(unseen_scale=scale)
 
 
 def test_a_joint_adapter_is_asked_for_only_where_unseen_tasks_are_told_apart(with_joint):

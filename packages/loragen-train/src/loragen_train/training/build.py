@@ -1,6 +1,5 @@
 """Builds what a training needs from its configuration: zoo, prompts, condition, generator, objectives, visits."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +71,7 @@ class TrainingSetup:
         is_through_lm = self.module.config.is_through_lm
         held_out = {"held_out": self.held_out} if self.held_out else {}
         precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
-        joint = {} if self.joint is None else {"joint": _digest(self.joint.tokens_NW)}
+        joint = {} if self.joint is None else {"joint": self.joint.digest}
         data = _describe_data(self.zoo, self.prompts, is_through_lm=is_through_lm)
         return {"versions": describe_versions(), **data, **joint, **held_out, **precision}
 
@@ -175,17 +174,13 @@ def _joint_adapter(
             )
     if not is_wanted:
         return None
-    joint = read_joint(manifest, zoo, tasks, lora_alpha=config.data.lora_alpha)
-    if begun_with is not None and _digest(joint.tokens_NW) != begun_with:
+    joint = read_joint(manifest, zoo, tasks, scale=config.model.unseen_scale, lora_alpha=config.data.lora_alpha)
+    if begun_with is not None and joint.digest != begun_with:
         raise LoragenTrainError(
             f"The joint adapter of {manifest.folder} is not the one that the training was begun with; train anew with "
             "no --resume, or put it back."
         )
     return joint
-
-
-def _digest(tokens_NW: Tensor) -> str:
-    return hashlib.sha256(tokens_NW.numpy().tobytes()).hexdigest()
 
 
 def _base_model(

@@ -6,6 +6,7 @@ What training adds can then be seen, and without a joint adapter a prompt unlike
 Legend: n prompts in all, D embedding size, K tasks with adapters, N tokens, W values per token.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hyperconv.linear import LeftOut
 from lora_tokenizer import LoraTokenizerError, read_adapter
 from loragen_infer.evaluation.baselines import gram_of, subset_means
 from loragen_infer.evaluation.task_means import kept_prompts
+from loragen_infer.generator import scale_adapter
 from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
@@ -35,7 +37,9 @@ class JointAdapter:
     """A zoo's joint adapter, which tasks never seen start from."""
 
     tokens_NW: Tensor
-    """Its tokens, z-scored as those of the tasks are."""
+    """Its tokens at the scale asked for, z-scored as those of the tasks are."""
+    digest: str
+    """64 hexadecimal digits over its tokens at full scale, by which a training that is resumed knows it."""
     sample_hashes: dict[str, frozenset[str]]
     """By the tasks that it was trained on, the hashes of their samples, none for a task that the zoo lost since. Where
     no record tells the tasks, they are all of the zoo that are not held out."""
@@ -105,7 +109,7 @@ def tasks_trained_on(manifest: ZooManifest) -> list[str]:
 
 
 def read_joint(
-    manifest: ZooManifest, zoo: Zoo, tasks: Sequence[str], *, lora_alpha: float | None = None
+    manifest: ZooManifest, zoo: Zoo, tasks: Sequence[str], *, scale: float = 1.0, lora_alpha: float | None = None
 ) -> JointAdapter:
     """Return the zoo's joint adapter.
 
@@ -113,6 +117,7 @@ def read_joint(
         manifest: Names the adapter.
         zoo: The adapters of the tasks.
         tasks: All training tasks, those without adapters too; a warning names those that it was trained without.
+        scale: Factor on the change that it makes to the base model.
         lora_alpha: Its alpha, in place of what it says.
 
     Raises:
@@ -134,7 +139,10 @@ def read_joint(
     if trained_on and missing:
         logger.warning("The joint adapter %s was trained without %s.", path, ", ".join(missing))
     try:
-        tokens_NW = zoo.layout.encode(read_adapter(path, lora_alpha=lora_alpha).to(torch.float32))
+        adapter = read_adapter(path, lora_alpha=lora_alpha).to(torch.float32)
+        whole_NW, tokens_NW = (
+            zoo.stats.normalize(zoo.layout.encode(scale_adapter(adapter, factor))) for factor in (1.0, scale)
+        )
     except LoraTokenizerError as error:
         raise LoragenTrainError(
             f"The joint adapter of the zoo cannot be used: {error}; set model.unseen_from to ridge to train without."
@@ -144,4 +152,5 @@ def read_joint(
         name: frozenset() if (file := others.get(name)) is None else hashes_of([manifest.samples(file)])
         for name in trained_on or others
     }
-    return JointAdapter(tokens_NW=zoo.stats.normalize(tokens_NW), sample_hashes=sample_hashes)
+    digest = hashlib.sha256(whole_NW.numpy().tobytes()).hexdigest()
+    return JointAdapter(tokens_NW=tokens_NW, digest=digest, sample_hashes=sample_hashes)
