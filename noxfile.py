@@ -53,8 +53,8 @@ def install(session: nox.Session, requirements: list[str], *groups: str) -> None
 
 
 def pip_install(session: nox.Session, *arguments: str) -> None:
-    """Install at the pinned versions; a module is compiled when it is first imported, of thousands that never are."""
-    session.install("--no-compile", "--constraint", "constraints.txt", *arguments)
+    """Install at the pinned versions."""
+    session.install("--constraint", "constraints.txt", *arguments)
 
 
 def run_pytest(session: nox.Session, folder: str, *, is_parallel: bool) -> None:
@@ -126,7 +126,7 @@ def wheels(session: nox.Session) -> None:
     session.run("python", "-m", "venv", "--clear", f"{folder}/empty")
     scripts = folder / "empty" / ("Scripts" if os.name == "nt" else "bin")
     built = sorted(str(wheel) for wheel in folder.glob("dist/*.whl"))
-    pip = [f"{scripts}/python", "-m", "pip", "install", "--quiet", "--no-compile"]
+    pip = [f"{scripts}/python", "-m", "pip", "install", "--quiet"]
     session.run(*pip, "--constraint", "constraints.txt", *built, external=True)
     for command in ("loragen-train", "loragen-infer"):
         session.run(f"{scripts}/{command}", "--help", external=True)
