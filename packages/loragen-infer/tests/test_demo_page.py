@@ -98,7 +98,7 @@ def command(program: str, root: Path) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(url=f"http://127.0.0.1:{port}/", process=process, log=log)
     finally:
         process.terminate()
-        process.wait(120)
+        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -284,10 +284,10 @@ def test_a_command_that_ends_before_the_encoder_is_there_leaves_no_click_waiting
         tab.wait_for_timeout(1000)
         if is_wrong:
             (tmp_path / "go").touch()
-            started.process.wait(120)
+            started.process.wait(60)
         else:
             started.process.terminate()
-            started.process.wait(120)
+            started.process.wait(30)
         tab.close()
     assert started.process.returncode == code
     assert sentence in started.log.read_text()
@@ -300,5 +300,5 @@ def test_an_interrupt_that_is_lost_while_things_are_loaded_still_ends_the_comman
     with command(DEAF, tmp_path) as started:
         time.sleep(1)
         started.process.send_signal(number)
-        assert started.process.wait(120) == 130, started.log.read_text()
+        assert started.process.wait(30) == 130, started.log.read_text()
     assert (tmp_path / "go").exists()

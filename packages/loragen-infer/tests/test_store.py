@@ -124,13 +124,13 @@ def test_one_thread_generates_while_another_writes(store, monkeypatch):
     def held_up(adapter, path, **options):
         if not is_writing.is_set():
             is_writing.set()
-            assert other_is_there.wait(120)
+            assert other_is_there.wait(30)
         write(adapter, path, **options)
 
     monkeypatch.setattr(adapter_store, "write_peft_folder", held_up)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(store.get_or_create, ["say 1"])
-        assert is_writing.wait(120)
+        assert is_writing.wait(30)
         store.get_or_create(["say 2"])
         other_is_there.set()
         held.result()

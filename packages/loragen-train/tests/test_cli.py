@@ -102,14 +102,14 @@ def test_ctrl_c_while_fit_trains_is_one_sentence_and_130(fit_config, tmp_path):
         words = [sys.executable, "-m", "loragen_train.cli", "fit", "--config", config]
         process = subprocess.Popen(words, stderr=stderr, env=environment)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 60
             # The losses reach the disk when the training is some steps old, and only then.
             while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.rglob("metrics.csv")):
                 time.sleep(0.1)
             assert process.poll() is None, log.read_text()
             assert list(tmp_path.rglob("metrics.csv")), log.read_text()
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=120) == 130, log.read_text()
+            assert process.wait(timeout=30) == 130, log.read_text()
         finally:
             process.kill()
             process.wait()

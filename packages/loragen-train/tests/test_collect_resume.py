@@ -91,7 +91,7 @@ def test_a_run_that_is_stopped_at_any_moment_goes_on_to_the_same_bits(make, conf
     try:
         checkpoint = wait_for("unfinished/adapters.*/checkpoint-4.safetensors", root, process)
         process.send_signal(sent)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=60)
     finally:
         process.kill()
     if sent == signal.SIGINT:

@@ -27,7 +27,7 @@ def start(model, store, *words):
 def ask(url, prompt):
     body = json.dumps({"prompts": [prompt]}).encode()
     request = urllib.request.Request(f"{url}/adapters", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -46,7 +46,7 @@ def test_two_servers_on_one_store_one_drains_and_one_is_killed(zoo, tmp_path):
         answers = [future.result() for future in waiting]
     assert sum(answer["is_new"] for answer in answers) == 8
     assert len({answer["id"] for answer in answers}) == 8
-    assert first.wait(timeout=120) == 0
+    assert first.wait(timeout=30) == 0
     with pytest.raises(urllib.error.URLError):
         ask(one, "too late")
     finished = []
@@ -84,4 +84,4 @@ def test_a_server_that_is_told_to_end_before_it_listens_to_signals_ends(zoo, tmp
         "run_serve(config, say=lambda line: os.kill(os.getpid(), signal.SIGTERM))\n"
     )
     words = [sys.executable, "-c", script, str(zoo.experiment), str(tmp_path / "adapters")]
-    assert subprocess.run(words, timeout=120).returncode == 0
+    assert subprocess.run(words, timeout=45).returncode == 0

@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, f"Success: LoRA adapter '{name}' removed successfully."
         assert self.path == "/v1/load_lora_adapter"
         if state.meeting is not None:
-            state.meeting.wait(120)
+            state.meeting.wait(20)
         if name in state.loaded:
             return error(400, f"The lora adapter '{name}' has already been loaded.")
         state.loaded[name] = body["lora_path"]

@@ -143,7 +143,7 @@ def test_the_event_loop_goes_on_while_an_adapter_is_made(plugin, store, zoo, mon
 
     def slow(*arguments, **options):
         loaded.append(arguments)
-        assert loading.wait(timeout=120)
+        assert loading.wait(timeout=10)
         return load(*arguments, **options)
 
     monkeypatch.setattr(LoraGenerator, "from_pretrained", slow)
