@@ -92,6 +92,37 @@ def test_left_out_features_are_those_of_a_regression_on_the_tasks_that_are_no_re
     torch.testing.assert_close(generator(condition_BPD, features=features_BK), generator(condition_BPD))
 
 
+@pytest.mark.parametrize("num_blocks", [0, 1])
+def test_a_shift_is_what_a_start_from_other_tokens_gives(num_blocks):
+    generator, prompts, rows_KSD, fit, means_KNW = made(num_hyperconv_blocks=num_blocks)
+    unseen_ENW = torch.randn(2, *means_KNW.shape[1:])
+    condition_BPD = torch.stack(prompts)[:, :8]
+    answers = []
+    for unseen_NW in unseen_ENW:
+        generator.start_from(fit, means_KNW, prompts, (), unseen_NW)
+        with torch.no_grad():
+            generator.expander.corrections.normal_(generator=torch.Generator().manual_seed(0))
+            if generator.output_projection is not None:
+                generator.output_projection.weight.normal_(generator=torch.Generator().manual_seed(0))
+        features_BK = generator.leave_out(left_out_fits(rows_KSD, fit.penalty))(
+            condition_BPD.mean(1), torch.arange(NUM_TASKS)
+        )
+        answers.append(generator(condition_BPD, features=features_BK))
+    shift_BNW = (unseen_ENW[0] - unseen_ENW[1]).expand(NUM_TASKS, -1, -1)
+    shifted = generator(condition_BPD, features=features_BK, shift=shift_BNW)
+    assert not torch.allclose(answers[1], answers[0], atol=0.1)
+    torch.testing.assert_close(shifted, answers[0], rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_for_unseen_tasks_are_learned_where_that_is_said():
+    generator, prompts, _, fit, means_KNW = made()
+    for learns in (False, True):
+        generator.start_from(fit, means_KNW, prompts, (), torch.randn(means_KNW.shape[1:]), learns_unseen=learns)
+        assert generator.expander.shared.requires_grad is learns
+    generator.start_from(fit, means_KNW, prompts)
+    assert generator.expander.shared.requires_grad
+
+
 def test_corrections_learn_for_prompts_that_are_not_recognised_only():
     generator, prompts, *_ = made(num_hyperconv_blocks=1)
     trained = {name for name, parameter in generator.named_parameters() if parameter.requires_grad}

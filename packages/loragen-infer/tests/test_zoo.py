@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
-from loragen_infer.zoo import MANIFEST_NAME, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
+from loragen_infer.zoo import MANIFEST_NAME, JointFold, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,11}", fullmatch=True)
@@ -45,6 +45,8 @@ MANIFESTS = st.builds(
     canonical=st.sampled_from(["none", "svd"]),
     tasks=st.lists(TASKS, max_size=4, unique_by=lambda task: task.name),
     joint=st.none() | PATHS,
+    joint_folds=st.just([])
+    | st.lists(st.builds(JointFold, adapter=PATHS, tasks=st.lists(TEXTS, max_size=3)), min_size=2, max_size=3),
 )
 GOOD = {
     "format": "loragen-zoo",
@@ -59,7 +61,7 @@ GOOD = {
         }
     ],
 }
-FIELDS = ["format", "version", "base_model", "base_model_path", "lora", "canonical", "tasks", "joint"]
+FIELDS = ["format", "version", "base_model", "base_model_path", "lora", "canonical", "tasks", "joint", "joint_folds"]
 TASK_FIELDS = ["name", "sources", "held_out", "prompts", "test", "adapters", "quality", "failure"]
 
 
@@ -151,6 +153,8 @@ def test_depth_is_no_trouble(tmp_path, depth, place):
         ({"joint": "joint/../../x"}, "names 'joint/../../x', which leaves its folder"),
         ({"base_model_path": ".."}, "names '..', which leaves its folder"),
         ({"joint": "a\0b"}, "holds a zero byte"),
+        ({"joint_folds": [{"adapter": "../x", "tasks": []}] * 2}, "names '../x', which leaves its folder"),
+        ({"joint_folds": [{"adapter": "x", "tasks": []}]}, "has one fold of the joint adapter"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):

@@ -132,8 +132,9 @@ def main() -> None:
     import torch
     from lora_tokenizer import read_adapter
     from loragen_infer.models.base_model import save_base_model
+    from loragen_infer.zoo import INITIAL_NAME
     from loragen_train.configs.collect import CollectConfig, CollectTask, LoraTraining
-    from loragen_train.zoo.initial import INITIAL, load_frozen
+    from loragen_train.zoo.initial import load_frozen
     from loragen_train.zoo.process import fabric_of_process
 
     fabric = fabric_of_process()
@@ -157,7 +158,7 @@ def main() -> None:
             frozen.choose_attention([task.train for task in tasks])
             print(f"collect in {precision}")
             plain = partial(train_plainly, base=base, steps=options.steps)
-            initial = read_adapter(folder / INITIAL)
+            initial = read_adapter(folder / INITIAL_NAME)
             ours = partial(
                 train_at_once, frozen=frozen, config=config, initial=initial, fabric=fabric, steps=options.steps
             )

@@ -51,10 +51,10 @@ class Bench:
     def collect(self) -> float:
         """Tokens per second of collect."""
         from lora_tokenizer import read_adapter
-        from loragen_train.zoo.initial import INITIAL
+        from loragen_infer.zoo import INITIAL_NAME
 
         self.frozen.choose_attention([task.train for task in self.tasks])
-        initial = read_adapter(self.folder / INITIAL)
+        initial = read_adapter(self.folder / INITIAL_NAME)
         seconds, _, tokens = train_at_once(self.tasks, self.frozen, self.config, initial, self.fabric, self.steps)
         return tokens / seconds
 
@@ -86,17 +86,17 @@ class Bench:
         from hyperconv import GeneratorConfig, HyperConvGenerator
         from lora_tokenizer import TokenLayout, TokenStats, read_adapter
         from loragen_infer.samples import read_examples
+        from loragen_infer.zoo import INITIAL_NAME
         from loragen_train.configs.objectives import LmConfig
         from loragen_train.prompts.table import TaskPrompts
         from loragen_train.training.objectives import LmObjective
         from loragen_train.training.samples import SampleTable, TaskVisits
         from loragen_train.training.through_lm import AdapterTokens, ThroughLm
         from loragen_train.training.visits import VisitLoader
-        from loragen_train.zoo.initial import INITIAL
 
         torch.manual_seed(0)
-        layout = TokenLayout.from_adapter(read_adapter(self.folder / INITIAL), token_dim=384, max_tokens="auto")
-        tokens_NW = layout.encode(read_adapter(self.folder / INITIAL)).float()
+        layout = TokenLayout.from_adapter(read_adapter(self.folder / INITIAL_NAME), token_dim=384, max_tokens="auto")
+        tokens_NW = layout.encode(read_adapter(self.folder / INITIAL_NAME)).float()
         stats = TokenStats.from_tokens([tokens_NW + 0.01 * torch.randn_like(tokens_NW) for _ in range(4)])
         names = [task.name for task in self.config.tasks]
         samples = {name: dict(enumerate(read_examples(self.folder / "train" / f"{name}.jsonl"))) for name in names}
@@ -109,9 +109,8 @@ class Bench:
         )
         generator = HyperConvGenerator(network).to(self.fabric.device)
         known = {name: range(NUM_PROMPTS) for name in names}
-        visits = TaskVisits(
-            names, [-1] * len(names), known, table.train, table.train, NUM_PROMPTS, SAMPLES_PER_TASK, 0, "0"
-        )
+        none = [-1] * len(names)
+        visits = TaskVisits(names, none, none, known, table.train, table.train, NUM_PROMPTS, SAMPLES_PER_TASK, 0, "0")
         loader = VisitLoader(visits, TASKS_PER_STEP, "0", shuffle=True)
         batches = itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), num_steps)
         moved = (type(batch)(*(part.to(self.fabric.device) for part in batch)) for batch in batches)

@@ -1,14 +1,12 @@
 """Samples as a training sees them: what is too long is an error, left out, or loses the end of its prompt."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loragen_infer.samples import Example, tokenize_example
 from loragen_train import LoragenTrainError
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraTraining
-from loragen_train.zoo.items import joint_task, tokenize_task
+from loragen_train.zoo.items import tokenize_task
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 TEMPLATE = (
@@ -98,19 +96,3 @@ def test_what_is_too_long_decides_the_weights_but_an_old_zoo_goes_on(tokenizer, 
     assert decided_by(too_long="drop") != plain
     same = {"adapters_at_once": 3, "tokens_per_pass": 9, "gradient_checkpointing": True, "device_map": "auto"}
     assert decided_by(**same) == plain
-
-
-def test_the_joint_task_has_the_samples_of_all(tokenizer, tmp_path, make):
-    config = config_of()
-    config = replace(config, tasks=[replace(config.tasks[0], name=name) for name in ("a", "b")])
-    for name in ("a", "b"):
-        for part in ("train", "test"):
-            make.samples(tmp_path / part / f"{name}.jsonl", [f"{name}{number}" for number in range(2)])
-    tasks = [tokenize_task(task, config, tmp_path, tokenizer) for task in config.tasks]
-    joint = joint_task(tasks, config, tmp_path)
-    assert joint.train == [*tasks[0].train, *tasks[1].train]
-    assert joint.test == []
-    assert joint.folder == tmp_path / "joint"
-    settings = joint.decided_by["settings"]
-    assert settings["tasks"] == {task.name: task.decided_by["samples_sha256"] for task in tasks}
-    assert "task" not in settings

@@ -67,7 +67,7 @@ class Parts:
         shown = torch.tensor([[[list(self.table.train[task])[-1], NONE]] * 2 for task in TASKS])
         prompts = torch.zeros(3, 1, dtype=torch.long)
         known = torch.tensor([0, 1, -1])
-        return TaskBatch(prompts, prompts == 0, known, samples, shown, torch.tensor([1.0, 1.0, 0.0]))
+        return TaskBatch(prompts, prompts == 0, known, known, samples, shown, torch.tensor([1.0, 1.0, 0.0]))
 
     def adapter(self, tokens_NW: torch.Tensor) -> LoraAdapter:
         return self.layout.decode(tokens_NW)
@@ -252,7 +252,7 @@ def test_a_teacher_sees_solved_samples_cut_off_as_the_training_does(parts, monke
 
     monkeypatch.setattr(teachers, "_ask", watched)
     one = torch.zeros(1, 1, dtype=torch.long)
-    batch = TaskBatch(one, one == 0, one[0], torch.tensor([[0]]), torch.tensor([[[1, 2]]]), torch.ones(1))
+    batch = TaskBatch(one, one == 0, one[0], one[0], torch.tensor([[0]]), torch.tensor([[[1, 2]]]), torch.ones(1))
     config = DistillConfig(teacher="examples", num_examples=2, top_k=3)
     ExamplesTeacher(parts.frozen, table, config)(batch)
     # A blank line, and no end of an answer, after each solved one.

@@ -46,7 +46,9 @@ def test_a_real_model_answers_better_after_a_few_steps_through_it():
     objective = LmObjective(ThroughLm(frozen, AdapterTokens(layout), table.items), table, stats)
     numbers = torch.tensor([list(numbers) for numbers in table.train.values()])
     prompts = torch.zeros(2, 1, dtype=torch.long)
-    batch = TaskBatch(prompts, prompts == 0, torch.arange(2), numbers, torch.empty(2, 4, 0), torch.ones(2))
+    batch = TaskBatch(
+        prompts, prompts == 0, torch.arange(2), torch.full((2,), -1), numbers, torch.empty(2, 4, 0), torch.ones(2)
+    )
     predicted = torch.zeros(2, *tokens_NW.shape).requires_grad_()
     optimizer = torch.optim.Adam([predicted], lr=0.3)
     losses = []

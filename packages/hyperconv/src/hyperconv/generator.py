@@ -118,6 +118,8 @@ class HyperConvGenerator(nn.Module):
         prompts: Sequence[Tensor] | None = None,
         others: Sequence[Tensor] = (),
         unseen_NW: Tensor | None = None,
+        *,
+        learns_unseen: bool = False,
     ) -> None:
         """Make the network the ridge regression `fit` over the training tasks, whatever it was (expander "linear"), but
         for `unseen_NW`.
@@ -135,6 +137,9 @@ class HyperConvGenerator(nn.Module):
                 of the prompts such a network learns.
             unseen_NW: tokens [N, W], z-scored, that such a network gives all prompts which are no training task's, in
                 place of the regression's; of these it can still learn to add a share, zero at first.
+            learns_unseen: whether training changes `unseen_NW` too. Where they were learned from the very samples that
+                it sees, there is little to gain; where it sees every task shifted (`shift` of `forward`) to tokens that
+                were learned without the task, there is.
 
         Raises:
             HyperConvError: another expander, shapes that do not belong together, or NaN or infinite values.
@@ -150,7 +155,7 @@ class HyperConvGenerator(nn.Module):
         >>> torch.allclose(generator(condition_BPD), expected_BNW, atol=1e-5)
         True
         """
-        self._linear().start_from(fit, token_means_KNW, prompts, others, unseen_NW)
+        self._linear().start_from(fit, token_means_KNW, prompts, others, unseen_NW, learns_unseen=learns_unseen)
         if self.output_projection is not None:
             nn.init.zeros_(self.output_projection.weight)
             nn.init.zeros_(self.output_projection.bias)
@@ -190,7 +195,14 @@ class HyperConvGenerator(nn.Module):
             twin(condition_BPD)
         return int(counter.get_total_flops())
 
-    def forward(self, condition: Tensor, mask: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        condition: Tensor,
+        mask: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         """Generate the tokens of one adapter per row.
 
         Args:
@@ -198,6 +210,8 @@ class HyperConvGenerator(nn.Module):
             mask: optional bool [B, P]; true marks a prompt that counts.
             features: optional [B, num_basis], of `leave_out`: takes the place of what the regression makes of the
                 condition, and no task is recognised (expander "linear").
+            shift: optional [B, N, W], added to the tokens before any block sees them: by how much what a row starts
+                from differs from what it would start from in use (expander "linear").
 
         Returns:
             tokens [B, N, W] in the dtype of the parameters (or of autocast), token n = l · H + h.
@@ -208,7 +222,9 @@ class HyperConvGenerator(nn.Module):
         if isinstance(self.expander, LinearExpander):
             counts_BP = torch.ones_like(condition[..., 0]) if mask is None else mask
             num_prompts_B = counts_BP.sum(dim=1)
-            x_BLHC, past_BLHW, novelty_B = self.expander(mean_embedding(condition, mask), num_prompts_B, features)
+            x_BLHC, past_BLHW, novelty_B = self.expander(
+                mean_embedding(condition, mask), num_prompts_B, features, shift
+            )
         else:
             x_BLHC, past_BLHW = self.expander(encoded_BC)
         if self.decoder is not None:

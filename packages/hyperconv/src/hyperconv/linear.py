@@ -54,7 +54,8 @@ class LinearExpander(nn.Module):
     `(1 - g) · strength · f + g · own` with the features that give the task's own tokens, and `(1 - g) · gain ·
     (shared + sum_r 2 d_r / R · corrections[r])` is added, with d the places of the prompts along the directions in
     which those of the training tasks differ. Then these two and strength are all that learns here, and of a start that
-    is given tokens for unseen tasks, which `shared` holds, only the corrections and strength.
+    is given tokens for unseen tasks, which `shared` holds, only the corrections and strength, unless it is said that
+    these tokens are learned too.
     """
 
     center: Tensor
@@ -89,8 +90,15 @@ class LinearExpander(nn.Module):
             for parameter in (self.features.weight, self.basis, self.offset):
                 parameter.requires_grad_(False)
 
-    def forward(self, condition_BD: Tensor, num_prompts_B: Tensor, features_BK: Tensor | None = None) -> Expanded:
-        """Expand the means [B, D] of so many embeddings; `features_BK`, where given, in place of those of the means."""
+    def forward(
+        self,
+        condition_BD: Tensor,
+        num_prompts_B: Tensor,
+        features_BK: Tensor | None = None,
+        shift_BNW: Tensor | None = None,
+    ) -> Expanded:
+        """Expand the means [B, D] of so many embeddings; where given, with `features_BK` in place of those of the
+        means, and with `shift_BNW` added to the offset."""
         is_given = features_BK is not None
         if features_BK is None:
             # Subtracted in float32: in bfloat16 little is left of a difference of like embeddings.
@@ -103,7 +111,9 @@ class LinearExpander(nn.Module):
             own_BK = (known_BT @ self.own_TK.float()).to(self.basis.dtype)
             mixed_BK = mixed_BK * novelty_B[:, None] + own_BK
         # One product that writes into the only copy of the grid.
-        tokens_BV = torch.addmm(self.offset.flatten(), mixed_BK, self.basis.flatten(1))
+        offset_V = self.offset.flatten()
+        offset_BV = offset_V if shift_BNW is None else offset_V + shift_BNW.flatten(1).to(offset_V.dtype)
+        tokens_BV = torch.addmm(offset_BV, mixed_BK, self.basis.flatten(1))
         if self.directions is not None and self.shared is not None and self.corrections is not None:
             gain_B = self.correction_gain * (features_BK.new_ones(len(features_BK)) if novelty_B is None else novelty_B)
             tokens_BV = torch.addr(tokens_BV, gain_B, self.shared.flatten())
@@ -122,6 +132,8 @@ class LinearExpander(nn.Module):
         prompts: Sequence[Tensor] | None = None,
         others: Sequence[Tensor] = (),
         unseen_NW: Tensor | None = None,
+        *,
+        learns_unseen: bool = False,
     ) -> None:
         """Become a ridge regression, see `HyperConvGenerator.start_from`."""
         self._check(fit, token_means_TNW, unseen_NW)
@@ -172,7 +184,7 @@ class LinearExpander(nn.Module):
                 self.shared.copy_(from_offset_NW.reshape(self.offset.shape) / self.correction_gain)
                 self.strength.zero_()
             # What all tasks share was learned before where it is given: more of it fits the training tasks alone.
-            self.shared.requires_grad_(unseen_NW is None)
+            self.shared.requires_grad_(unseen_NW is None or learns_unseen)
 
     @torch.no_grad()
     def leave_out(self, fits: Iterable[LeftOutFit]) -> "LeftOut":

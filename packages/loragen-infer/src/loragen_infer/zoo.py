@@ -17,7 +17,16 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import write_json
 from loragen_infer.words import nearest
 
-__all__ = ["INITIAL_NAME", "MANIFEST_NAME", "SampleFile", "TaskQuality", "ZooManifest", "ZooTask", "path_in_zoo"]
+__all__ = [
+    "INITIAL_NAME",
+    "MANIFEST_NAME",
+    "JointFold",
+    "SampleFile",
+    "TaskQuality",
+    "ZooManifest",
+    "ZooTask",
+    "path_in_zoo",
+]
 
 MANIFEST_NAME = "zoo.json"
 INITIAL_NAME = "initial_adapter"
@@ -82,6 +91,17 @@ class ZooTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JointFold:
+    """One of the parts that a zoo's training tasks are divided into, so that for each task there are adapters that have
+    seen nothing of it: those of the other folds."""
+
+    adapter: str
+    """The adapter that was trained on the fold's tasks together, as a path like the others."""
+    tasks: list[str]
+    """Their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZooManifest:
     """The content of ``zoo.json``, and the folder that its paths are relative to."""
 
@@ -97,6 +117,8 @@ class ZooManifest:
     """All tasks."""
     joint: str | None = None
     """One adapter trained on all tasks that are not held out, as a path like the others."""
+    joint_folds: list[JointFold] = field(default_factory=list)
+    """The folds whose adapters' A and B that adapter is the mean of; none where it was trained in one piece."""
     folder: Path = Path()
     """The folder of the file; no part of it."""
 
@@ -202,9 +224,12 @@ class ZooManifest:
         names = Counter(task.name for task in self.tasks)
         if twice := next((name for name, count in names.items() if count > 1), None):
             raise LoragenInferError(f"{file} has two tasks called {twice!r:.60}.")
+        if len(self.joint_folds) == 1:
+            raise LoragenInferError(f"{file} has one fold of the joint adapter; there are several, or none.")
         files = [part for task in self.tasks for part in (task.prompts, task.test) if part is not None]
         named = [part.path for part in files] + [path for task in self.tasks for path in task.adapters]
         named += [path for path in (self.joint, self.base_model_path) if path is not None]
+        named += [fold.adapter for fold in self.joint_folds]
         for path in named:
             if "\0" in path:
                 raise LoragenInferError(f"{file} names {path!r:.60}, which holds a zero byte; no file is called so.")

@@ -91,6 +91,11 @@ class CollectTask:
         """The sources, also of a task that has one."""
         return [self.source] if isinstance(self.source, str) else self.source
 
+    @property
+    def family(self) -> str:
+        """What tasks that are variants of one have in common: the source, less its settings."""
+        return self.sources[0].partition("?")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
@@ -173,6 +178,11 @@ class CollectConfig:
     ``joint`` of an evaluation."""
     joint_steps: int | None = None
     """Number of optimizer steps of that adapter; by default as many as the training tasks have in all."""
+    joint_folds: int | Literal["auto"] = "auto"
+    """Number of folds that the training tasks are divided into, variants of one source together. An adapter is trained
+    on each, in its share of ``joint_steps``, and the joint adapter is the mean of their A and of their B; so ``fit``
+    starts every training task from the mean of those that have not seen it, as tasks never seen start. 1: one adapter
+    on all tasks. ``auto``: 2 from 50 training tasks on, else 1; for a joint adapter that is there, as it has."""
     shard: str | None = None
     """``I/N``: only every N-th task from the I-th on, so that N machines share a zoo; under torchrun and SLURM by
     default the process's own share."""
@@ -186,7 +196,26 @@ class CollectConfig:
             check_positive("", joint_steps=self.joint_steps)
             if not self.joint:
                 raise LoragenTrainError(f"joint_steps is {self.joint_steps}, but there is no joint adapter; set joint.")
+        self._check_folds()
         if self.shard is not None:
             part, _, whole = self.shard.partition("/")
             if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
                 raise LoragenTrainError(f"shard is {self.shard!r}, but must be I/N, such as 1/4 for the first of four.")
+
+    @property
+    def training_tasks(self) -> list[CollectTask]:
+        """Those that are not held out."""
+        return [task for task in self.tasks if not task.held_out]
+
+    def _check_folds(self) -> None:
+        if self.joint_folds == "auto":
+            return
+        check_positive("", joint_folds=self.joint_folds)
+        if not self.joint and self.joint_folds != 1:
+            raise LoragenTrainError(f"joint_folds is {self.joint_folds}, but there is no joint adapter; set joint.")
+        num_families = len({task.family for task in self.training_tasks})
+        if self.joint_folds > max(1, num_families):
+            raise LoragenTrainError(
+                f"joint_folds is {self.joint_folds}, but the training tasks are of {num_families} source(s), whose "
+                "variants stay together; set it to at most as many."
+            )

@@ -20,9 +20,10 @@ from loragen_train.prompts.table import TaskPrompts, read_prompts
 from loragen_train.training.base_model import load_base
 from loragen_train.training.condition import FrozenCondition, PromptTable, TrainedCondition
 from loragen_train.training.data import TrainingDataModule
+from loragen_train.training.joint import JointAdapter, read_joint, tasks_trained_on
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.provenance import check_same_adapters, hash_tasks
-from loragen_train.training.start import JointAdapter, read_joint, start_from_ridge, tasks_trained_on
+from loragen_train.training.start import start_from_ridge
 from loragen_train.training.tasks import objectives_of
 from loragen_train.training.unseen import UnseenTasks, find_watched, load_watching_model
 from loragen_train.zoo.frozen import FrozenModel
@@ -122,10 +123,10 @@ def build_setup(
     unseen = None
     if frozen is not None and watched:
         unseen = UnseenTasks(watched, table.held_out, frozen, zoo, config)
-    if joint is not None and unseen is None and config.export.weights == "best":
+    if joint is not None and not joint.has_folds and unseen is None and config.export.weights == "best":
         logger.warning(
-            "The joint adapter has seen the answers that val_loss is of; hold tasks out to choose the weights by, or "
-            "set export.weights to last."
+            "The joint adapter has seen the answers that val_loss is of; hold tasks out to choose the weights by, "
+            "collect it with joint_folds, or set export.weights to last."
         )
     return TrainingSetup(
         zoo=zoo,
@@ -214,8 +215,9 @@ def _make_module(
     embeddings_nD = encoder.encode(table.texts if is_frozen else table.texts[: table.num_train])
     if is_frozen:
         encoder.to("cpu")  # the device's memory is for what is trained
-    generator, left_out = _make_generator(config, zoo, table, embeddings_nD, None if joint is None else joint.tokens_NW)
-    objectives, visits = objectives_of(config.training, data, zoo, prompts, table, frozen)
+    generator, left_out = _make_generator(config, zoo, table, embeddings_nD, joint)
+    fold_of = {} if joint is None else joint.fold_of
+    objectives, visits = objectives_of(config.training, data, zoo, prompts, table, frozen, fold_of)
     module = GeneratorModule(
         generator,
         TrainedCondition(encoder, table.texts)
@@ -224,13 +226,14 @@ def _make_module(
         objectives,
         config.training,
         left_out=left_out,
+        fold_shift_FNW=joint.shift_FNW if joint is not None and joint.has_folds else None,
         log_every_n_steps=config.logging.every_n_steps,
     )
     return module, TrainingDataModule(visits, config.training)
 
 
 def _make_generator(
-    config: FitConfig, zoo: Zoo, table: PromptTable, embeddings_nD: Tensor, unseen_NW: Tensor | None
+    config: FitConfig, zoo: Zoo, table: PromptTable, embeddings_nD: Tensor, joint: JointAdapter | None
 ) -> tuple[HyperConvGenerator, LeftOut | None]:
     """The network as it is before the first step, and what leaves a task out of its own regression."""
     network = config.model.network(
@@ -243,8 +246,8 @@ def _make_generator(
     generator = HyperConvGenerator(network)
     generator.center_on(embeddings_nD[: table.num_train])
     num_prompts = config.data.prompts_per_condition
-    left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=num_prompts, unseen_NW=unseen_NW)
-    if unseen_NW is not None and not network.num_corrections + network.num_hyperconv_blocks:
+    left_out = start_from_ridge(generator, zoo, table, embeddings_nD, num_prompts=num_prompts, joint=joint)
+    if joint is not None and not joint.has_folds and not network.num_corrections + network.num_hyperconv_blocks:
         logger.warning(
             "Of %d training tasks nothing is learned for tasks never seen but how much of the regression is added to "
             "the joint adapter; train on more, or set model.unseen_from to ridge.",

@@ -1,6 +1,6 @@
 """The training step: condition, generator, objective, and what makes a step repeatable.
 
-Legend: B batch, P prompts, D embedding size, N tokens, W values per token.
+Legend: B batch, F folds, P prompts, D embedding size, N tokens, W values per token.
 """
 
 from collections.abc import Mapping
@@ -35,8 +35,12 @@ class GeneratorModule(LightningModule):
         config: Phases, noise, optimizer and schedule.
         left_out: Through the language model a task is trained and validated as one that was never seen: its features
             are then those of the regression without it.
+        fold_shift_FNW: By fold of the joint adapter, what is added to the start of its tasks then, so that it is one
+            that has not seen them.
         log_every_n_steps: Steps between logged losses of single steps; 0: none.
     """
+
+    fold_shift: torch.Tensor | None
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class GeneratorModule(LightningModule):
         config: TrainingConfig,
         *,
         left_out: LeftOut | None = None,
+        fold_shift_FNW: torch.Tensor | None = None,
         log_every_n_steps: int = 0,
     ) -> None:
         super().__init__()
@@ -54,6 +59,9 @@ class GeneratorModule(LightningModule):
         self.objectives = nn.ModuleDict({str(name): objective for name, objective in objectives.items()})
         self.config = config
         self.left_out = left_out
+        # One row more for tasks of no fold, which are number -1.
+        shift_FNW = None if fold_shift_FNW is None else torch.nn.functional.pad(fold_shift_FNW, (0, 0, 0, 0, 0, 1))
+        self.register_buffer("fold_shift", shift_FNW, persistent=False)
         self._log_every_n_steps = log_every_n_steps
 
     @property
@@ -120,10 +128,11 @@ class GeneratorModule(LightningModule):
         condition_BPD = self.condition(batch.prompts)
         if is_training and self.config.condition_noise:
             condition_BPD = condition_BPD + self.config.condition_noise * torch.randn_like(condition_BPD)
-        features_BK = None
+        features_BK = shift_BNW = None
         if self.left_out is not None and isinstance(batch, TaskBatch):
             features_BK = self.left_out(mean_embedding(condition_BPD, batch.mask), batch.regression_tasks)
-        predicted_BNW = self.generator(condition_BPD, batch.mask, features=features_BK).float()
+            shift_BNW = None if self.fold_shift is None else self.fold_shift[batch.folds]
+        predicted_BNW = self.generator(condition_BPD, batch.mask, features=features_BK, shift=shift_BNW).float()
         with torch.autocast(self.device.type, enabled=False):
             loss: torch.Tensor = self.objective(predicted_BNW, batch, is_training=is_training, is_measured=is_measured)
         return loss

@@ -75,6 +75,8 @@ class TaskBatch(NamedTuple):
     """``[B, P]``, bool, true where a prompt counts."""
     regression_tasks: torch.Tensor
     """``[B]``, numbers among the tasks with adapters, which the start was fitted on, -1 for others, int64."""
+    folds: torch.Tensor
+    """``[B]``, numbers of the folds of the joint adapter that the tasks are of, -1 for none, int64."""
     samples: torch.Tensor
     """``[B, n]``, numbers of samples to answer; :data:`NONE` where a task has fewer."""
     shown: torch.Tensor
@@ -96,6 +98,8 @@ class TaskVisits(Visits):
     """The tasks to visit."""
     regression_tasks: Sequence[int]
     """Their numbers among the tasks with adapters, which the start was fitted on, -1 for others."""
+    folds: Sequence[int]
+    """The numbers of the folds of the joint adapter that they are of, -1 for none."""
     prompts: Mapping[str, range]
     """The numbers of each task's prompts."""
     samples: Mapping[str, range]
@@ -127,7 +131,8 @@ class TaskVisits(Visits):
         shown_nE = torch.tensor(shown, dtype=torch.long).view(self.num_samples, self.num_shown)
         counts = torch.tensor(float(visit.number < len(self)))
         regression_task = torch.tensor(self.regression_tasks[visit.member])
-        return prompts_P, mask_P, regression_task, torch.tensor(samples), shown_nE, counts
+        fold = torch.tensor(self.folds[visit.member])
+        return prompts_P, mask_P, regression_task, fold, torch.tensor(samples), shown_nE, counts
 
     def collate(self, drawn: list[tuple[torch.Tensor, ...]]) -> TaskBatch:
         """Return a batch of tasks."""

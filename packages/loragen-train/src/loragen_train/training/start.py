@@ -6,43 +6,22 @@ What training adds can then be seen, and without a joint adapter a prompt unlike
 Legend: n prompts in all, D embedding size, K tasks with adapters, N tokens, W values per token.
 """
 
-import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from hyperconv import HyperConvGenerator, fit_ridge, left_out_fits
 from hyperconv.linear import LeftOut
-from lora_tokenizer import LoraTokenizerError, read_adapter
 from loragen_infer.evaluation.baselines import gram_of, subset_means
 from loragen_infer.evaluation.task_means import kept_prompts
-from loragen_infer.generator import scale_adapter
-from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
-from loragen_train.errors import LoragenTrainError
-from loragen_train.prompts.combine import hashes_of
 from loragen_train.training.condition import PromptTable
-from loragen_train.zoo import records
+from loragen_train.training.joint import JointAdapter
 from loragen_train.zoo.tokens import Zoo
 
-__all__ = ["JointAdapter", "read_joint", "start_from_ridge", "tasks_trained_on"]
+__all__ = ["start_from_ridge"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointAdapter:
-    """A zoo's joint adapter, which tasks never seen start from."""
-
-    tokens_NW: Tensor
-    """Its tokens at the scale asked for, z-scored as those of the tasks are."""
-    digest: str
-    """64 hexadecimal digits over its tokens at full scale, by which a training that is resumed knows it."""
-    sample_hashes: dict[str, frozenset[str]]
-    """By the tasks that it was trained on, the hashes of their samples, none for a task that the zoo lost since. Where
-    no record tells the tasks, they are all of the zoo that are not held out."""
 
 
 def start_from_ridge(
@@ -52,7 +31,7 @@ def start_from_ridge(
     embeddings_nD: Tensor,
     *,
     num_prompts: int,
-    unseen_NW: Tensor | None = None,
+    joint: JointAdapter | None = None,
 ) -> LeftOut | None:
     """Make a generator with the expander ``linear`` the ridge regression over the tasks with adapters.
 
@@ -62,7 +41,7 @@ def start_from_ridge(
         table: Which prompts are whose.
         embeddings_nD: Embeddings of the training prompts at least, by number.
         num_prompts: How many prompts a condition has at most; the regression is fitted on means of as many.
-        unseen_NW: What tasks never seen get instead, of `read_joint`.
+        joint: What tasks never seen get instead.
 
     Returns:
         Where the generator remembers its tasks: what gives each task, by its number among ``zoo.names``, the features
@@ -78,7 +57,9 @@ def start_from_ridge(
     fit = fit_ridge(rows_KSD, gram_of(means_KNW))
     others = [*prompts.values()]
     scored_KNW = zoo.stats.normalize(means_KNW)
-    generator.start_from(fit, scored_KNW, with_adapters, others, unseen_NW)
+    unseen_NW = None if joint is None else joint.tokens_NW
+    learns_unseen = joint is not None and joint.has_folds
+    generator.start_from(fit, scored_KNW, with_adapters, others, unseen_NW, learns_unseen=learns_unseen)
     if generator.config.num_basis < generator.config.num_tasks - 1:
         _warn_of_few_patterns(generator.config.num_basis, scored_KNW)
     logger.info(
@@ -86,8 +67,8 @@ def start_from_ridge(
         "variance between adapters.",
         *(len(zoo.names), 100 * fit.left_out_error),
     )
-    if unseen_NW is not None:
-        logger.info("Prompts that are no training task's start from the zoo's joint adapter in its place.")
+    if joint is not None:
+        logger.info("Prompts that are no training task's start from %s in its place.", joint.words)
     return generator.leave_out(left_out_fits(rows_KSD, fit.penalty)) if generator.config.num_tasks else None
 
 
@@ -101,56 +82,3 @@ def _warn_of_few_patterns(num_basis: int, scored_KNW: Tensor) -> None:
         "adapters, so a task gets its own only as far as that; for all of it set model.num_basis to %d.",
         *(num_tasks, num_basis, 100 * float(kept), num_tasks - 1),
     )
-
-
-def tasks_trained_on(manifest: ZooManifest) -> list[str]:
-    """Return the names of the tasks that the zoo's joint adapter was trained on; none where nothing tells them."""
-    return [] if manifest.joint is None else records.tasks_of_joint(manifest.path(manifest.joint).parent)
-
-
-def read_joint(
-    manifest: ZooManifest, zoo: Zoo, tasks: Sequence[str], *, scale: float = 1.0, lora_alpha: float | None = None
-) -> JointAdapter:
-    """Return the zoo's joint adapter.
-
-    Args:
-        manifest: Names the adapter.
-        zoo: The adapters of the tasks.
-        tasks: All training tasks, those without adapters too; a warning names those that it was trained without.
-        scale: Factor on the change that it makes to the base model.
-        lora_alpha: Its alpha, in place of what it says.
-
-    Raises:
-        LoragenTrainError: There is none, it does not fit the adapters, or it was trained on a task that is held out.
-        LoragenInferError: Samples that it was trained on are not those that the zoo describes.
-    """
-    if manifest.joint is None:
-        raise LoragenTrainError(
-            f"Tasks never seen are to start from the joint adapter of {manifest.folder}, but it has none; collect the "
-            "zoo with joint: true, or train anew with model.unseen_from ridge."
-        )
-    path, trained_on = manifest.path(manifest.joint), tasks_trained_on(manifest)
-    if seen := [task.name for task in manifest.held_out_tasks if task.name in trained_on]:
-        raise LoragenTrainError(
-            f"The joint adapter {path} was trained on {', '.join(seen)}, held out by now; remove its folder and "
-            "collect the zoo again, or set model.unseen_from to ridge."
-        )
-    missing = [name for name in tasks if name not in trained_on]
-    if trained_on and missing:
-        logger.warning("The joint adapter %s was trained without %s.", path, ", ".join(missing))
-    try:
-        adapter = read_adapter(path, lora_alpha=lora_alpha).to(torch.float32)
-        whole_NW, tokens_NW = (
-            zoo.stats.normalize(zoo.layout.encode(scale_adapter(adapter, factor))) for factor in (1.0, scale)
-        )
-    except LoraTokenizerError as error:
-        raise LoragenTrainError(
-            f"The joint adapter of the zoo cannot be used: {error}; set model.unseen_from to ridge to train without."
-        ) from error
-    others = {task.name: task.prompts for task in manifest.tasks if not task.held_out}
-    sample_hashes = {
-        name: frozenset() if (file := others.get(name)) is None else hashes_of([manifest.samples(file)])
-        for name in trained_on or others
-    }
-    digest = hashlib.sha256(whole_NW.numpy().tobytes()).hexdigest()
-    return JointAdapter(tokens_NW=tokens_NW, digest=digest, sample_hashes=sample_hashes)

@@ -1,7 +1,7 @@
 """Which tasks each objective is trained on, and what it lacks where there is none."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from loragen_infer.words import counted
 
@@ -34,8 +34,9 @@ def objectives_of(
     prompts: TaskPrompts,
     table: PromptTable,
     frozen: FrozenModel | None,
+    fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Objectives, dict[ObjectiveName, ObjectiveData]]:
-    """Return the objectives of all phases, and what each visits.
+    """Return the objectives of all phases, and what each visits; ``fold_of`` numbers the folds of the joint adapter.
 
     Raises:
         LoragenTrainError: An objective has no task with what it needs, or a sample is too long.
@@ -55,7 +56,7 @@ def objectives_of(
     through = ThroughLm(frozen, adapters, samples.items)
     if "lm" in names:
         objectives["lm"] = LmObjective(through, samples, zoo.stats)
-        visits["lm"] = _task_visits(training, data, zoo, table, samples, list(samples.train))
+        visits["lm"] = _task_visits(training, data, zoo, table, samples, list(samples.train), fold_of or {})
     if "distill" in names:
         tasks, num_shown = list(samples.train), 0
         if training.distill.teacher == "own":
@@ -66,7 +67,7 @@ def objectives_of(
             num_shown = training.distill.num_examples
         temperature = training.distill.temperature
         objectives["distill"] = DistillObjective(through, samples, zoo.stats, teacher, temperature)
-        visits["distill"] = _task_visits(training, data, zoo, table, samples, tasks, num_shown=num_shown)
+        visits["distill"] = _task_visits(training, data, zoo, table, samples, tasks, fold_of or {}, num_shown=num_shown)
     return objectives, visits
 
 
@@ -86,6 +87,7 @@ def _task_visits(
     table: PromptTable,
     samples: SampleTable,
     tasks: list[str],
+    fold_of: Mapping[str, int],
     *,
     num_shown: int = 0,
 ) -> ObjectiveData:
@@ -96,13 +98,17 @@ def _task_visits(
             f"None of {counted(len(tasks), 'task')} has a response among its validation samples; add samples."
         )
     known = {task: number for number, task in enumerate(zoo.names)}
-    of_train, of_val = ([known.get(task, -1) for task in some] for some in (tasks, judged))
+
+    def numbers(some: list[str]) -> tuple[list[int], list[int]]:
+        return [known.get(task, -1) for task in some], [fold_of.get(task, -1) for task in some]
+
     train_seed, val_seed = f"{training.seed}/train", f"{training.seed}/val"
+    is_random = data.random_prompt_counts
     return ObjectiveData(
         train=TaskVisits(
-            tasks, of_train, table.train, samples.train, samples.train, *sizes, train_seed, data.random_prompt_counts
+            tasks, *numbers(tasks), table.train, samples.train, samples.train, *sizes, train_seed, is_random
         ),
-        val=TaskVisits(judged, of_val, table.val, samples.val, samples.train, *sizes, val_seed),
+        val=TaskVisits(judged, *numbers(judged), table.val, samples.val, samples.train, *sizes, val_seed),
         batch_size=training.lm.tasks_per_step,
     )
 

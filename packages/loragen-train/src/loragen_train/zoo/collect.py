@@ -26,7 +26,8 @@ from loragen_train.zoo import records
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.groups import begun_groups, plan_groups, remove_group, train_group
 from loragen_train.zoo.initial import load_frozen
-from loragen_train.zoo.items import AdapterTask, joint_settings, joint_task, mean_length, tokenize_task
+from loragen_train.zoo.items import AdapterTask, mean_length, tokenize_task
+from loragen_train.zoo.joint import check_joint, joint_tasks, num_joint_steps, write_mean
 from loragen_train.zoo.manifest import write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks
 
@@ -192,7 +193,7 @@ class _Collection:
 
     def _train_joint(self, frozen: FrozenModel | None, fabric: Fabric) -> None:
         """Train one adapter on all tasks, once each has what it is to have, or see that the one there is theirs."""
-        trained = [task for task in self._config.tasks if not task.held_out]
+        trained = self._config.training_tasks
         needed = {
             task.name: Path("adapters", task.name) if task.wants_adapter else Path("train", f"{task.name}.jsonl")
             for task in trained
@@ -206,11 +207,21 @@ class _Collection:
             ready = [task for known in trained if (task := self._tokenize(known, frozen))]
             with ExitStack() as held:
                 if len(ready) == len(trained) and self._claim(".joint", held) and not folder.is_dir():
-                    joint = joint_task(ready, self._config, self._folder)
-                    num_steps = self._config.joint_steps or self._config.training.max_steps * len(ready)
-                    self._train_group([joint], frozen, fabric, num_steps=num_steps)
+                    self._train_folds(joint_tasks(ready, self._config, self._folder), frozen, fabric)
         if folder.is_dir():
-            records.check_settings(folder / "training.json", joint_settings(trained, self._config, self._folder))
+            check_joint(self._config, self._folder)
+
+    def _train_folds(self, folds: list[AdapterTask], frozen: FrozenModel, fabric: Fabric) -> None:
+        """Train the joint adapter, as a whole or as the mean of its folds."""
+        done = [fold for fold in folds if fold.folder.is_dir()]
+        for fold in done:
+            records.check_settings(fold.folder / "training.json", fold.decided_by["settings"])
+        if len(done) < len(folds):
+            self._train_group(folds, frozen, fabric, num_steps=num_joint_steps(self._config, len(folds)))
+        if len(folds) > 1 and all(fold.folder.is_dir() for fold in folds):
+            write_mean(folds, self._config, self._folder)
+            with locked(self._folder, None):
+                write_manifest(self._config, self._folder, self._failures)
 
     def _tokenize(self, task: CollectTask, frozen: FrozenModel) -> AdapterTask | None:
         try:

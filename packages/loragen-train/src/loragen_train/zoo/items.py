@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo import records
 
-__all__ = ["AdapterTask", "joint_settings", "joint_task", "mean_length", "tokenize_samples", "tokenize_task"]
+__all__ = ["AdapterTask", "hash_samples", "mean_length", "tokenize_samples", "tokenize_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def tokenize_task(
         test=_tokenize(test_file, config, tokenizer),
         decided_by={
             "settings": records.task_settings(config, task),
-            "samples_sha256": _hash_samples(task, output_dir),
+            "samples_sha256": hash_samples(task, output_dir),
         },
     )
 
@@ -63,28 +63,8 @@ def mean_length(items: Sequence[TokenizedExample]) -> float:
     return sum(len(item.input_ids) for item in items) / len(items)
 
 
-def joint_task(tasks: list[AdapterTask], config: CollectConfig, output_dir: Path) -> AdapterTask:
-    """Return the training of one adapter on the samples of all ``tasks``."""
-    trained = [task for task in config.tasks if not task.held_out]
-    return AdapterTask(
-        name="joint",
-        folder=output_dir / "joint",
-        train=[item for task in tasks for item in task.train],
-        test=[],
-        decided_by={"settings": joint_settings(trained, config, output_dir)},
-    )
-
-
-def joint_settings(tasks: Iterable[CollectTask], config: CollectConfig, output_dir: Path) -> dict[str, Any]:
-    """Return what decides the weights of one adapter on all ``tasks``: the settings, and hashes of the samples."""
-    settings = records.task_settings(config, config.tasks[0])
-    del settings["task"]
-    if config.joint_steps is not None:
-        settings["joint_steps"] = config.joint_steps
-    return {**settings, "tasks": {task.name: _hash_samples(task, output_dir) for task in tasks}}
-
-
-def _hash_samples(task: CollectTask, output_dir: Path) -> str:
+def hash_samples(task: CollectTask, output_dir: Path) -> str:
+    """Return the SHA-256 of the samples that ``task`` is trained on, as they lie in ``output_dir``."""
     return hashlib.sha256((output_dir / "train" / f"{task.name}.jsonl").read_bytes()).hexdigest()
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from loragen_infer.zoo import MANIFEST_NAME, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
+from loragen_infer.zoo import MANIFEST_NAME, JointFold, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
 
 from loragen_train.configs.collect import CollectConfig, CollectTask
-from loragen_train.zoo.records import read_record
+from loragen_train.zoo.records import num_folds_of_joint, read_record, tasks_of_joint
 
 __all__ = ["checkpoints_of", "write_manifest"]
 
@@ -34,6 +34,7 @@ def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[st
         lora=asdict(config.lora),
         tasks=list({**known, **described}.values()),
         joint=path_in_zoo(joint[-1], output_dir) if joint else None,
+        joint_folds=_describe_folds(output_dir) if joint else [],
         folder=output_dir,
     )
     manifest.write()
@@ -43,6 +44,17 @@ def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[st
 def checkpoints_of(folder: Path) -> list[Path]:
     """Return the ``checkpoint-<step>`` folders in ``folder``, the earliest first."""
     return sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
+
+
+def _describe_folds(output_dir: Path) -> list[JointFold]:
+    """The folds that the joint adapter is the mean of."""
+    number = num_folds_of_joint(output_dir / "joint")
+    folders = [output_dir / "joint_folds" / str(fold + 1) for fold in range(number)] if number > 1 else []
+    return [
+        JointFold(adapter=path_in_zoo(checkpoints_of(folder)[-1], output_dir), tasks=tasks_of_joint(folder))
+        for folder in folders
+        if folder.is_dir()
+    ]
 
 
 def _describe(task: CollectTask, output_dir: Path) -> ZooTask:

@@ -23,9 +23,11 @@ __all__ = [
     "decide_precision",
     "faster_precision",
     "hash_weights",
+    "num_folds_of_joint",
     "read_record",
     "shared_settings",
     "task_settings",
+    "tasks_of_joint",
 ]
 
 logger = logging.getLogger(__name__)
@@ -78,11 +80,22 @@ def check_settings(record: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def tasks_of_joint(folder: Path) -> list[str]:
-    """Return the names of the tasks that the joint adapter in ``folder`` was trained on, as far as a record tells."""
+    """Return the names of the tasks that the joint adapter (or that of a fold) in ``folder`` was trained on, as far as
+    a record tells."""
+    tasks = _settings_of(folder).get("tasks")
+    return list(tasks) if isinstance(tasks, dict) else []
+
+
+def num_folds_of_joint(folder: Path) -> int:
+    """Return how many folds the joint adapter in ``folder`` is the mean of; 1 for one that was trained as a whole."""
+    noted = _settings_of(folder).get("joint_folds")
+    return noted if isinstance(noted, int) else 1
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
     record = folder / "training.json"
     settings = read_record(record).get("settings") if record.is_file() else None
-    tasks = settings.get("tasks") if isinstance(settings, dict) else None
-    return list(tasks) if isinstance(tasks, dict) else []
+    return settings if isinstance(settings, dict) else {}
 
 
 def _first_difference(name: str, was: Any, now: Any) -> str | None:
