@@ -161,8 +161,8 @@ class Run:
         evaluation: dict[str, Any] = json.loads(printed)
         return evaluation
 
-    def joint_of(self, tasks: Sequence[ZooTask], manifest: ZooManifest) -> Path:
-        """Return the joint adapter of some training tasks of a zoo."""
+    def joint_of(self, tasks: Sequence[ZooTask], manifest: ZooManifest) -> ZooManifest:
+        """Return a zoo that has the joint adapter of some training tasks of another."""
         name = f"collect-{len(tasks)}"
         folder = self._plan.work / name
         settings = yaml.safe_load(self._config("collect").read_text(encoding="utf-8"))
@@ -183,23 +183,27 @@ class Run:
         config = self._with_joint(settings, self._plan.work / f"{name}.yaml", self._plan.part_joint_steps)
         makes, before = folder / "joint", ["collect-all"]
         self.steps.run(f"loragen-train collect --config {config}", makes=makes, name=name, after=before, config=config)
-        zoo = ZooManifest.read(folder)
-        return zoo.path(zoo.joint or "")
+        return ZooManifest.read(folder)
 
-    def part_of(self, manifest: ZooManifest, tasks: Sequence[ZooTask], *, joint: Path | None = None) -> ZooManifest:
-        """Return the zoo with only some of its training tasks, and their joint adapter."""
+    def part_of(
+        self, manifest: ZooManifest, tasks: Sequence[ZooTask], *, joint: ZooManifest | None = None
+    ) -> ZooManifest:
+        """Return the zoo with only some of its training tasks, and the joint adapter of another, with its folds."""
         names = {task.name for task in tasks}
         folder = self._plan.work / f"zoo-{len(tasks)}"
         folder.mkdir(parents=True, exist_ok=True)
 
-        def elsewhere(path: str) -> str:
-            return path_in_zoo(manifest.path(path), folder)
+        def elsewhere(path: str, zoo: ZooManifest = manifest) -> str:
+            return path_in_zoo(zoo.path(path), folder)
+
+        folds = [] if joint is None else joint.joint_folds
 
         part = replace(
             manifest,
             folder=folder,
             base_model_path=manifest.base_model_path and elsewhere(manifest.base_model_path),
-            joint=None if joint is None else path_in_zoo(joint, folder),
+            joint=None if joint is None else elsewhere(joint.joint or "", joint),
+            joint_folds=[replace(fold, adapter=elsewhere(fold.adapter, joint or manifest)) for fold in folds],
             tasks=[
                 replace(
                     task,
@@ -266,8 +270,8 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
     evaluations = {seed: run.evaluate(experiments[seed], name, fit=name) for seed, name in names.items()}
     first = plan.seeds[0]
     # Only tasks with adapters have an own one to be compared with.
-    joint = manifest.path(manifest.joint or "")
-    options = f" --zoo {run.part_of(manifest, manifest.training_tasks).folder} --joint_adapter {joint}"
+    adapter = manifest.path(manifest.joint or "")
+    options = f" --zoo {run.part_of(manifest, manifest.training_tasks).folder} --joint_adapter {adapter}"
     seen = run.evaluate(experiments[first], "seen", fit=names[first], settings="seen", options=options)
 
     curve = []
@@ -276,7 +280,7 @@ def _measure(plan: Plan, device: str) -> dict[str, Any]:
         name, joint = f"part-{size}", run.joint_of(tasks[:size], manifest)
         part = run.part_of(manifest, tasks[:size], joint=joint)
         experiment = run.fit(part, name, first, after=f"collect-{size}")
-        options = f" --joint_adapter {joint}"
+        options = f" --joint_adapter {joint.path(joint.joint or '')}"
         curve.append((part, run.evaluate(experiment, name, fit=name, settings="curve", options=options)))
 
     tuning = []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from loragen_infer.samples import Example
-from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
+from loragen_infer.zoo import JointFold, SampleFile, ZooManifest, ZooTask
 
 from demo.steps import ROOT
 from results import page, run, summary, twins
@@ -50,6 +50,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> ZooManifest:
             )
         )
     manifest = ZooManifest(base_model="tiny", tasks=tasks, joint="adapters/sums", folder=folder)
+    folds = [JointFold(adapter=f"adapters/{name}", tasks=[name]) for name in ("sums", "spelling")]
+    manifest = replace(manifest, joint_folds=folds)
     manifest.write()
     return manifest
 
@@ -92,10 +94,15 @@ def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path)
     for part in parts:
         read = ZooManifest.read(part.folder)
         assert [task.name for task in read.held_out_tasks] == ["additions", "words"]
-        assert read.joint is None  # which has seen the tasks that are left out
+        assert (read.joint, read.joint_folds) == (None, [])  # which have seen the tasks that are left out
         for task in read.tasks:
             assert read.samples(task.prompts).read_bytes() == zoo.samples(zoo.task(task.name).prompts).read_bytes()
             assert read.path(task.adapters[0]).samefile(zoo.folder / "adapters" / task.name)
+    with_joint = ZooManifest.read(run.Run(plan, "cpu").part_of(parts[1], tasks, joint=zoo).folder)
+    assert with_joint.path(with_joint.joint).samefile(zoo.folder / "adapters/sums")
+    for fold, original in zip(with_joint.joint_folds, zoo.joint_folds, strict=True):
+        assert fold.tasks == original.tasks
+        assert with_joint.path(fold.adapter).samefile(zoo.path(original.adapter))
 
 
 def test_a_zoo_is_collected_again_when_the_samples_of_its_short_tasks_have_changed(zoo, tmp_path, monkeypatch):

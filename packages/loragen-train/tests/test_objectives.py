@@ -203,7 +203,7 @@ def test_tasks_without_validation_samples_do_not_shift_the_teachers_of_the_other
     training = TrainingConfig(objective="distill", distill=DistillConfig(teacher="own"))
     del parts.table.val["short"]
     prompts = SimpleNamespace(train=dict.fromkeys(TASKS, range(1)), val=dict.fromkeys(TASKS, range(1)))
-    visits = _task_visits(training, data, parts.zoo, prompts, parts.table, ["short", "long"]).val
+    visits = _task_visits(training, data, parts.zoo, prompts, parts.table, ["short", "long"], {}).val
     batch = visits.collate([visits[Visit(0, 0, 0)]])
     (number,) = set(batch.samples.flatten().tolist()) - {NONE}
     assert number in parts.table.val["long"]

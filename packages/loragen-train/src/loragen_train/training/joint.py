@@ -5,7 +5,7 @@ Legend: F folds, N tokens, W values per token.
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,7 +53,9 @@ class JointAdapter:
     def words(self) -> str:
         """What it is, for people."""
         what = f"the zoo's joint adapter at scale {self.scale:g}"
-        return f"{what} (in training from that of the {len(self.shift_FNW)} folds' others)" if self.has_folds else what
+        return (
+            f"{what} (in training from those of the other folds, of {len(self.shift_FNW)})" if self.has_folds else what
+        )
 
 
 def tasks_trained_on(manifest: ZooManifest) -> list[str]:
@@ -100,11 +102,14 @@ def read_joint(
             read_adapter(manifest.path(part), lora_alpha=lora_alpha).to(torch.float32)
             for part in (manifest.joint, *(fold.adapter for fold in manifest.joint_folds))
         )
-        tokens_NW = tokens_of(adapter, scale)
-        shift_FNW = _shifts(of_folds, tokens_NW, lambda part: tokens_of(part, scale))
         digest = hashlib.sha256()
-        for part in (adapter, *of_folds):
+        for part in (adapter, *of_folds):  # which also sees that each fits
             digest.update(tokens_of(part, 1.0).numpy().tobytes())
+        tokens_NW = tokens_of(adapter, scale)
+        shifts = [
+            tokens_of(mean_adapter([*of_folds[:number], *of_folds[number + 1 :]]), scale) - tokens_NW
+            for number in range(len(of_folds))
+        ]
     except LoraTokenizerError as error:
         raise LoragenTrainError(
             f"The joint adapter of the zoo cannot be used: {error}; set model.unseen_from to ridge to train without."
@@ -112,7 +117,7 @@ def read_joint(
     others = {task.name: task.prompts for task in manifest.tasks if not task.held_out}
     return JointAdapter(
         tokens_NW=tokens_NW,
-        shift_FNW=shift_FNW,
+        shift_FNW=torch.stack(shifts) if shifts else tokens_NW.new_empty(0, *tokens_NW.shape),
         fold_of={task: number for number, fold in enumerate(manifest.joint_folds) for task in fold.tasks},
         scale=scale,
         digest=digest.hexdigest(),
@@ -121,12 +126,3 @@ def read_joint(
             for name in trained_on or others
         },
     )
-
-
-def _shifts(of_folds: Sequence[LoraAdapter], tokens_NW: Tensor, tokens_of: Callable[[LoraAdapter], Tensor]) -> Tensor:
-    """By fold, the tokens of the mean of the other folds' adapters, less those of the mean of all."""
-    shifts = [
-        tokens_of(mean_adapter([*of_folds[:number], *of_folds[number + 1 :]])) - tokens_NW
-        for number in range(len(of_folds))
-    ]
-    return torch.stack(shifts) if shifts else tokens_NW.new_empty(0, *tokens_NW.shape)
