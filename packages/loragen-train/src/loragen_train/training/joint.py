@@ -53,9 +53,7 @@ class JointAdapter:
     def words(self) -> str:
         """What it is, for people."""
         what = f"the zoo's joint adapter at scale {self.scale:g}"
-        return (
-            f"{what} (in training from those of the other folds, of {len(self.shift_FNW)})" if self.has_folds else what
-        )
+        return f"{what} (in training from those of the other folds)" if self.has_folds else what
 
 
 def tasks_trained_on(manifest: ZooManifest) -> list[str]:
