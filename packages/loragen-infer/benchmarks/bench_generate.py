@@ -15,10 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 ENCODER = "all-MiniLM-L6-v2"
 BASELINE = (
@@ -70,7 +75,7 @@ def make_bundle(
     from loragen_infer import GeneratorBundle
 
     torch.manual_seed(0)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer in range(num_layers):
         for module, width in (("q_proj", widths[1]), ("v_proj", widths[2])):
             name = f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_{{}}.weight"
@@ -80,8 +85,9 @@ def make_bundle(
     )
     adapter = LoraAdapter(config=config, tensors=tensors)
     layout = TokenLayout.from_adapter(adapter, max_tokens="auto")
-    *grid, width = layout.grid
-    network = GeneratorConfig(grid=tuple(grid), output_dim=width, num_hyperconv_blocks=num_blocks, num_basis=num_basis)
+    network = GeneratorConfig(
+        grid=layout.grid[:2], output_dim=layout.grid[2], num_hyperconv_blocks=num_blocks, num_basis=num_basis
+    )
     generator = HyperConvGenerator(network)
     stats = TokenStats.from_tokens([layout.encode(adapter), 2 * layout.encode(adapter)])
     bundle = GeneratorBundle(generator=generator.eval(), layout=layout, stats=stats, text_encoder_name=ENCODER)
@@ -99,7 +105,7 @@ def bench_cold(bundle: Path, root: Path, repeats: int) -> None:
     for index in range(repeats):  # in turns, so that both meet the same machine
         baseline.append(clock(lambda: run(["-c", BASELINE])))
         words = ["--model", str(bundle), "--prompt", PROMPT, "--output", str(root / f"cold{index}")]
-        cold.append(clock(lambda words=words: run(["-m", "loragen_infer.cli", "generate", *words])))
+        cold.append(clock(partial(run, ["-m", "loragen_infer.cli", "generate", *words])))
     ours, theirs = statistics.median(cold), statistics.median(baseline)
     print(
         f"cold generate: {ours:.2f} s; importing torch and sentence-transformers and loading the encoder: "
@@ -111,20 +117,24 @@ def bench_warm(bundle: Path, root: Path, threads: int) -> None:
     """One prompt at a time, a new one each time, to a folder on disk; and the share of the two networks in it."""
     import torch
     from loragen_infer import LoraGenerator
+    from loragen_infer.encoder import PromptEncoder
 
     torch.set_num_threads(threads)
     generator = LoraGenerator.from_pretrained(bundle)
+    assert isinstance(generator.encoder, PromptEncoder)  # noqa: S101  # it is what the bundle names
     spent = {"encoder": 0.0, "generator": 0.0}
     watch(generator.encoder.module, spent, "encoder")
     watch(generator.bundle.generator, spent, "generator")
+
+    def to_folder(prompt: str, name: str) -> None:
+        generator.generate([prompt]).save_pretrained(root / name)
+
     for index in range(3):
-        generator.generate([f"{PROMPT} {index}"]).save_pretrained(root / f"warmup{index}")
+        to_folder(f"{PROMPT} {index}", f"warmup{index}")
     rows = []
     for index in range(30):
         spent.update(encoder=0.0, generator=0.0)
-        total = clock(
-            lambda index=index: generator.generate([f"Question {index}: {PROMPT}"]).save_pretrained(root / f"w{index}")
-        )
+        total = clock(partial(to_folder, f"Question {index}: {PROMPT}", f"w{index}"))
         rows.append((total, spent["encoder"], spent["generator"]))
     total, encoder, network = (1000 * statistics.median(column) for column in zip(*rows, strict=True))
     print(
@@ -149,21 +159,23 @@ def bench_batch(bundle: Path, root: Path, threads: int) -> None:
         lambda: [generator.generate([p]).save_pretrained(root / "singles" / str(i)) for i, p in enumerate(prompts)]
     )
     arithmetic = clock(lambda: [generator.generate([prompt]) for prompt in prompts])
+
+    def in_batches(batch_size: int) -> None:
+        list(generator.generate_many([[prompt] for prompt in prompts], batch_size=batch_size))
+
     for batch_size in (1, 4, 16, 64):
-        in_memory = clock(
-            lambda size=batch_size: list(generator.generate_many([[p] for p in prompts], batch_size=size))
-        )
+        in_memory = clock(partial(in_batches, batch_size))
         print(f"256 adapters in memory, batches of {batch_size}: {in_memory:.2f} s")
     (root / "p.txt").write_text("\n".join(prompts))
     config = GenerateConfig(model=str(bundle), prompt_file=str(root / "p.txt"), output=str(root / "batch"))
     import loragen_infer.generation.run as module
 
-    load = module._load
-    module._load = lambda _config: generator  # what loading takes is the cold figure
+    load = module.load_generator
+    module.load_generator = lambda config: generator  # noqa: ARG005  # what loading takes is the cold figure
     try:
         together = clock(lambda: run_generate(config))
     finally:
-        module._load = load
+        module.load_generator = load
     print(
         f"256 prompts: {together:.2f} s as a batch with model cards and manifest, {singles:.2f} s as single warm "
         f"calls with folders ({arithmetic:.2f} s without writing): ratio {singles / together:.2f} (bar: 8)"
@@ -196,13 +208,11 @@ def bench_memory(bundle: Path, root: Path) -> None:
         output.unlink()
 
 
-def watch(module: object, spent: dict[str, float], name: str) -> None:
+def watch(module: "nn.Module", spent: dict[str, float], name: str) -> None:
     """Add the time of every forward pass of ``module`` to ``spent[name]``."""
     started: list[float] = []
-    module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))  # type: ignore[attr-defined]
-    module.register_forward_hook(  # type: ignore[attr-defined]
-        lambda *_: spent.__setitem__(name, spent[name] + time.perf_counter() - started.pop())
-    )
+    module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
+    module.register_forward_hook(lambda *_: spent.__setitem__(name, spent[name] + time.perf_counter() - started.pop()))
 
 
 def run(words: list[str]) -> None:

@@ -77,10 +77,10 @@ def time_around_the_generator(root: Path) -> None:
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             forward = pl_module.generator.forward
 
-            def timed(*arguments: Any) -> Any:
+            def timed(*arguments: Any, **named: Any) -> Any:
                 started = time.perf_counter()
                 try:
-                    return forward(*arguments)
+                    return forward(*arguments, **named)
                 finally:
                     self.inside += time.perf_counter() - started
 
