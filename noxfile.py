@@ -106,10 +106,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """Check the types of all packages."""
+    """Check the types of all packages, of their benchmarks and of what is beside them."""
     install(session, EVERYTHING, "loragen-train:results")
     pip_install(session, "mypy", "nox", "types-PyYAML", "types-psutil", "types-tqdm")
-    session.run("mypy", *[f"packages/{package}/src" for package in PACKAGES], "demo", "results", "noxfile.py")
+    folders = [f"packages/{package}/{folder}" for package in PACKAGES for folder in ("src", "benchmarks")]
+    session.run("mypy", *folders, "demo", "results", "noxfile.py")
 
 
 @nox.session

@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # The profiler of torch writes lines of its own to stderr; it reads the level when torch is imported.
@@ -62,7 +62,7 @@ def peak_mebibytes(function: Callable[[], object], device: torch.device) -> floa
     return peak / 2**20
 
 
-def train_step(forward: Callable[[Tensor], Tensor], x: Tensor, parameters: list[Tensor]) -> None:
+def train_step(forward: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor]) -> None:
     """Forward and backward to every parameter."""
     torch.autograd.grad(forward(x).square().mean(), parameters)
 
@@ -80,7 +80,9 @@ def compare(name: str, decoder: HyperConvDecoder, batch: int, rounds: int) -> No
         x = torch.randn(batch, *decoder.shapes[0], device=device)
         for mode in ("forward", "fwd+bwd"):
 
-            def call(model: HyperConvDecoder, forward: Forward, mode: str = mode, x: Tensor = x, dtype=dtype) -> None:
+            def call(
+                model: HyperConvDecoder, forward: Forward, mode: str = mode, x: Tensor = x, dtype: torch.dtype = dtype
+            ) -> None:
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
                     if mode == "fwd+bwd":
                         return train_step(lambda x: forward(model, x), x, list(model.parameters()))
@@ -93,7 +95,7 @@ def compare(name: str, decoder: HyperConvDecoder, batch: int, rounds: int) -> No
                 fast()
             times = []
             for _ in range(rounds + 1):
-                gemm = seconds(lambda a=a: a @ a, device)
+                gemm = seconds(functools.partial(torch.matmul, a, a), device)
                 times.append((gemm, seconds(fast, device), seconds(plain, device)))
             times = times[1:]
             rate = [counter.get_total_flops() / ours / (2 * size**3 / gemm) for gemm, ours, _ in times]
@@ -123,7 +125,7 @@ def growth(rounds: int, device: torch.device) -> None:
         ratios = []
         with torch.no_grad():
             for _ in range(3 * rounds):
-                one, two = (seconds(lambda d=decoder, x=x: d(x), device) for decoder, x in runs)
+                one, two = (seconds(functools.partial(decoder, x), device) for decoder, x in runs)
                 ratios.append(two / one)
         print(f"- {axis} doubled: {statistics.median(ratios):.2f} times as long")
 

@@ -65,9 +65,10 @@ def bench(model: PreTrainedModel, dtype: str, num_pairs: int) -> None:
         f"time, {statistics.median(cpu):.2f} times the CPU time (bar: 1.15; {min(wall):.2f} to {max(wall):.2f} in "
         f"{num_pairs} pairs)"
     )
-    model.enable_input_require_grads()  # a frozen model without adapters would keep nothing
+    # A frozen model without adapters would keep nothing.
+    model.enable_input_require_grads()  # type: ignore[no-untyped-call]
     plain = kept(lambda: model(ids).logits)
-    model.disable_input_require_grads()
+    model.disable_input_require_grads()  # type: ignore[no-untyped-call]
     with batched.applied(stack):
         ours = kept(lambda: model(ids).logits) - plain
     batched.remove()
@@ -86,6 +87,7 @@ def make_adapter(model: PreTrainedModel, names: list[str]) -> LoraAdapter:
     tensors = {}
     for name in names:
         layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)  # noqa: S101
         tensors[f"base_model.model.{name}.lora_A.weight"] = 0.02 * torch.randn(4, layer.in_features)
         tensors[f"base_model.model.{name}.lora_B.weight"] = 0.02 * torch.randn(layer.out_features, 4)
     return LoraAdapter(config=config, tensors=tensors)

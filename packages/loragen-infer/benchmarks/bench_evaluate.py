@@ -24,6 +24,7 @@ from loragen_infer.evaluation.examples import TestExample
 from loragen_infer.evaluation.scoring import Scorer
 from loragen_infer.likelihood import read_tokens, response_nll
 from loragen_infer.samples import num_common_tokens, read_examples, tokenize_example
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -93,7 +94,7 @@ def bench(
 
 
 @torch.inference_mode()
-def score_alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[TestExample]) -> float:
+def score_alone(model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: list[TestExample]) -> float:
     """The mean NLL per answer token."""
     items = sorted((tokenize_example(tokenizer, example) for example in examples), key=lambda x: -len(x.input_ids))
     prefix = items[0].input_ids[: num_common_tokens(item.input_ids[: item.num_prompt_tokens - 1] for item in items)]

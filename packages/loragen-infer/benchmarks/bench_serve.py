@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -121,7 +122,7 @@ def in_turns(url: str, bundle: Path, folder: Path) -> tuple[float, float, float]
     generator = LoraGenerator.from_pretrained(bundle)
     store = AdapterStore(folder / "in_process", generator)
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
-    ways = (
+    ways: tuple[Callable[[str], object], ...] = (
         lambda prompt: post(connection, prompt),
         lambda prompt: generator.generate([prompt]),
         lambda prompt: store.get_or_create([prompt]),

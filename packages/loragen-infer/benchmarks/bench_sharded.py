@@ -18,7 +18,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from bench_generate import make_bundle
 
-SMOLLM2 = {"num_layers": 30, "r": 4, "widths": (576, 576, 192)}
 WANTED = 100_000_000
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        bundle = make_bundle(root / "generator.safetensors", **SMOLLM2)
+        bundle = make_bundle(root / "generator.safetensors", num_layers=30, r=4, widths=(576, 576, 192))
         prompts = root / "tasks.jsonl"
         with prompts.open("w", encoding="utf-8") as stream:
             for task in range(max(options.adapters, 20_000)):

@@ -70,7 +70,7 @@ def train_plainly(task: Any, base: Path, steps: int, *, bf16: bool) -> tuple[flo
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    model = get_peft_model(model, lora)
+    adapted = get_peft_model(model, lora)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -96,7 +96,7 @@ def train_plainly(task: Any, base: Path, steps: int, *, bf16: bool) -> tuple[flo
 
         watch = Watch()
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[watch])
+        trainer = Trainer(model=adapted, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[watch])
         trainer.train()
     return watch.seconds, watch.cpu_seconds, sum(len(item.input_ids) for item in items[8:])
 

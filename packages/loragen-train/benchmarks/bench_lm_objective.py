@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench_collect import MODEL, NAMES, read_tasks, train_at_once
 
@@ -32,7 +32,7 @@ CONDITION_DIM, NUM_PROMPTS = 384, 8
 class Bench:
     """The parts of both trainings, on one frozen model."""
 
-    def __init__(self, base: Path, folder: Path, *, precision: str, steps: int) -> None:
+    def __init__(self, base: Path, folder: Path, *, precision: Literal["bf16", "fp32"], steps: int) -> None:
         from loragen_train.configs.collect import CollectConfig, CollectTask, LoraTraining
         from loragen_train.zoo.initial import load_frozen
         from loragen_train.zoo.process import fabric_of_process
