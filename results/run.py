@@ -125,7 +125,8 @@ class Run:
         return self._with_joint(settings, self._plan.work / "collect.yaml", self._plan.joint_steps), files
 
     def _with_joint(self, settings: dict[str, Any], file: Path, num_steps: int) -> Path:
-        settings |= {"joint": True, "joint_steps": num_steps}
+        # Of few tasks too, so that zoos of all sizes differ by their tasks only.
+        settings |= {"joint": True, "joint_steps": num_steps, "joint_folds": 2}
         file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         return file
 

@@ -61,6 +61,13 @@ def test_a_step_starts_a_task_from_the_folds_that_have_not_seen_it(config, adapt
         torch.testing.assert_close(found_NW, expected_NW, rtol=1e-4, atol=1e-5)
 
 
+def test_by_default_the_mean_of_folds_is_not_scaled(config, adapters, tmp_path):
+    config = replace(config, model=replace(config.model, unseen_scale="auto"))
+    setup = build_setup(config, tmp_path / "cache")
+    expected_NW = setup.zoo.layout.encode(mean_adapter(adapters))
+    torch.testing.assert_close(setup.zoo.stats.denormalize(setup.joint.tokens_NW), expected_NW, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_written_starts_from_all_folds_and_has_learned_on_them(config, adapters, tmp_path, caplog):
     caplog.set_level("INFO")
     unwatched = replace(config.training, unseen=UnseenConfig(enabled=False), max_epochs=2, learning_rate=1e-2)

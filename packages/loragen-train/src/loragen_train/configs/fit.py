@@ -70,15 +70,20 @@ class ModelConfig:
     """What prompts that are no training task's get before the first step, where tasks are remembered: ``ridge``, the
     regression; ``joint``, the one adapter of all training tasks that collect trains (``joint: true``). ``auto``: joint
     where the zoo has one that was trained on 50 tasks or more."""
-    unseen_scale: float = 0.7
-    """Factor on the change that the joint adapter makes to the base model, where prompts start from it. At full scale
-    it is surer of itself than it may be on tasks that it was not trained on (docs/network.md)."""
+    unseen_scale: float | Literal["auto"] = "auto"
+    """Factor on the change that the joint adapter makes to the base model, where prompts start from it. ``auto``: 0.7
+    for one that was trained on all tasks, which at full scale is surer of itself than it may be on others, and 1 for
+    the mean of several folds', which is less so (docs/network.md)."""
     freeze_text_encoder: bool = True
     """True: the encoder is used as it is and each prompt is encoded once. False: it is trained too, and its weights go
     into the bundle."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """All other options of the network. Those that have a key above, and those that follow from encoder and checkpoints
     (``condition_dim``, ``grid``), are not set here."""
+
+    def scale_of_joint(self, *, has_folds: bool) -> float:
+        """The scale of a joint adapter, in folds or not, that prompts start from."""
+        return self.unseen_scale if self.unseen_scale != "auto" else 1.0 if has_folds else 0.7
 
     def wants_joint(self, num_tasks: int) -> bool:
         """Whether tasks never seen start from a joint adapter that was trained on so many tasks, where there is one."""
@@ -93,7 +98,7 @@ class ModelConfig:
         if self.remember_tasks is True and not self._can_remember:
             why = "the text encoder is trained" if not self.freeze_text_encoder else "generator.expander is not linear"
             raise LoragenTrainError(f"model.remember_tasks is true, but {why}; leave it at auto, or change that.")
-        if not 0 < self.unseen_scale < math.inf:
+        if self.unseen_scale != "auto" and not 0 < self.unseen_scale < math.inf:
             raise LoragenTrainError(f"model.unseen_scale is {self.unseen_scale}, but must be above 0.")
         if self.max_seq_len != "auto":
             check_positive("model.", max_seq_len=self.max_seq_len)

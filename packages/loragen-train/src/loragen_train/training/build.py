@@ -175,7 +175,8 @@ def _joint_adapter(
             )
     if not is_wanted:
         return None
-    joint = read_joint(manifest, zoo, tasks, scale=config.model.unseen_scale, lora_alpha=config.data.lora_alpha)
+    scale = config.model.scale_of_joint(has_folds=bool(manifest.joint_folds))
+    joint = read_joint(manifest, zoo, tasks, scale=scale, lora_alpha=config.data.lora_alpha)
     if begun_with is not None and joint.digest != begun_with:
         raise LoragenTrainError(
             f"The joint adapter of {manifest.folder} is not the one that the training was begun with; train anew with "
