@@ -167,7 +167,7 @@ def test_by_default_a_joint_adapter_of_few_tasks_is_no_start(with_joint, tmp_pat
     config = replace(with_joint, model=replace(with_joint.model, unseen_from="auto"))
     assert build_setup(config, tmp_path / "cache").joint is None
     assert "Of 4 training tasks a joint adapter is no start for tasks never seen" in caplog.text
-    monkeypatch.setattr("loragen_train.configs.fit._ENOUGH_FOR_JOINT", 4)
+    monkeypatch.setattr("loragen_train.configs.fit.ENOUGH_FOR_JOINT", 4)
     assert build_setup(config, tmp_path / "cache").joint is not None
 
 
@@ -177,7 +177,7 @@ def test_the_tasks_of_the_joint_adapter_count_and_not_those_of_this_training(
 ):
     """The zoo has four training tasks, one of them without an adapter."""
     caplog.set_level("INFO")
-    monkeypatch.setattr("loragen_train.configs.fit._ENOUGH_FOR_JOINT", 4)
+    monkeypatch.setattr("loragen_train.configs.fit.ENOUGH_FOR_JOINT", 4)
     zoo = tmp_path / "zoo"
     manifest = ZooManifest.read(zoo)
     tasks = [replace(task, adapters=[]) if task.name == "more" else task for task in manifest.tasks]

@@ -8,6 +8,7 @@ from typing import Literal
 from loragen_train.errors import LoragenTrainError
 
 __all__ = [
+    "ENOUGH_FOR_JOINT",
     "CollectConfig",
     "CollectTask",
     "LoraSettings",
@@ -20,6 +21,10 @@ __all__ = [
 
 Precision = Literal["fp32", "bf16"]
 """What a training computes in; weights are float32 in both."""
+
+ENOUGH_FOR_JOINT = 50
+"""Least number of training tasks of a joint adapter that tasks never seen start from by default; one for fewer is those
+tasks' (docs/network.md)."""
 
 
 def check_task_names(names: list[str]) -> None:

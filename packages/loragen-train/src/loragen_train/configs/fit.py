@@ -7,7 +7,7 @@ from typing import Any, Literal
 from hyperconv import GeneratorConfig, HyperConvError, num_basis_for
 from loragen_infer.encoder.condition import Condition
 
-from loragen_train.configs.collect import check_positive, check_task_names
+from loragen_train.configs.collect import ENOUGH_FOR_JOINT, check_positive, check_task_names
 from loragen_train.configs.logging import LoggingConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.errors import LoragenTrainError
@@ -26,8 +26,6 @@ _DECIDED_ELSEWHERE = {
 _MAX_PARAMETERS = 150_000_000
 # With few tasks whatever is learned along a direction of their prompts is those tasks themselves (docs/network.md).
 _FEW_TASKS, _TASKS_PER_CORRECTION = 20, 3
-# One adapter for fewer tasks is those tasks' (docs/network.md).
-_ENOUGH_FOR_JOINT = 50
 # Larger than any: what a kernel must fit into is known once the checkpoints are.
 _ANY_GRID = (1 << 15, 1 << 15)
 _SOME_OUTPUT_DIM = 384
@@ -87,7 +85,7 @@ class ModelConfig:
 
     def wants_joint(self, num_tasks: int) -> bool:
         """Whether tasks never seen start from a joint adapter that was trained on so many tasks, where there is one."""
-        return self.unseen_from == "joint" or (self.unseen_from == "auto" and num_tasks >= _ENOUGH_FOR_JOINT)
+        return self.unseen_from == "joint" or (self.unseen_from == "auto" and num_tasks >= ENOUGH_FOR_JOINT)
 
     def __post_init__(self) -> None:
         if self.parsed_condition.kind != "sentence" and not self.freeze_text_encoder:

@@ -17,16 +17,15 @@ from lora_tokenizer import LoraAdapter, read_adapter
 from lora_tokenizer.io.writing import fill_folder
 from loragen_infer.files import atomic_folder, write_json
 
-from loragen_train.configs.collect import CollectConfig, CollectTask
+from loragen_train.configs.collect import ENOUGH_FOR_JOINT, CollectConfig, CollectTask
 from loragen_train.zoo import records
 from loragen_train.zoo.items import AdapterTask, hash_samples
 from loragen_train.zoo.manifest import checkpoints_of
 
 __all__ = ["check_joint", "joint_tasks", "mean_adapter", "num_joint_steps", "write_mean"]
 
+# Of more, each sees too few tasks (docs/network.md).
 _FOLDS = 2
-# As many as fit takes a joint adapter from.
-_ENOUGH_FOR_FOLDS = 50
 
 
 def joint_tasks(tasks: Sequence[AdapterTask], config: CollectConfig, output_dir: Path) -> list[AdapterTask]:
@@ -98,7 +97,7 @@ def _num_folds(config: CollectConfig, output_dir: Path) -> int:
     if (output_dir / "unfinished" / "joint").is_dir():  # begun in one piece
         return 1
     tasks = config.training_tasks
-    return min(_FOLDS, len({task.family for task in tasks})) if len(tasks) >= _ENOUGH_FOR_FOLDS else 1
+    return min(_FOLDS, len({task.family for task in tasks})) if len(tasks) >= ENOUGH_FOR_JOINT else 1
 
 
 def _folds(tasks: Sequence[CollectTask], number: int) -> list[list[CollectTask]]:
