@@ -72,6 +72,13 @@ def test_the_joint_adapter_is_the_mean_of_the_folds(folded):
         "small",
         "large",
     ]
+    whole, *parts = (
+        json.loads((folded.root / folder / "training.json").read_text())
+        for folder in ("joint", "joint_folds/1", "joint_folds/2")
+    )
+    # An evaluation shows what its rows cost.
+    for key in ("seconds", "cpu_seconds", "num_tokens"):
+        assert 0 < whole[key] == pytest.approx(sum(part[key] for part in parts))
     mean = read_adapter(manifest.path(manifest.joint))
     first, second = (read_adapter(manifest.path(fold.adapter)) for fold in manifest.joint_folds)
     assert mean.config == first.config

@@ -60,7 +60,13 @@ def write_mean(folds: Sequence[AdapterTask], config: CollectConfig, output_dir: 
         checkpoint = part / last[0].name
         checkpoint.mkdir()
         fill_folder(mean, checkpoint, output_dir / "joint" / checkpoint.name)
-        write_json(part / "training.json", {"settings": _settings(config, output_dir), "quality": None})
+        work = _summed([records.read_record(fold.folder / "training.json") for fold in folds])
+        write_json(part / "training.json", {"settings": _settings(config, output_dir), "quality": None, **work})
+
+
+def _summed(records_of_folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the trainings of all folds took together."""
+    return {key: sum(record[key] for record in records_of_folds) for key in ("seconds", "cpu_seconds", "num_tokens")}
 
 
 def mean_adapter(adapters: Sequence[LoraAdapter]) -> LoraAdapter:
