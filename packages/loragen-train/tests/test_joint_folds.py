@@ -145,6 +145,13 @@ def test_folds_of_other_settings_are_refused(folded, copy):
         collect(config)
 
 
+def test_a_zoo_that_lost_a_fold_still_has_its_joint_adapter(folded, copy):
+    shutil.rmtree(copy / "joint_folds" / "2")
+    collect(replace(folded.config, output_dir=str(copy)))
+    manifest = ZooManifest.read(copy)
+    assert (manifest.joint, manifest.joint_folds) == ("joint/checkpoint-4", [])
+
+
 def test_by_default_what_is_there_stays(folded, copy, make):
     before = make.weights(copy)
     collect(replace(folded.config, output_dir=str(copy), joint_folds="auto"))
@@ -161,12 +168,11 @@ def test_by_default_there_are_folds_of_many_tasks(make, tmp_path, num_tasks, is_
     for task in tasks:
         make.samples(tmp_path / "train" / f"{task.name}.jsonl", ["a", "b"])
     config = CollectConfig(base_model="x", tasks=tasks, joint=True)
-    ready = [
-        AdapterTask(name=task.name, folder=tmp_path, train=[task.name], test=[], decided_by={})  # type: ignore[list-item]
-        for task in tasks
-    ]
+    ready = [AdapterTask(name=task.name, folder=tmp_path, train=[task.name], test=[], decided_by={}) for task in tasks]
     trained = joint.joint_tasks(ready, config, tmp_path)
     assert len(trained) == num_folds
+    # What was begun in one piece goes on under the settings that it was begun with.
+    assert ("joint_folds" in trained[0].decided_by["settings"]) is (num_folds > 1)
     assert sorted(item for fold in trained for item in fold.train) == sorted(task.name for task in tasks)
     assert joint.num_joint_steps(config, num_folds) == -(-48 * num_tasks // num_folds)
 

@@ -80,7 +80,9 @@ def mean_adapter(adapters: Sequence[LoraAdapter]) -> LoraAdapter:
 
 def check_joint(config: CollectConfig, output_dir: Path) -> None:
     """Raise LoragenTrainError if the joint adapter that is there was made with other settings or samples."""
-    records.check_settings(output_dir / "joint" / "training.json", _settings(config, output_dir))
+    # Of one in one piece nothing is noted, as before there were folds.
+    wanted = {"joint_folds": None, **_settings(config, output_dir)}
+    records.check_settings(output_dir / "joint" / "training.json", wanted)
 
 
 def _settings(config: CollectConfig, output_dir: Path) -> dict[str, Any]:
@@ -90,8 +92,9 @@ def _settings(config: CollectConfig, output_dir: Path) -> dict[str, Any]:
     if config.joint_steps is not None:
         settings["joint_steps"] = config.joint_steps
     num_folds = _num_folds(config, output_dir)
-    # So that a zoo of before there were folds can be continued.
-    settings["joint_folds"] = None if num_folds == 1 else num_folds
+    # So that a zoo of before there were folds, and a joint adapter begun by then, can be continued.
+    if num_folds > 1:
+        settings["joint_folds"] = num_folds
     return {**settings, "tasks": {task.name: hash_samples(task, output_dir) for task in config.training_tasks}}
 
 

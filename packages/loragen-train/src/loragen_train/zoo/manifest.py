@@ -47,13 +47,14 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def _describe_folds(output_dir: Path) -> list[JointFold]:
-    """The folds that the joint adapter is the mean of."""
+    """The folds that the joint adapter is the mean of; none where one is gone, since all are needed."""
     number = num_folds_of_joint(output_dir / "joint")
     folders = [output_dir / "joint_folds" / str(fold + 1) for fold in range(number)] if number > 1 else []
+    if not all(folder.is_dir() for folder in folders):
+        return []
     return [
         JointFold(adapter=path_in_zoo(checkpoints_of(folder)[-1], output_dir), tasks=tasks_of_joint(folder))
         for folder in folders
-        if folder.is_dir()
     ]
 
 
