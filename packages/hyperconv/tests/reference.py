@@ -61,7 +61,7 @@ def linear_expander(module: LinearExpander, condition_BPD: Tensor, mask_BP: Tens
     rows = []
     for condition_PD, mask_P in zip(condition_BPD, mask_BP, strict=True):
         c_D = condition_PD[mask_P].mean(0) - module.center
-        tokens_LHW = module.offset
+        tokens_LHW: Tensor = module.offset
         for w_D, basis_LHW in zip(module.features.weight, module.basis, strict=True):
             tokens_LHW = tokens_LHW + module.strength * torch.dot(w_D, c_D) * basis_LHW
         rows.append(tokens_LHW)
