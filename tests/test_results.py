@@ -15,7 +15,7 @@ from loragen_infer.zoo import JointFold, SampleFile, ZooManifest, ZooTask
 
 from demo.steps import ROOT
 from results import page, run, summary, twins
-from results.short_tasks import short_tasks
+from results.short_tasks import ShortTask, short_tasks
 
 PROMPTS = {
     "sums": [f"What is {a} + {b}?" for a in range(3) for b in range(3)],
@@ -256,14 +256,22 @@ def test_the_recorded_results_are_those_of_a_full_run():
     assert all(Path(ROOT / "results" / name).is_file() for name in ("results.png", "index.html"))
 
 
+def _input_of(prompt: str, task: ShortTask) -> str:
+    """Return a prompt without the instruction around it."""
+    for instruction in task.instructions:
+        before, _, after = instruction.partition("{}")
+        if prompt.startswith(before) and prompt.endswith(after):
+            return prompt.removeprefix(before).removesuffix(after)
+    raise AssertionError(f"{task.name} has no instruction for {prompt!r}")
+
+
 def test_short_tasks_are_many_and_the_same_at_every_call():
     tasks = short_tasks()
-    assert len(tasks) >= 120
+    assert len(tasks) >= 250
     assert len({task.name for task in tasks}) == len(tasks)
     for task in tasks:
         samples = task.samples(60)
-        assert len({sample.prompt.split(". ")[-1] for sample in samples}) > 40  # inputs differ, not instructions only
-        assert all(sample.prompt.startswith(task.instructions) for sample in samples)
+        assert len({_input_of(sample.prompt, task) for sample in samples}) > 40  # not instructions only
         assert all(sample.response for sample in samples)
     again = {task.name: task for task in short_tasks()}
     assert all(again[task.name].samples(60) == task.samples(60) for task in tasks)
@@ -271,6 +279,19 @@ def test_short_tasks_are_many_and_the_same_at_every_call():
     assert known["short_number_square"]["12"] == "144"
     assert known["short_number_words_es"]["21"] == "veintiuno"
     assert known["short_country_de"]["France"] == "Frankreich"
+
+
+def test_the_input_of_a_short_task_goes_where_its_instruction_has_a_place_for_it():
+    pairs = [("red, blue", "2"), ("{}", "0"), ("tea", "1")]
+    ways = {
+        "Count: {} (items)": "Count: tea (items)",
+        "How many items?": "How many items? tea",
+        "{}\nItems:": "tea\nItems:",
+    }
+    for way, wanted in ways.items():
+        samples = ShortTask(name="count", instructions=(way,), pairs=pairs).samples(3)
+        assert {sample.response: sample.prompt for sample in samples}["1"] == wanted
+        assert not any("{}" in sample.prompt for sample in samples if sample.response != "0")
 
 
 def test_short_tasks_that_are_worded_like_a_held_out_one_are_left_out(zoo):
