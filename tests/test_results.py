@@ -267,7 +267,7 @@ def _input_of(prompt: str, task: ShortTask) -> str:
 
 def test_short_tasks_are_many_and_the_same_at_every_call():
     tasks = short_tasks()
-    assert len(tasks) >= 250
+    assert len(tasks) >= 350
     assert len({task.name for task in tasks}) == len(tasks)
     for task in tasks:
         samples = task.samples(60)
@@ -281,17 +281,15 @@ def test_short_tasks_are_many_and_the_same_at_every_call():
     assert known["short_country_de"]["France"] == "Frankreich"
 
 
-def test_the_input_of_a_short_task_goes_where_its_instruction_has_a_place_for_it():
-    pairs = [("red, blue", "2"), ("{}", "0"), ("tea", "1")]
+def test_short_tasks_have_their_inputs_where_an_instruction_has_a_place_for_them():
     ways = {
         "Count: {} (items)": "Count: tea (items)",
         "How many items?": "How many items? tea",
         "{}\nItems:": "tea\nItems:",
     }
     for way, wanted in ways.items():
-        samples = ShortTask(name="count", instructions=(way,), pairs=pairs).samples(3)
-        assert {sample.response: sample.prompt for sample in samples}["1"] == wanted
-        assert not any("{}" in sample.prompt for sample in samples if sample.response != "0")
+        (sample,) = ShortTask(name="count", instructions=(way,), pairs=[("tea", "1")]).samples(3)
+        assert (sample.prompt, sample.response) == (wanted, "1")
 
 
 def test_short_tasks_that_are_worded_like_a_held_out_one_are_left_out(zoo):

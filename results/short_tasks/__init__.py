@@ -1,4 +1,4 @@
-"""Makes short tasks of words, numbers, dates and names, made of what a few small packages know.
+"""Makes short tasks of words, numbers, lists, sentences and codes, from templates and what a few small packages know.
 
 They have samples and no adapters: a generator learns from them through the language model. Nothing is downloaded, and
 the same versions of the packages give the same samples.
@@ -11,14 +11,23 @@ from dataclasses import dataclass
 from loragen_infer.samples import Example
 
 from results.short_tasks.changes import of_changes
+from results.short_tasks.classification import of_classes
+from results.short_tasks.codes import of_codes
 from results.short_tasks.extraction import of_extraction
 from results.short_tasks.grids import of_grids
 from results.short_tasks.language import of_grammar, of_lists, of_words
+from results.short_tasks.logic import of_logic
 from results.short_tasks.names import of_kinds, of_names
+from results.short_tasks.notation import of_notation
 from results.short_tasks.numbers import of_dates, of_numbers, of_two_numbers, of_units
+from results.short_tasks.patterns import of_patterns
+from results.short_tasks.programs import of_programs
+from results.short_tasks.reasoning import of_stories
 from results.short_tasks.rewriting import of_rewriting
 from results.short_tasks.structures import of_number_lists
 from results.short_tasks.tables import of_tables
+from results.short_tasks.texts import of_texts
+from results.short_tasks.translations import of_translations
 from results.short_tasks.vocabulary import Pair
 
 __all__ = ["ShortTask", "short_tasks"]
@@ -40,6 +49,15 @@ _MAKERS = [
     of_number_lists,
     of_tables,
     of_grids,
+    of_stories,
+    of_logic,
+    of_patterns,
+    of_classes,
+    of_codes,
+    of_programs,
+    of_notation,
+    of_translations,
+    of_texts,
 ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import inflect
 from num2words import num2words
 
-from results.short_tasks.templates import CITIES, COLORS, KINDS, NAMES, THINGS, Template, drawn
+from results.short_tasks.templates import CITIES, COLORS, NAMES, THINGS, Template, drawn, turned
 from results.short_tasks.vocabulary import Pair, Task
 
 __all__ = ["of_changes"]
@@ -22,6 +22,7 @@ _REASONS = {
     "it was raining": "stayed home", "the train was late": "took a taxi", "the shop was closed": "went back",
     "the room was cold": "put on a coat", "the lamp was broken": "lit a candle", "it was late": "went to bed",
 }  # fmt: skip
+_WITH_AN = ["apple", "eagle", "orange", "umbrella", "onion", "egg", "owl", "engineer", "armchair", "elephant", "igloo"]
 _MARKS = [",", ";", "!", "?", ":"]
 
 
@@ -125,9 +126,8 @@ def _of_mistakes() -> Iterable[Template]:
 
 
 def _article(draw: random.Random) -> Pair:
-    kind = draw.choice(["animal", "fruit", "vehicle", "instrument", "profession"])
-    noun = draw.choice(KINDS[kind])
-    sentence = draw.choice(["{name} saw {one} and a {thing}.", "There is {one} in {city}.", "{name} drew {one}."])
+    noun = draw.choice([draw.choice(THINGS), draw.choice(_WITH_AN)])
+    sentence = draw.choice(["{name} saw {one} and two {thing}s.", "There was {one} in {city}.", "{name} drew {one}."])
     sentence = sentence.replace("{name}", draw.choice(NAMES)).replace("{thing}", draw.choice(THINGS))
     sentence = sentence.replace("{city}", draw.choice(CITIES))
     right = inflect.engine().a(noun)
@@ -208,7 +208,7 @@ def _of_two_sentences() -> Iterable[Template]:
     yield (
         "sentences_split",
         ("Split this into two full sentences without and.", "{}\nSay it in two sentences that repeat the subject."),
-        _split,
+        lambda draw: turned(_joined(draw)),
     )
     yield (
         "sentences_so",
@@ -228,11 +228,6 @@ def _of_two_sentences() -> Iterable[Template]:
 def _joined(draw: random.Random) -> Pair:
     thing, color, other = f"The {draw.choice(THINGS)}", draw.choice(COLORS), draw.choice([*_OPPOSITES])
     return f"{thing} is {color}. {thing} is {other}.", f"{thing} is {color} and {other}."
-
-
-def _split(draw: random.Random) -> Pair:
-    two, one = _joined(draw)
-    return one, two
 
 
 def _consequence(draw: random.Random) -> Pair:

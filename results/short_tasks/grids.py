@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable
 
-from results.short_tasks.templates import CITIES, NAMES, THINGS, Template, drawn, numbers
+from results.short_tasks.templates import CITIES, NAMES, THINGS, Template, drawn, numbers, turned
 from results.short_tasks.vocabulary import Pair, Task
 
 __all__ = ["of_grids"]
@@ -161,18 +161,13 @@ def _of_drawings() -> Iterable[Template]:
     yield (
         "emoji_write",
         ("Draw the fruits as emoji, without spaces.", "{}\nWrite this as emoji only, side by side."),
-        lambda draw: _turned(_emoji(draw)),
+        lambda draw: turned(_emoji(draw)),
     )
     yield (
         "emoji_count",
         ("Say how many of each fruit there are, like: 2 apples, 3 pears", "{} Count the fruits: N name, N name"),
         _emoji,
     )
-
-
-def _turned(pair: Pair) -> Pair:
-    given, wanted = pair
-    return wanted, given
 
 
 def _bars(draw: random.Random) -> Pair:

@@ -216,7 +216,7 @@ def _contraction(draw: random.Random) -> Pair:
 
 def _punctuated(draw: random.Random) -> Pair:
     verb, thing, name = draw.choice(_VERBS), draw.choice(THINGS), draw.choice(NAMES)
-    right = draw.choice([f"Where did {name} {verb} the {thing}?", f"We {_form(verb, 'VBD')} the {thing} of {name}."])
+    right = draw.choice([f"Where did {name} {verb} the {thing}?", f"We {_form(verb, 'VBD')} {name}'s {thing}."])
     return f"{right[0].lower()}{right[1:-1]}", right
 
 

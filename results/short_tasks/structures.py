@@ -48,11 +48,6 @@ def _of_one_answer() -> Iterable[_Rule]:
         lambda items: sum(item % 2 == 0 for item in items),
     )
     yield (
-        "numbers_is_sorted",
-        ("Does each item exceed the one before? Say true or false.", "{}\nIs this list rising? Answer true or false."),
-        lambda items: true(items == sorted(items)),
-    )
-    yield (
         "numbers_length_and_sum",
         (
             "Give the number of items and their sum, like: 3 items, sum 12",
@@ -149,6 +144,11 @@ def _of_two_inputs() -> Iterable[Template]:
         _contains,
     )
     yield (
+        "numbers_is_sorted",
+        ("Does each item exceed the one before? Say true or false.", "{}\nIs this list rising? Answer true or false."),
+        _rising,
+    )
+    yield (
         "numbers_most_frequent",
         ("Which number is there most often?", "{}\nWrite the most frequent item only."),
         _most_frequent,
@@ -174,6 +174,13 @@ def _contains(draw: random.Random) -> Pair:
     items = numbers(draw, 6, 40)
     wanted = draw.choice([draw.choice(items), draw.randint(1, 40)])
     return f"{wanted} in {json.dumps(items)}", yes(wanted in items)
+
+
+def _rising(draw: random.Random) -> Pair:
+    items = numbers(draw, 5, 40)
+    if draw.random() < 0.5:
+        items.sort()
+    return json.dumps(items), true(items == sorted(items))
 
 
 def _most_frequent(draw: random.Random) -> Pair:

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable, Iterable
 
-from results.short_tasks.templates import CITIES, COLORS, NAMES, THINGS, WEEKDAYS, Template, drawn, numbers
+from results.short_tasks.templates import CITIES, COLORS, NAMES, THINGS, WEEKDAYS, Template, drawn, numbers, turned
 from results.short_tasks.vocabulary import Pair, Task
 
 __all__ = ["of_tables"]
@@ -19,7 +19,7 @@ def of_tables(draw: random.Random) -> Iterable[Task]:
 def _of_json() -> Iterable[Template]:
     yield (
         "json_value",
-        ("What is the value of the key before the colon?", "{}\nLook the key up and write its value only."),
+        ("Write the value of the key.", "{}\nValue:"),
         _json_value,
     )
     yield "json_keys", ("List the keys, with commas.", "{} Which keys does this object have?"), _json_keys
@@ -31,7 +31,7 @@ def _of_json() -> Iterable[Template]:
     yield (
         "json_to_lines",
         ("Write each entry on a line, as key: value.", '{"a": "b"} becomes a: b. Convert this, one entry a line: {}'),
-        lambda draw: _turned(_json_from_lines(draw)),
+        lambda draw: turned(_json_from_lines(draw)),
     )
     yield (
         "json_increment",
@@ -50,11 +50,6 @@ def _of_json() -> Iterable[Template]:
     )
 
 
-def _turned(pair: Pair) -> Pair:
-    given, wanted = pair
-    return wanted, given
-
-
 def _record(draw: random.Random) -> dict[str, str]:
     record = {"name": draw.choice(NAMES), "city": draw.choice(CITIES), "color": draw.choice(COLORS)}
     return record | {"day": draw.choice(WEEKDAYS)}
@@ -63,7 +58,7 @@ def _record(draw: random.Random) -> dict[str, str]:
 def _json_value(draw: random.Random) -> Pair:
     record = _record(draw)
     key = draw.choice([*record])
-    return f"{key}: {json.dumps(record)}", record[key]
+    return f"{json.dumps(record)} Key: {key}", record[key]
 
 
 def _json_keys(draw: random.Random) -> Pair:

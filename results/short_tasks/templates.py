@@ -7,6 +7,7 @@ from results.short_tasks.vocabulary import Pair, Task
 
 __all__ = [
     "CITIES", "COLORS", "KINDS", "NAMES", "THINGS", "WEEKDAYS", "Template", "clock", "drawn", "numbers", "true",
+    "turned",
 ]  # fmt: skip
 
 Template = tuple[str, tuple[str, ...], Callable[[random.Random], Pair]]
@@ -20,7 +21,7 @@ CITIES = [
     "Athens", "Berlin", "Chicago", "Dublin", "Geneva", "Hamburg", "Istanbul", "Jakarta", "Kyoto", "Lisbon", "Madrid",
     "Nairobi", "Oslo", "Paris", "Quito", "Rome", "Seattle", "Tokyo", "Vienna", "Warsaw",
 ]  # fmt: skip
-COLORS = ["red", "blue", "green", "yellow", "purple", "orange", "brown", "black", "white", "pink"]
+COLORS = ["red", "blue", "green", "yellow", "purple", "gray", "brown", "black", "white", "pink"]
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 THINGS = [
     "lamp", "chair", "book", "bag", "cup", "coat", "clock", "bottle", "basket", "hat", "pencil", "blanket", "mirror",
@@ -57,3 +58,9 @@ def clock(minutes: int) -> str:
 def true(is_so: bool) -> str:
     """Return true or false."""
     return "true" if is_so else "false"
+
+
+def turned(pair: Pair) -> Pair:
+    """Return what was wanted as the input, and the other way round."""
+    given, wanted = pair
+    return wanted, given
