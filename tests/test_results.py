@@ -79,8 +79,12 @@ def test_the_full_run_has_enough_tasks_and_none_of_a_held_out_generator_to_train
     assert len(trained) < len(kinds[False])  # settings vary within a family
     assert all(task["own_adapter"] for task in kinds[True])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    num_own = sum(task.get("own_adapter", True) for task in kinds[False])
     assert f"collects {len(kinds[False])} short tasks" in readme
-    assert f"and {len(kinds[True])} held-out ones" in readme
+    assert f"{num_own} of them with adapters, and {len(kinds[True])} held-out ones" in readme
+    further = len(short_tasks())
+    assert f"adds {further} short tasks" in readme
+    assert f"A run has {len(kinds[False]) + further} tasks" in readme
 
 
 def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path):
