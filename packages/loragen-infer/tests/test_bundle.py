@@ -276,6 +276,11 @@ def test_missing_and_empty_places_are_named(tmp_path):
     refused(tmp_path, r"holds no generator\.safetensors; give a bundle")
 
 
+def test_a_name_too_long_for_the_file_system_is_one_sentence(tmp_path):
+    with pytest.raises(LoragenInferError, match="cannot be read: File name too long"):
+        find_bundle(tmp_path / ("x" * 300))
+
+
 @pytest.mark.parametrize("keep", [0, 5, 500, -1])
 def test_a_truncated_file_is_named(zoo, tmp_path, keep):
     (tmp_path / "cut.safetensors").write_bytes(zoo.file.read_bytes()[:keep])

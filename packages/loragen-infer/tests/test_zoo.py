@@ -178,6 +178,11 @@ def test_a_folder_without_a_manifest_is_named(tmp_path):
         ZooManifest.read(tmp_path)
 
 
+def test_a_name_too_long_for_the_file_system_is_one_sentence(tmp_path):
+    with pytest.raises(LoragenInferError, match="cannot be read: File name too long"):
+        ZooManifest.read(tmp_path / ("x" * 300))
+
+
 def test_paths_are_relative_inside_the_folder_and_absolute_elsewhere(tmp_path):
     zoo = tmp_path / "zoo"
     assert path_in_zoo(zoo / "train" / "a.jsonl", zoo) == "train/a.jsonl"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.files import write_json
+from loragen_infer.files import reading, write_json
 from loragen_infer.words import nearest
 
 __all__ = [
@@ -130,7 +130,8 @@ class ZooManifest:
             LoragenInferError: There is none, or it is not what this version writes.
         """
         file = Path(zoo)
-        file = file / MANIFEST_NAME if file.is_dir() else file
+        with reading(file):
+            file = file / MANIFEST_NAME if file.is_dir() else file
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

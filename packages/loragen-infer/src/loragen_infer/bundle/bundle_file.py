@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from loragen_infer.bundle.sealed_file import read_sealed, write_sealed
 from loragen_infer.errors import LoragenInferError, reason_of
-from loragen_infer.files import atomic_file, save_torch
+from loragen_infer.files import atomic_file, reading, save_torch
 from loragen_infer.models.locate import hub_is_forbidden
 
 __all__ = ["BUNDLE_NAME", "TORCH_BUNDLE_NAME", "find_bundle", "read_bundle_file", "write_bundle_file"]
@@ -68,13 +68,15 @@ def find_bundle(path: str | Path, *, revision: str | None = None, token: str | N
         LoragenInferError: There is none.
     """
     place = Path(path).expanduser()
-    if place.is_file():
-        return place
-    for folder in (place, place / "results" / "final_model"):
-        for name in (BUNDLE_NAME, TORCH_BUNDLE_NAME):
-            if (folder / name).is_file():
-                return folder / name
-    if place.exists():
+    with reading(place):
+        if place.is_file():
+            return place
+        for folder in (place, place / "results" / "final_model"):
+            for name in (BUNDLE_NAME, TORCH_BUNDLE_NAME):
+                if (folder / name).is_file():
+                    return folder / name
+        is_there = place.exists()
+    if is_there:
         raise LoragenInferError(f"{path} holds no {BUNDLE_NAME}; give a bundle, a final_model or an experiment folder.")
     return _find_on_hub(str(path), revision, token)
 
