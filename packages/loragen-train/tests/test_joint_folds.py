@@ -78,7 +78,8 @@ def test_the_joint_adapter_is_the_mean_of_the_folds(folded):
     )
     # An evaluation shows what its rows cost.
     for key in ("seconds", "cpu_seconds", "num_tokens"):
-        assert 0 < whole[key] == pytest.approx(sum(part[key] for part in parts))
+        assert whole[key] == pytest.approx(sum(part[key] for part in parts))
+    assert whole["num_tokens"] > 0  # the times of so short a training may be 0.0, rounded
     mean = read_adapter(manifest.path(manifest.joint))
     first, second = (read_adapter(manifest.path(fold.adapter)) for fold in manifest.joint_folds)
     assert mean.config == first.config
