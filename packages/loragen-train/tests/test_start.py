@@ -283,7 +283,7 @@ def test_training_leaves_the_joint_adapter_as_it_is(with_joint, tmp_path, monkey
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("none", r"^Tasks never seen are to start from the joint adapter of .*, but it has none; collect the zoo with"),
+        ("none", r"^Tasks never seen are to start from the joint adapter of .*, but it has none; train it with"),
         ("shape", r"^The joint adapter of the zoo cannot be used: .*; set model\.unseen_from to ridge .*\.$"),
         ("broken", r"^The joint adapter of the zoo cannot be used: .*; set model\.unseen_from to ridge .*\.$"),
         ("nan", r"^The joint adapter of the zoo cannot be used: .*NaN.*; set model\.unseen_from to ridge .*\.$"),

@@ -1,4 +1,4 @@
-"""The command line ``loragen-train``: collect, import, prepare, analyze, test-tokenizer, fit, report and tune."""
+"""The command line ``loragen-train``, from ``collect`` to ``tune``."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -12,6 +12,7 @@ from loragen_train.cli.analyze import ANALYZE, TEST_TOKENIZER
 from loragen_train.cli.collect import COLLECT
 from loragen_train.cli.fit import FIT
 from loragen_train.cli.import_zoo import IMPORT
+from loragen_train.cli.joint import JOINT
 from loragen_train.cli.prepare import PREPARE
 from loragen_train.cli.report import REPORT
 from loragen_train.cli.tune import TUNE
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command_line(
         "loragen-train",
         "Train a generator of LoRA adapters on a zoo of them.",
-        [COLLECT, IMPORT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT, TUNE],
+        [COLLECT, IMPORT, JOINT, PREPARE, ANALYZE, TEST_TOKENIZER, FIT, REPORT, TUNE],
         argv,
         errors=(LoragenTrainError, LoragenInferError, LoraTokenizerError, HyperConvError),
         loggers=("loragen_train", "loragen_infer", "lora_tokenizer", "hyperconv"),

@@ -66,8 +66,8 @@ class ModelConfig:
     of known prompts stay."""
     unseen_from: Literal["auto", "ridge", "joint"] = "auto"
     """What prompts that are no training task's get before the first step, where tasks are remembered: ``ridge``, the
-    regression; ``joint``, the one adapter of all training tasks that collect trains (``joint: true``). ``auto``: joint
-    where the zoo has one that was trained on 50 tasks or more."""
+    regression; ``joint``, the one adapter of all training tasks that collect (``joint: true``) or ``loragen-train
+    joint`` trains. ``auto``: joint where the zoo has one that was trained on 50 tasks or more."""
     unseen_scale: float | Literal["auto"] = "auto"
     """Factor on the change that the joint adapter makes to the base model, where prompts start from it. ``auto``: 0.7
     for one that was trained on all tasks, which at full scale is surer of itself than it may be on others, and 1 for

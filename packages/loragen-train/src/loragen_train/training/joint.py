@@ -79,8 +79,8 @@ def read_joint(
     """
     if manifest.joint is None:
         raise LoragenTrainError(
-            f"Tasks never seen are to start from the joint adapter of {manifest.folder}, but it has none; collect the "
-            "zoo with joint: true, or train anew with model.unseen_from ridge."
+            f"Tasks never seen are to start from the joint adapter of {manifest.folder}, but it has none; train it "
+            "with loragen-train joint, or train anew with model.unseen_from ridge."
         )
     path, trained_on = manifest.path(manifest.joint), tasks_trained_on(manifest)
     if seen := [task.name for task in manifest.held_out_tasks if task.name in trained_on]:

@@ -6,14 +6,15 @@ to it that no task is trained twice. The README has the files that a zoo is made
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lightning.fabric import Fabric
 from lora_tokenizer.io.atomic import clear_leftovers
-from loragen_infer.errors import LoragenInferError, is_out_of_memory
+from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import TakenError, locked, write_jsonl
 from loragen_infer.words import counted
 from loragen_infer.zoo import INITIAL_NAME, MANIFEST_NAME, ZooManifest
@@ -23,11 +24,11 @@ from loragen_train.errors import LoragenTrainError
 from loragen_train.plots import colour_of, label_of, saved_figure
 from loragen_train.prompts.splits import read_all_samples
 from loragen_train.zoo import records
-from loragen_train.zoo.frozen import FrozenModel
+from loragen_train.zoo.frozen import FrozenModel, memory_named
 from loragen_train.zoo.groups import begun_groups, plan_groups, remove_group, train_group
 from loragen_train.zoo.initial import load_frozen
 from loragen_train.zoo.items import AdapterTask, mean_length, tokenize_task
-from loragen_train.zoo.joint import check_joint, joint_tasks, num_joint_steps, write_mean
+from loragen_train.zoo.joint import check_joint, make_joint
 from loragen_train.zoo.manifest import write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks
 
@@ -107,8 +108,12 @@ class _Collection:
 
     def _refuse_imported(self) -> None:
         """Adapters of another making do not share the initialisation, so none can join them."""
-        has_manifest, has_initial = (self._folder / MANIFEST_NAME).is_file(), (self._folder / INITIAL_NAME).is_dir()
-        if has_manifest and not has_initial and any(task.adapters for task in ZooManifest.read(self._folder).tasks):
+        if not (self._folder / MANIFEST_NAME).is_file():
+            return
+        named = [(task.name, path) for task in ZooManifest.read(self._folder).tasks for path in task.adapters]
+        is_collected = all(path.startswith(f"adapters/{name}/checkpoint-") for name, path in named)
+        # An initialisation alone is no sign: the joint adapter of an imported zoo has one too.
+        if named and not (is_collected and (self._folder / INITIAL_NAME).is_dir()):
             raise LoragenTrainError(f"{self._folder} holds imported adapters; choose another output_dir.")
 
     def _is_done(self, task: CollectTask) -> bool:
@@ -165,27 +170,15 @@ class _Collection:
                     claimed = [name for name in claimed if not (self._folder / "adapters" / name).is_dir()]
                 ready = [task for name in claimed if (task := self._tokenize(known[name], frozen))]
                 if ready:
-                    self._train_group(ready, frozen, fabric)
+                    self._train_group(frozen, fabric, ready, self._config.training.max_steps)
         elsewhere = [name for name in lengths if not (self._folder / "adapters" / name).is_dir()]
         if elsewhere := [name for name in elsewhere if name not in self._failures]:
             logger.info("In the hands of another process: %s.", ", ".join(elsewhere))
 
-    def _train_group(
-        self, group: list[AdapterTask], frozen: FrozenModel, fabric: Fabric, num_steps: int | None = None
-    ) -> None:
-        training = self._config.training
+    def _train_group(self, frozen: FrozenModel, fabric: Fabric, group: Sequence[AdapterTask], num_steps: int) -> None:
         logger.info("Training %s: %s.", counted(len(group), "adapter"), ", ".join(task.name for task in group))
-        try:
-            failures = train_group(
-                group, self._config, self._folder, frozen, fabric, num_steps=num_steps or training.max_steps
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise LoragenTrainError(
-                f"The memory does not hold {frozen.tokens_per_pass} tokens at once; set training.tokens_per_pass to "
-                f"{frozen.tokens_per_pass // 2}, or training.gradient_checkpointing to true."
-            ) from error
+        with memory_named(frozen):
+            failures = train_group(group, self._config, self._folder, frozen, fabric, num_steps=num_steps)
         for name, problem in failures.items():
             self._fail(name, problem)
         with locked(self._folder, None):
@@ -207,21 +200,9 @@ class _Collection:
             ready = [task for known in trained if (task := self._tokenize(known, frozen))]
             with ExitStack() as held:
                 if len(ready) == len(trained) and self._claim(".joint", held) and not folder.is_dir():
-                    self._train_folds(joint_tasks(ready, self._config, self._folder), frozen, fabric)
+                    make_joint(ready, self._config, self._folder, partial(self._train_group, frozen, fabric))
         if folder.is_dir():
             check_joint(self._config, self._folder)
-
-    def _train_folds(self, folds: list[AdapterTask], frozen: FrozenModel, fabric: Fabric) -> None:
-        """Train the joint adapter, as a whole or as the mean of its folds."""
-        done = [fold for fold in folds if fold.folder.is_dir()]
-        for fold in done:
-            records.check_settings(fold.folder / "training.json", fold.decided_by["settings"])
-        if len(done) < len(folds):
-            self._train_group(folds, frozen, fabric, num_steps=num_joint_steps(self._config, len(folds)))
-        if len(folds) > 1 and all(fold.folder.is_dir() for fold in folds):
-            write_mean(folds, self._config, self._folder)
-            with locked(self._folder, None):
-                write_manifest(self._config, self._folder, self._failures)
 
     def _tokenize(self, task: CollectTask, frozen: FrozenModel) -> AdapterTask | None:
         try:

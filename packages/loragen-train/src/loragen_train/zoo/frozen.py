@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from loragen_infer.adapters import AdapterStack, BatchedLora
+from loragen_infer.errors import is_out_of_memory
 from loragen_infer.likelihood import ResponseLogits, read_tokens, response_logits, response_nll
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import TokenizedExample, num_common_tokens
@@ -16,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loragen_train.configs.collect import Precision
+from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo.passes import passes
 
-__all__ = ["FrozenModel"]
+__all__ = ["FrozenModel", "memory_named"]
 
 # Tokens; where the two implementations of attention take as long.
 _SHORT = 128
@@ -225,3 +227,17 @@ class FrozenModel:
     @property
     def _padding(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
+
+
+@contextmanager
+def memory_named(frozen: FrozenModel) -> Iterator[None]:
+    """Say in one sentence what to do where the memory does not hold what is trained in the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LoragenTrainError(
+            f"The memory does not hold {frozen.tokens_per_pass} tokens at once; set training.tokens_per_pass to "
+            f"{frozen.tokens_per_pass // 2}, or training.gradient_checkpointing to true."
+        ) from error

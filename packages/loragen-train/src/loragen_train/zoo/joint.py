@@ -7,7 +7,7 @@ A and B with B, as weights of models fine-tuned from one start are (`Wortsman et
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,37 @@ from loragen_train.zoo import records
 from loragen_train.zoo.items import AdapterTask, hash_samples
 from loragen_train.zoo.manifest import checkpoints_of
 
-__all__ = ["check_joint", "joint_tasks", "mean_adapter", "num_joint_steps", "write_mean"]
+__all__ = ["check_joint", "joint_tasks", "make_joint", "mean_adapter", "num_joint_steps"]
 
 # Of more, each sees too few tasks (docs/network.md).
 _FOLDS = 2
+
+
+def make_joint(
+    tasks: Sequence[AdapterTask],
+    config: CollectConfig,
+    output_dir: Path,
+    train: Callable[[Sequence[AdapterTask], int], object],
+) -> None:
+    """Make what is missing of the joint adapter of all training tasks of ``config``, which ``tasks`` are.
+
+    Args:
+        tasks: The tasks with their samples.
+        config: The zoo.
+        output_dir: Its folder.
+        train: Trains adapters at once, for so many steps each, and writes those that come to an end.
+
+    Raises:
+        LoragenTrainError: An adapter of a fold that is there was made with other settings or samples.
+    """
+    folds = joint_tasks(tasks, config, output_dir)
+    done = [fold for fold in folds if fold.folder.is_dir()]
+    for fold in done:
+        records.check_settings(fold.folder / "training.json", fold.decided_by["settings"])
+    if len(done) < len(folds):
+        train(folds, num_joint_steps(config, len(folds)))
+    if len(folds) > 1 and all(fold.folder.is_dir() for fold in folds):
+        _write_mean(folds, config, output_dir)
 
 
 def joint_tasks(tasks: Sequence[AdapterTask], config: CollectConfig, output_dir: Path) -> list[AdapterTask]:
@@ -52,7 +79,7 @@ def num_joint_steps(config: CollectConfig, num_folds: int) -> int:
     return math.ceil(in_all / num_folds)
 
 
-def write_mean(folds: Sequence[AdapterTask], config: CollectConfig, output_dir: Path) -> None:
+def _write_mean(folds: Sequence[AdapterTask], config: CollectConfig, output_dir: Path) -> None:
     """Write the joint adapter that is the mean of those of the folds, all of which are there."""
     last = [checkpoints_of(fold.folder)[-1] for fold in folds]
     mean = mean_adapter([read_adapter(checkpoint) for checkpoint in last])

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from loragen_infer.zoo import MANIFEST_NAME, JointFold, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
 
 from loragen_train.configs.collect import CollectConfig, CollectTask
 from loragen_train.zoo.records import num_folds_of_joint, read_record, tasks_of_joint
 
-__all__ = ["checkpoints_of", "write_manifest"]
+__all__ = ["checkpoints_of", "note_joint", "write_manifest"]
 
 
 def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[str, str]) -> ZooManifest:
@@ -26,17 +27,23 @@ def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[st
         is_whole = found.adapters if task.wants_adapter else found.prompts is not None
         noted = None if is_whole or task.name not in known else known[task.name].failure
         described[task.name] = replace(found, failure=failures.get(task.name, noted))
-    has_base = (output_dir / "base_model").is_dir()
-    joint = checkpoints_of(output_dir / "joint")
     manifest = ZooManifest(
         base_model=config.base_model,
-        base_model_path="base_model" if has_base else None,
+        base_model_path=_base_model_path(output_dir),
         lora=asdict(config.lora),
         tasks=list({**known, **described}.values()),
-        joint=path_in_zoo(joint[-1], output_dir) if joint else None,
-        joint_folds=_describe_folds(output_dir) if joint else [],
+        **_describe_joint(output_dir),
         folder=output_dir,
     )
+    manifest.write()
+    return manifest
+
+
+def note_joint(output_dir: Path) -> ZooManifest:
+    """Write the joint adapter that is there into ``zoo.json``, and leave the rest; hold the zoo's lock meanwhile."""
+    manifest = ZooManifest.read(output_dir)
+    base_model_path = manifest.base_model_path or _base_model_path(output_dir)
+    manifest = replace(manifest, base_model_path=base_model_path, **_describe_joint(output_dir))
     manifest.write()
     return manifest
 
@@ -44,6 +51,18 @@ def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[st
 def checkpoints_of(folder: Path) -> list[Path]:
     """Return the ``checkpoint-<step>`` folders in ``folder``, the earliest first."""
     return sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
+
+
+def _base_model_path(output_dir: Path) -> str | None:
+    return "base_model" if (output_dir / "base_model").is_dir() else None
+
+
+def _describe_joint(output_dir: Path) -> dict[str, Any]:
+    joint = checkpoints_of(output_dir / "joint")
+    return {
+        "joint": path_in_zoo(joint[-1], output_dir) if joint else None,
+        "joint_folds": _describe_folds(output_dir) if joint else [],
+    }
 
 
 def _describe_folds(output_dir: Path) -> list[JointFold]:
