@@ -67,10 +67,16 @@ from loragen_infer.cli.main import main
 
 sys.exit(main())
 """
-# The same, where the encoder is loaded by code that an interrupt does not get out of, as it does not of a destructor.
+# The same, where the encoder is loaded by code that an interrupt does not get out of, as it does not of a destructor;
+# there is a file "loading" from when it is there.
 DEAF = GATED.replace(
-    "        time.sleep(0.05)\n",
     """\
+    while not Path("go").exists():
+        time.sleep(0.05)
+""",
+    """\
+    Path("loading").touch()
+    while not Path("go").exists():
         try:
             time.sleep(0.05)
         except KeyboardInterrupt:
@@ -298,7 +304,10 @@ def test_a_command_that_ends_before_the_encoder_is_there_leaves_no_click_waiting
 def test_an_interrupt_that_is_lost_while_things_are_loaded_still_ends_the_command(zoo, tmp_path, number):
     zoo.bundle.save(tmp_path / "model" / "generator.safetensors")
     with command(DEAF, tmp_path) as started:
-        time.sleep(1)
+        end = time.monotonic() + 60
+        while not (tmp_path / "loading").exists():
+            assert time.monotonic() < end, started.log.read_text()
+            time.sleep(0.1)
         started.process.send_signal(number)
-        assert started.process.wait(30) == 130, started.log.read_text()
+        assert started.process.wait(60) == 130, started.log.read_text()
     assert (tmp_path / "go").exists()
