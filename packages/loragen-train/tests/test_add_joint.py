@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lora_tokenizer import find_adapters
+from loragen_infer import LoragenInferError
 from loragen_infer.files import locked
 from loragen_infer.zoo import SampleFile, ZooManifest
 from loragen_train import LoragenTrainError
@@ -159,6 +160,7 @@ def strip_responses(zoo: Path, task: str) -> None:
         ({"lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "use_dora": True}}, "have use_dora, and"),
         ({"lora": {"r": 2, "lora_alpha": 4.5, "target_modules": ["q_proj"]}}, "have no rank, whole alpha and"),
         ({"lora": {}}, "have no rank, whole alpha and list"),
+        ({"lora": {"r": 2, "lora_alpha": "4", "target_modules": ["q_proj"]}}, "have no rank, whole alpha and list"),
         ({"joint": "/other/joint/checkpoint-4"}, "has a joint adapter elsewhere, /other/joint/checkpoint-4; take"),
         ({"tasks": []}, "has no training task with samples"),
     ],
@@ -176,6 +178,14 @@ def test_samples_that_lie_elsewhere_are_named(config, tmp_path):
     replace(manifest, tasks=[replace(first, prompts=SampleFile.of(Path(file), manifest.folder)), *rest]).write()
     with pytest.raises(LoragenTrainError, match=r"The samples of sums lie in .*elsewhere\.jsonl, and not in .*train"):
         add_joint(config)
+
+
+def test_samples_that_were_changed_are_refused_before_the_training(config):
+    file = Path(config.zoo) / "train/sums.jsonl"
+    file.write_text(file.read_text().replace("What", "Tell me what", 1) + "\n")
+    with pytest.raises(LoragenInferError, match=r"sums\.jsonl"):
+        add_joint(config)
+    assert not (Path(config.zoo) / "unfinished").exists()
 
 
 def test_two_processes_do_not_train_it_at_once(config):

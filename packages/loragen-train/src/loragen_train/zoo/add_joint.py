@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked
 from loragen_infer.words import counted
-from loragen_infer.zoo import ZooManifest, ZooTask
+from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
 
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings
 from loragen_train.configs.joint import JointConfig
@@ -90,12 +90,16 @@ def _train_folds(
 
 def _as_collected(manifest: ZooManifest, config: JointConfig) -> CollectConfig:
     """Return what would have collected the training tasks of a zoo, as tasks that lend their samples only."""
-    tasks = [task for task in manifest.tasks if not task.held_out and task.prompts is not None]
+    tasks = [
+        _described(manifest, task, task.prompts)
+        for task in manifest.tasks
+        if not task.held_out and task.prompts is not None
+    ]
     if not tasks:
         raise LoragenTrainError(f"{manifest.folder} has no training task with samples.")
     return CollectConfig(
         base_model=config.base_model or manifest.base_model,
-        tasks=[_described(manifest, task) for task in tasks],
+        tasks=tasks,
         output_dir=str(manifest.folder),
         lora=_lora_of(manifest),
         training=config.training,
@@ -106,25 +110,25 @@ def _as_collected(manifest: ZooManifest, config: JointConfig) -> CollectConfig:
     )
 
 
-def _described(manifest: ZooManifest, task: ZooTask) -> CollectTask:
-    if task.prompts is None:
-        raise ValueError(f"{task.name} has no samples")
-    if task.prompts.path != f"train/{task.name}.jsonl":
+def _described(manifest: ZooManifest, task: ZooTask, prompts: SampleFile) -> CollectTask:
+    if prompts.path != f"train/{task.name}.jsonl":
         raise LoragenTrainError(
-            f"The samples of {task.name} lie in {task.prompts.path}, and not in {manifest.folder}/train, where collect "
+            f"The samples of {task.name} lie in {prompts.path}, and not in {manifest.folder}/train, where collect "
             "and import write them; make the zoo with one of these."
         )
-    return CollectTask(name=task.name, source=task.sources or [task.prompts.path], own_adapter=False)
+    manifest.samples(prompts)  # refuses others than the zoo describes, which fit would refuse after the training
+    return CollectTask(name=task.name, source=task.sources or [prompts.path], own_adapter=False)
 
 
 def _lora_of(manifest: ZooManifest) -> LoraSettings:
     settings: dict[str, Any] = dict(manifest.lora)
     plain = {key: settings.pop(key) for key in _PLAIN if key in settings}
     further = [key for key, value in settings.items() if value]
-    is_whole = plain.get("r") and plain.get("lora_alpha", 0.5) % 1 == 0
-    if further or not is_whole or not isinstance(plain.get("target_modules"), list):
+    rank, alpha, modules = plain.get("r"), plain.get("lora_alpha"), plain.get("target_modules")
+    has_all = isinstance(rank, int) and isinstance(modules, list)
+    if further or not has_all or not isinstance(alpha, int | float) or alpha % 1:
         what = ", ".join(further) or "no rank, whole alpha and list of target modules"
         raise LoragenTrainError(
             f"The adapters of {manifest.folder} have {what}, and a joint adapter is trained for plain LoRA only."
         )
-    return LoraSettings(**{**plain, "lora_alpha": int(plain["lora_alpha"])})
+    return LoraSettings(**{**plain, "lora_alpha": int(alpha)})
