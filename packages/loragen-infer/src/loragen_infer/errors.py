@@ -5,7 +5,7 @@ import os
 
 from lora_tokenizer.errors import NO_SPACE
 
-__all__ = ["LoragenInferError", "is_out_of_memory", "is_out_of_space", "reason_of"]
+__all__ = ["LoragenInferError", "is_out_of_memory", "is_out_of_space", "name_refused", "reason_of"]
 
 
 class LoragenInferError(Exception):
@@ -34,3 +34,15 @@ def is_out_of_space(error: BaseException) -> bool:
     """Return whether there is no room for what was to be written."""
     # Libraries that are not Python's say it in words only.
     return getattr(error, "errno", None) in NO_SPACE or os.strerror(errno.ENOSPC) in str(error)
+
+
+def name_refused(error: BaseException, path: object) -> str | None:
+    """Return the sentence about a ``path`` whose name the system finds too long; None if ``error`` is another.
+
+    Example:
+        >>> name_refused(OSError(errno.ENAMETOOLONG, "File name too long"), "xxx")
+        'The name xxx is longer than the system takes; give a shorter one.'
+    """
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        return f"The name {path} is longer than the system takes; give a shorter one."
+    return None

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from lora_tokenizer.io import atomic
 from safetensors import SafetensorError
 
-from loragen_infer.errors import LoragenInferError, reason_of
+from loragen_infer.errors import LoragenInferError, name_refused, reason_of
 
 __all__ = [
     "TakenError",
@@ -122,9 +122,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or reason_of(error)
-        raise LoragenInferError(
-            f"{path} cannot be read: {reason}; choose another place or let this process read it."
-        ) from error
+        said = f"{path} cannot be read: {reason}; choose another place or let this process read it."
+        raise LoragenInferError(name_refused(error, path) or said) from error
 
 
 @contextmanager
@@ -134,4 +133,5 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
-        raise LoragenInferError(f"{path} cannot be written: {reason}; choose another place or free it.") from error
+        said = f"{path} cannot be written: {reason}; choose another place or free it."
+        raise LoragenInferError(name_refused(error, path) or said) from error

@@ -161,7 +161,7 @@ def test_a_store_that_cannot_be_read_is_a_sentence(generator, tmp_path):
     with TestClient(make_app(store, ServeConfig(model="m")), raise_server_exceptions=False) as client:
         for answer in (client.get(f"/adapters/{'0' * 16}"), client.post("/adapters", json={"prompts": ["a"]})):
             assert answer.status_code == 503
-            assert "cannot be read: File name too long; choose" in answer.json()["detail"]
+            assert " is longer than the system takes; give a shorter one" in answer.json()["detail"]
 
 
 def test_the_worker_takes_all_that_wait_and_waits_for_no_other(store):

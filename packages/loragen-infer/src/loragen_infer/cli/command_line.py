@@ -6,7 +6,6 @@ package: whoever runs a command line hands over the errors and the loggers that 
 
 import argparse
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from loragen_infer.errors import is_out_of_memory, is_out_of_space, reason_of
+from loragen_infer.errors import is_out_of_memory, is_out_of_space, name_refused, reason_of
 from loragen_infer.words import nearest
 
 __all__ = ["Command", "UsageError", "run_command_line"]
@@ -298,8 +297,8 @@ def _run(
 
 def _refusal(error: Exception) -> str | None:
     """What the machine has too little of, or does not take as a name; None if that is not what is wrong."""
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return f"The name {error.filename} is longer than the system takes; give a shorter one."
+    if sentence := name_refused(error, getattr(error, "filename", None)):
+        return sentence
     if is_out_of_memory(error):
         return "The memory does not hold this; take smaller batches, fewer tokens or a machine with more."
     if is_out_of_space(error):
