@@ -12,6 +12,8 @@ import pytest
 import yaml
 from loragen_infer.samples import Example
 from loragen_infer.zoo import JointFold, SampleFile, ZooManifest, ZooTask
+from loragen_train.configs.collect import CollectTask
+from loragen_train.prompts.splits import read_all_samples
 
 from demo.steps import ROOT
 from results import page, run, summary, twins
@@ -85,6 +87,14 @@ def test_the_full_run_has_enough_tasks_and_none_of_a_held_out_generator_to_train
     further = len(short_tasks())
     assert f"adds {further} short tasks" in readme
     assert f"A run has {len(kinds[False]) + further} tasks" in readme
+
+
+def test_every_task_of_the_full_run_has_the_samples_that_it_asks_for():
+    content = yaml.safe_load((ROOT / "results/configs/full/collect.yaml").read_text(encoding="utf-8"))
+    tasks = [CollectTask(**task) for task in content["tasks"]]
+    for task, samples in read_all_samples(tasks, seed=content.get("seed", 0)):
+        assert not isinstance(samples, str), samples
+        assert (len(samples[0]), len(samples[1])) == (task.num_train, task.num_test)
 
 
 def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path):
