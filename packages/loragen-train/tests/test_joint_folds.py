@@ -196,7 +196,7 @@ def test_folds_are_a_division_of_like_sizes(sources, data):
     [
         ({"joint_folds": 0}, r"^joint_folds is 0, but must be positive"),
         ({"joint_folds": 2, "joint": False, "joint_steps": None}, r"^joint_folds is 2, but there is no joint adapter"),
-        ({"joint_folds": 3}, r"^joint_folds is 3, but the training tasks are of 2 source\(s\), whose variants stay"),
+        ({"joint_folds": 3}, r"^There cannot be 3 folds: the training tasks are of 2 source\(s\), whose variants stay"),
     ],
 )
 def test_bad_numbers_of_folds(config, settings, message):

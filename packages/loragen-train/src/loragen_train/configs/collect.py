@@ -221,6 +221,6 @@ class CollectConfig:
         num_families = len({task.family for task in self.training_tasks})
         if self.joint_folds > max(1, num_families):
             raise LoragenTrainError(
-                f"joint_folds is {self.joint_folds}, but the training tasks are of {num_families} source(s), whose "
-                "variants stay together; set it to at most as many."
+                f"There cannot be {self.joint_folds} folds: the training tasks are of {num_families} source(s), whose "
+                "variants stay together; take at most as many."
             )
