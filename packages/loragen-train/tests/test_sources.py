@@ -65,9 +65,19 @@ def test_a_generator_of_a_small_space_says_how_many_it_gave(monkeypatch):
     monkeypatch.setattr(reasoning_gym, "create_dataset", repetitive)
     assert len(load_samples(Source(location="reasoning-gym:gcd"), num_samples=3, seed=0)) == 3
     with pytest.raises(
-        LoragenTrainError, match=r"gcd gave 3 different prompts in 20 draws, fewer than the 5 .*num_train"
+        LoragenTrainError, match=r"gcd gave 3 different samples in 20 draws, fewer than the 5 .*num_train"
     ):
         load_samples(Source(location="reasoning-gym:gcd"), num_samples=5, seed=0)
+
+
+def test_an_empty_answer_of_a_generator_costs_one_draw_and_not_the_task():
+    of_task = {"source": Source(location="reasoning-gym:ab?length=4"), "num_samples": 60, "seed": 0}
+    samples = read_samples(**of_task, purpose="collect").by_place
+    assert len(samples) == 60
+    assert all(sample.response for sample in samples.values())
+    unanswered = read_samples(**of_task, purpose="prepare").by_place
+    assert len(unanswered) == 60
+    assert sorted(samples) != list(range(60))  # the one that is passed over keeps its place
 
 
 def test_an_unknown_generator_is_an_error_with_the_nearest():

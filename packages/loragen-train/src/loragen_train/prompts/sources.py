@@ -90,16 +90,19 @@ def read_samples(
 ) -> Samples:
     """Return the first samples of different prompts: at most ``num_samples``, or all (a generator needs a number).
 
-    ``collect`` needs responses and ``prepare`` does not; neither gets the other's samples of a generator with any seed.
+    ``collect`` needs responses, so of a generator it passes over empty ones, and ``prepare`` does not; neither gets the
+    other's samples of a generator with any seed.
     Prompts whose hashes are in ``leave_out`` are not taken.
     """
     samples: dict[int, Example] = {}
     seen: set[str] = set()
     num_left_out = num_duplicates = 0
-    need_response = purpose == "collect"
+    need_response, drawn = purpose == "collect", source.library == "reasoning-gym"
     for place, row in enumerate(_rows(source, num_samples, seed + _SEED_OFFSET[purpose], need_response=need_response)):
         if len(samples) == num_samples:
             break
+        if drawn and need_response and not row[source.response_column or "response"].strip():
+            continue  # now and then the answer to what a generator draws is empty, which nobody could mend
         example = example_of(
             row,
             f"{source.location}, row {place + 1}",
@@ -113,9 +116,9 @@ def read_samples(
         if digest not in seen and digest not in leave_out:
             seen.add(digest)
             samples[place] = example
-    if source.library == "reasoning-gym" and len(samples) != num_samples:
+    if drawn and len(samples) != num_samples:
         raise LoragenTrainError(
-            f"{source.location} gave {len(samples)} different prompts in {place + 1} draws, fewer than the "
+            f"{source.location} gave {len(samples)} different samples in {place + 1} draws, fewer than the "
             f"{num_samples} asked for; lower num_train or num_test (of prepare: --num-samples)."
         )
     return Samples(source=source, by_place=samples, num_duplicates=num_duplicates, num_left_out=num_left_out)
