@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +23,12 @@ from lora_tokenizer import AdapterConfig, LoraAdapter, write_adapter
 from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
 from loragen_train.cli.main import main
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
+from loragen_train.configs.importing import ImportConfig
+from loragen_train.configs.joint import JointConfig
 from loragen_train.configs.prepare import PrepareConfig
 from loragen_train.prompts.combine import prepare
 from loragen_train.zoo.collect import collect
+from loragen_train.zoo.importing import import_zoo
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -244,3 +247,33 @@ def collect_yaml(questions: dict[str, list[str]], tiny_lm: Path, tmp_path: Path)
     file = tmp_path / "collect.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return str(file)
+
+
+@pytest.fixture(scope="session")
+def joint_collection(collect_config, tmp_path_factory) -> CollectConfig:
+    """A zoo of those tasks with a joint adapter in two folds."""
+    config = replace(
+        collect_config,
+        output_dir=str(tmp_path_factory.mktemp("collected") / "zoo"),
+        lora=replace(collect_config.lora, lora_dropout=0.0),
+        joint=True,
+        joint_steps=7,
+        joint_folds=2,
+    )
+    collect(config)
+    return config
+
+
+@pytest.fixture
+def joint_config(joint_collection, tmp_path) -> JointConfig:
+    """For the adapters of that zoo, imported without what collect knows of them."""
+    source, zoo = Path(joint_collection.output_dir), tmp_path / "zoo"
+    rows = [
+        {"name": task.name, "prompts": str(source / "train" / f"{task.name}.jsonl"), "held_out": task.held_out}
+        | {"test": str(source / "test" / f"{task.name}.jsonl")}
+        | ({} if task.held_out else {"adapter": str(source / "adapters" / task.name)})
+        for task in joint_collection.tasks
+    ]
+    (tmp_path / "table.json").write_text(json.dumps(rows))
+    import_zoo(ImportConfig(table=str(tmp_path / "table.json"), output_dir=str(zoo)))
+    return JointConfig(zoo=str(zoo), steps=7, folds=2, training=joint_collection.training, seed=joint_collection.seed)

@@ -12,6 +12,10 @@ from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettin
         ({"tasks": [CollectTask(name="a", source="x"), CollectTask(name="a", source="y")]}, "'a' is used twice"),
         ({"seed": -1}, "seed is -1, but must be from 0 to 4294967295"),
         ({"seed": 2**32}, "seed is 4294967296, but must be from 0 to 4294967295"),
+        (
+            {"training": LoraTraining(max_steps=3, save_every=4)},
+            r"training\.save_every is 4, but must be at most max_steps",
+        ),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(changes, message):
@@ -30,7 +34,6 @@ def test_a_config_that_cannot_work_is_refused(changes, message):
         (LoraSettings, {"lora_alpha": 0}, r"lora\.lora_alpha is 0"),
         (LoraSettings, {"lora_dropout": 1.0}, r"lora\.lora_dropout is 1\.0"),
         (LoraSettings, {"target_modules": []}, r"lora\.target_modules is empty"),
-        (LoraTraining, {"max_steps": 3, "save_every": 4}, r"training\.save_every is 4, but must be at most max_steps"),
         (LoraTraining, {"learning_rate": 0.0}, r"training\.learning_rate is 0\.0"),
         (LoraTraining, {"learning_rate": float("nan")}, r"training\.learning_rate is nan"),
         (LoraTraining, {"keep_last": 0}, r"training\.keep_last is 0"),

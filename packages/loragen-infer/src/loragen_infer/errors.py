@@ -37,12 +37,15 @@ def is_out_of_space(error: BaseException) -> bool:
 
 
 def name_refused(error: BaseException, path: object) -> str | None:
-    """Return the sentence about a ``path`` whose name the system finds too long; None if ``error`` is another.
+    """Return the sentence about a name that the system finds too long, or None if that is not what is wrong.
+
+    The name is ``path`` where ``error`` has none.
 
     Example:
         >>> name_refused(OSError(errno.ENAMETOOLONG, "File name too long"), "xxx")
         'The name xxx is longer than the system takes; give a shorter one.'
     """
     if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-        return f"The name {path} is longer than the system takes; give a shorter one."
+        name = getattr(error, "filename", None) or path
+        return f"The name {name} is longer than the system takes; give a shorter one."
     return None

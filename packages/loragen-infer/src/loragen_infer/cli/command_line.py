@@ -297,7 +297,7 @@ def _run(
 
 def _refusal(error: Exception) -> str | None:
     """What the machine has too little of, or does not take as a name; None if that is not what is wrong."""
-    if sentence := name_refused(error, getattr(error, "filename", None)):
+    if sentence := name_refused(error, "given"):
         return sentence
     if is_out_of_memory(error):
         return "The memory does not hold this; take smaller batches, fewer tokens or a machine with more."

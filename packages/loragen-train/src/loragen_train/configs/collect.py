@@ -156,10 +156,6 @@ class LoraTraining:
 
     def __post_init__(self) -> None:
         check_positive("training.", **{key: value for key, value in vars(self).items() if not isinstance(value, bool)})
-        if self.save_every > self.max_steps:
-            raise LoragenTrainError(
-                f"training.save_every is {self.save_every}, but must be at most max_steps, which is {self.max_steps}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +193,11 @@ class CollectConfig:
             raise LoragenTrainError("tasks is empty; name at least one task with its source.")
         check_task_names([task.name for task in self.tasks])
         check_seed("", self.seed)
+        save_every, max_steps = self.training.save_every, self.training.max_steps
+        if save_every > max_steps and any(task.wants_adapter for task in self.tasks):
+            raise LoragenTrainError(
+                f"training.save_every is {save_every}, but must be at most max_steps, which is {max_steps}."
+            )
         if self.joint_steps is not None:
             check_positive("", joint_steps=self.joint_steps)
             if not self.joint:

@@ -85,8 +85,9 @@ def read_joint(
     path, trained_on = manifest.path(manifest.joint), tasks_trained_on(manifest)
     if seen := [task.name for task in manifest.held_out_tasks if task.name in trained_on]:
         raise LoragenTrainError(
-            f"The joint adapter {path} was trained on {', '.join(seen)}, held out by now; remove its folder and "
-            "collect the zoo again, or set model.unseen_from to ridge."
+            f"The joint adapter {path} was trained on {', '.join(seen)}, held out by now; remove joint and joint_folds "
+            f"from {manifest.folder} and have it trained again (loragen-train collect, or joint), or set "
+            "model.unseen_from to ridge."
         )
     missing = [name for name in tasks if name not in trained_on]
     if trained_on and missing:

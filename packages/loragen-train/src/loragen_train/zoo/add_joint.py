@@ -7,27 +7,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
+from lora_tokenizer import LoraAdapter, LoraTokenizerError, TokenLayout, read_adapter
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked
 from loragen_infer.words import counted
-from loragen_infer.zoo import SampleFile, ZooManifest, ZooTask
+from loragen_infer.zoo import INITIAL_NAME, SampleFile, ZooManifest, ZooTask
 
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings
 from loragen_train.configs.joint import JointConfig
 from loragen_train.errors import LoragenTrainError
+from loragen_train.zoo import records
 from loragen_train.zoo.frozen import FrozenModel, memory_named
 from loragen_train.zoo.groups import train_group
+from loragen_train.zoo.held_out import base_model_of
 from loragen_train.zoo.initial import load_frozen
 from loragen_train.zoo.items import AdapterTask, tokenize_task
 from loragen_train.zoo.joint import make_joint
-from loragen_train.zoo.manifest import note_joint
+from loragen_train.zoo.manifest import checkpoints_of, note_joint
 from loragen_train.zoo.process import fabric_of_process
 
 __all__ = ["add_joint"]
 
 logger = logging.getLogger(__name__)
 
+_ANEW = "to have another trained, remove joint, joint_folds"
+_PLAIN_ONLY = "it is trained for plain LoRA in all layers of the base model only"
 _PLAIN = ("r", "lora_alpha", "lora_dropout", "target_modules")
 
 
@@ -37,32 +43,74 @@ def add_joint(config: JointConfig) -> Path:
     A training that was interrupted goes on after its last checkpoint; a joint adapter that is there is left alone.
 
     Raises:
-        LoragenTrainError: The zoo's adapters are not of plain LoRA, no task has samples with responses, or the training
-            diverged.
+        LoragenTrainError: The zoo's adapters are not of plain LoRA, no task has samples with responses, what is there
+            of a joint adapter is not of this zoo as it is now, or the training diverged.
         LoragenInferError: There is no zoo, the base model cannot be read, the folder cannot be written to, or another
             process is at it.
     """
-    manifest = ZooManifest.read(config.zoo)
-    folder = manifest.folder / "joint"
-    if manifest.joint is not None and manifest.path(manifest.joint).parent != folder:
-        raise LoragenTrainError(
-            f"{manifest.folder} has a joint adapter elsewhere, {manifest.joint}; take it out of zoo.json first."
-        )
-    taken = f"Another process is training the joint adapter of {manifest.folder}; wait for it."
-    with locked(manifest.folder / ".locks", taken, name=".joint.lock"):
+    zoo = ZooManifest.read(config.zoo).folder
+    taken = f"Another process is training the joint adapter of {zoo}; wait for it."
+    with locked(zoo / ".locks", taken, name=".joint.lock"):
+        manifest = ZooManifest.read(zoo)
+        folder = zoo / "joint"
+        if manifest.joint is not None and manifest.path(manifest.joint).parent != folder:
+            raise LoragenTrainError(
+                f"{zoo} has a joint adapter elsewhere, {manifest.joint}; take it out of zoo.json first."
+            )
         if folder.is_dir():
             logger.info("There already: %s. Remove it, and joint_folds, to have another.", folder)
         else:
             _train(manifest, config)
-        with locked(manifest.folder, None):
-            note_joint(manifest.folder)
+        with locked(zoo, None):
+            _check_is_of(ZooManifest.read(zoo), folder)  # which may have been imported anew meanwhile
+            note_joint(zoo)
     return folder
+
+
+def _check_is_of(manifest: ZooManifest, folder: Path) -> None:
+    """Refuse a joint adapter of other samples or shapes than the zoo has now, as after another import."""
+    checkpoints, samples = checkpoints_of(folder), records.samples_of_joint(folder)
+    if not checkpoints:
+        raise LoragenTrainError(f"{folder} holds no checkpoint-<step>; remove it to have the joint adapter trained.")
+    for task in manifest.tasks:
+        if task.name in samples and (task.prompts is None or task.prompts.sha256 != samples[task.name]):
+            raise LoragenTrainError(
+                f"{folder} was trained on other samples of {task.name} than {manifest.folder} has now; {_ANEW} and "
+                "unfinished."
+            )
+    try:
+        _check_fits(manifest, read_adapter(checkpoints[-1]))
+    except LoraTokenizerError as error:
+        raise LoragenTrainError(
+            f"{folder} is no adapter of {manifest.folder}: {error}; {_ANEW} and unfinished."
+        ) from error
+
+
+def _check_fits(manifest: ZooManifest, adapter: LoraAdapter) -> None:
+    """Refuse, with a LoraTokenizerError, an adapter of another shape than those of the zoo, which fit would refuse."""
+    paths = [path for task in manifest.training_tasks for path in task.adapters]
+    if paths:
+        known = read_adapter(manifest.path(paths[0]), lora_alpha=manifest.lora.get("lora_alpha")).to(torch.float32)
+        TokenLayout.from_adapter(known, max_tokens="auto").encode(adapter.to(torch.float32))
 
 
 def _train(manifest: ZooManifest, config: JointConfig) -> None:
     described = _as_collected(manifest, config)
     fabric = fabric_of_process()
-    frozen = load_frozen(described, manifest.folder, fabric)
+    # Of an earlier import; of a zoo that was collected it always fits.
+    is_old = (manifest.folder / INITIAL_NAME).is_dir()
+    way_out = f"{_ANEW}, initial_adapter, base_model.json and unfinished" if is_old else _PLAIN_ONLY
+
+    def accept(adapter: LoraAdapter) -> None:
+        try:
+            _check_fits(manifest, adapter)
+        except LoraTokenizerError as error:
+            raise LoragenTrainError(
+                f"The adapters of {manifest.folder} do not fit what a joint adapter grows from: {error}; {way_out}."
+            ) from error
+
+    base_model = config.base_model or base_model_of(manifest)
+    frozen = load_frozen(described, manifest.folder, fabric, base_model=base_model, accept=accept)
     ready, left_out = list[AdapterTask](), dict[str, str]()
     for task in described.tasks:
         try:
@@ -98,7 +146,7 @@ def _as_collected(manifest: ZooManifest, config: JointConfig) -> CollectConfig:
     if not tasks:
         raise LoragenTrainError(f"{manifest.folder} has no training task with samples.")
     return CollectConfig(
-        base_model=config.base_model or manifest.base_model,
+        base_model=manifest.base_model,
         tasks=tasks,
         output_dir=str(manifest.folder),
         lora=_lora_of(manifest),

@@ -39,10 +39,12 @@ class AdapterTask:
 def tokenize_task(
     task: CollectTask, config: CollectConfig, output_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> AdapterTask:
-    """Return ``task`` with the samples that lie in ``output_dir``.
+    """Return ``task`` with the samples that lie in ``output_dir``; of one that lends them only, none to judge it by.
+
+    Samples without a response, which imported tasks may have, are passed over.
 
     Raises:
-        LoragenTrainError: A sample is too long, or all of them are and were to be left out.
+        LoragenTrainError: A sample is too long, or all of them are and were to be left out, or none has a response.
         LoragenInferError: A file cannot be read.
     """
     train_file, test_file = (output_dir / part / f"{task.name}.jsonl" for part in ("train", "test"))
@@ -50,7 +52,7 @@ def tokenize_task(
         name=task.name,
         folder=output_dir / "adapters" / task.name,
         train=_tokenize(train_file, config, tokenizer),
-        test=_tokenize(test_file, config, tokenizer),
+        test=_tokenize(test_file, config, tokenizer) if task.wants_adapter else [],
         decided_by={
             "settings": records.task_settings(config, task),
             "samples_sha256": hash_samples(task, output_dir),
@@ -70,7 +72,14 @@ def hash_samples(task: CollectTask, output_dir: Path) -> str:
 
 def _tokenize(file: Path, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
     training = config.training
-    samples = {f"{file}, row {number}": sample for number, sample in enumerate(read_examples(file), start=1)}
+    rows = read_examples(file, need_response=False)
+    samples = {f"{file}, row {number}": row for number, row in enumerate(rows, start=1) if row.response.strip()}
+    if not samples:
+        raise LoragenTrainError(f"{file} has no sample with a response.")
+    if len(samples) < len(rows):
+        logger.warning(
+            "%s: %d of %d samples have no response and are passed over.", file, len(rows) - len(samples), len(rows)
+        )
     items = tokenize_samples(
         samples,
         tokenizer,

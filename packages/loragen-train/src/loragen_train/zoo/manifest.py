@@ -50,7 +50,8 @@ def note_joint(output_dir: Path) -> ZooManifest:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """Return the ``checkpoint-<step>`` folders in ``folder``, the earliest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
+    steps = {found: found.name.removeprefix("checkpoint-") for found in folder.glob("checkpoint-*")}
+    return sorted((found for found, step in steps.items() if step.isdecimal()), key=lambda found: int(steps[found]))
 
 
 def _base_model_path(output_dir: Path) -> str | None:

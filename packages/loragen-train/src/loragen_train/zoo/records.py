@@ -23,14 +23,18 @@ __all__ = [
     "decide_precision",
     "faster_precision",
     "hash_weights",
+    "note_base_model",
     "num_folds_of_joint",
     "read_record",
+    "samples_of_joint",
     "shared_settings",
     "task_settings",
     "tasks_of_joint",
 ]
 
 logger = logging.getLogger(__name__)
+
+_BASE_MODEL_FILE = "base_model.json"
 
 
 def shared_settings(config: CollectConfig) -> dict[str, Any]:
@@ -82,8 +86,13 @@ def check_settings(record: Path, wanted: Mapping[str, Any]) -> None:
 def tasks_of_joint(folder: Path) -> list[str]:
     """Return the names of the tasks that the joint adapter (or that of a fold) in ``folder`` was trained on, as far as
     a record tells."""
+    return list(samples_of_joint(folder))
+
+
+def samples_of_joint(folder: Path) -> dict[str, str]:
+    """Return, by those tasks, the SHA-256 of the file of samples of each."""
     tasks = _settings_of(folder).get("tasks")
-    return list(tasks) if isinstance(tasks, dict) else []
+    return tasks if isinstance(tasks, dict) else {}
 
 
 def num_folds_of_joint(folder: Path) -> int:
@@ -105,17 +114,23 @@ def _first_difference(name: str, was: Any, now: Any) -> str | None:
     return next((difference for difference in inner if difference is not None), None)
 
 
-def check_base_model(output_dir: Path, source: str, digest: str) -> None:
-    """Note the hash of the weights of the base model, called ``source``, or refuse others than the zoo has noted."""
-    file = output_dir / "base_model.json"
-    if not file.is_file():
-        write_json(file, {"base_model": source, "weights_sha256": digest})
-    noted = read_record(file)
-    if (noted.get("base_model"), noted.get("weights_sha256")) != (source, digest):
+def check_base_model(output_dir: Path, name: str, digest: str, *, lies_at: str) -> None:
+    """Refuse a base model of another ``name`` or with another ``digest`` of its weights than the zoo has noted."""
+    file = output_dir / _BASE_MODEL_FILE
+    noted = read_record(file) if file.is_file() else {"base_model": name, "weights_sha256": digest}
+    if (noted.get("base_model"), noted.get("weights_sha256")) != (name, digest):
+        what = "another name" if noted.get("weights_sha256") == digest else "other weights"
         raise LoragenTrainError(
-            f"The base model {source!r} is not what {output_dir} was begun with: {file} notes other weights (of "
-            f"{noted.get('base_model')!r}); restore them or choose another output_dir."
+            f"The base model {lies_at!r} is not what {output_dir} was begun with: {file} notes {what} (of "
+            f"{noted.get('base_model')!r}); put that model back, or make another zoo."
         )
+
+
+def note_base_model(output_dir: Path, name: str, digest: str) -> None:
+    """Note the name of the base model and the hash of its weights, if nothing is noted yet."""
+    file = output_dir / _BASE_MODEL_FILE
+    if not file.is_file():
+        write_json(file, {"base_model": name, "weights_sha256": digest})
 
 
 def hash_weights(model: nn.Module) -> str:
