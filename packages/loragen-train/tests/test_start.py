@@ -171,6 +171,16 @@ def test_by_default_a_joint_adapter_of_few_tasks_is_no_start(with_joint, tmp_pat
     assert build_setup(config, tmp_path / "cache").joint is not None
 
 
+def test_a_joint_adapter_that_the_objective_has_no_use_for_is_told(with_joint, tmp_path, caplog):
+    caplog.set_level("INFO")
+    by_weights = replace(with_joint.training, objective="reconstruction")
+    config = replace(with_joint, model=replace(with_joint.model, unseen_from="auto"), training=by_weights)
+    assert build_setup(config, tmp_path / "cache").joint is None
+    assert "The zoo's joint adapter is not used: tasks never seen start from it where all of the training is by lm" in (
+        caplog.text
+    )
+
+
 @pytest.mark.parametrize(("trained_on", "is_start"), [(3, False), (4, True), (6, True)])
 def test_the_tasks_of_the_joint_adapter_count_and_not_those_of_this_training(
     with_joint, tmp_path, monkeypatch, caplog, trained_on, is_start

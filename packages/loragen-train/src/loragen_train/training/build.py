@@ -162,8 +162,13 @@ def _joint_adapter(
         return None
     begun_with = None if before is None else before.get("joint")
     is_wanted = begun_with is not None
+    has_one = manifest.joint is not None
+    if before is None and has_one and config.model.unseen_from == "auto" and not config.remembers_tasks:
+        logger.info(
+            "The zoo's joint adapter is not used: tasks never seen start from it where all of the training is by lm "
+            "and the generator remembers its tasks (training.objective, model.remember_tasks)."
+        )
     if before is None and config.remembers_tasks:
-        has_one = manifest.joint is not None
         # The zoo may have grown since, or this training leave some out.
         num_tasks = len(tasks_trained_on(manifest)) or len(tasks)
         is_wanted = config.model.wants_joint(num_tasks) and (has_one or config.model.unseen_from == "joint")
