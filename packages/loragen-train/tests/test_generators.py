@@ -1,7 +1,11 @@
 """Generators of reasoning-gym with settings: what is written is what is set, and what cannot be set is one sentence."""
 
 import json
+import os
+import random
 import re
+import subprocess
+import sys
 from urllib.parse import quote
 
 import pytest
@@ -10,8 +14,9 @@ from hypothesis import strategies as st
 from loragen_train import LoragenTrainError
 from loragen_train.configs.collect import check_task_names
 from loragen_train.configs.prepare import PrepareConfig
+from loragen_train.prompts import drawing
 from loragen_train.prompts.combine import prepare
-from loragen_train.prompts.generators import parse_settings
+from loragen_train.prompts.generators import draw, parse_settings
 from loragen_train.prompts.sources import Source, read_samples
 
 JSON = st.recursive(
@@ -113,3 +118,45 @@ def test_an_unknown_generator_with_settings_is_named_without_them():
 def test_a_task_without_a_name_is_called_after_its_source(location, name):
     assert Source(location=location).default_task == name
     check_task_names([name])
+
+
+# Of these, the first two go through sets of texts, and the third takes Python's global random numbers.
+UNSTEADY = ("word_ladder?min_word_length=3&max_word_length=3", "isomorphic_strings", "list_functions", "gcd")
+
+
+def test_a_seed_gives_the_same_samples_in_every_process():
+    code = (
+        "import json, sys; from loragen_train.prompts.generators import draw\n"
+        "print(json.dumps([list(draw(name, size=70, seed=5)) for name in sys.argv[1:]]))"
+    )
+    drawn = [
+        subprocess.run(
+            [sys.executable, "-c", code, *names],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for hash_seed, names in (("1", UNSTEADY), ("2", UNSTEADY))
+    ]
+    first, second = map(json.loads, drawn)
+    assert first == second
+    assert [len(rows) for rows in first] == [70] * len(UNSTEADY)
+
+
+def test_drawings_do_not_disturb_each_other_nor_the_random_numbers_of_the_caller(capfd):
+    alone = {name: list(draw(name, size=150, seed=2)) for name in UNSTEADY}
+    random.seed(7)
+    before = random.getstate()
+    turns = zip(*(draw(name, size=150, seed=2) for name in UNSTEADY), strict=True)
+    together = dict(zip(UNSTEADY, zip(*turns, strict=True), strict=True))
+    assert {name: list(rows) for name, rows in together.items()} == alone
+    assert random.getstate() == before
+    assert capfd.readouterr().out == ""
+
+
+def test_a_process_that_has_ended_is_told_and_the_next_one_draws():
+    expected = list(draw("gcd", size=3, seed=0))
+    drawing._drawer()._process.kill()
+    with pytest.raises(LoragenTrainError, match="cannot be drawn from: the process that draws has ended with exit"):
+        list(draw("gcd", size=3, seed=0))
+    assert list(draw("gcd", size=3, seed=0)) == expected

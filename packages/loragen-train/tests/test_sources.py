@@ -57,12 +57,10 @@ def test_a_generator_gives_different_prompts_with_answers_and_follows_its_seed()
 
 
 def test_a_generator_of_a_small_space_says_how_many_it_gave(monkeypatch):
-    import reasoning_gym
+    def repetitive(generator, settings, *, size, seed):
+        return ((f"{index % 3}?", "x") for index in range(size))
 
-    def repetitive(name, size, seed):
-        return [{"question": f"{index % 3}?", "answer": "x"} for index in range(size)]
-
-    monkeypatch.setattr(reasoning_gym, "create_dataset", repetitive)
+    monkeypatch.setattr("loragen_train.prompts.generators.rows_of", repetitive)
     assert len(load_samples(Source(location="reasoning-gym:gcd"), num_samples=3, seed=0)) == 3
     with pytest.raises(
         LoragenTrainError, match=r"gcd gave 3 different samples in 20 draws, fewer than the 5 .*num_train"
@@ -137,11 +135,11 @@ def test_prepare_and_collect_never_draw_one_sample_of_a_generator(seed, near, na
     other = min(max(seed + near, 0), 2**32 - 1)
     drawn = []
 
-    def create(name, size, seed):
+    def rows_of(generator, settings, *, size, seed):
         drawn.append(range(seed, seed + size))
-        return [{"question": f"{index}?", "answer": "x"} for index in range(size)]
+        return ((f"{index}?", "x") for index in range(size))
 
-    with patch("reasoning_gym.create_dataset", create):
+    with patch("loragen_train.prompts.generators.rows_of", rows_of):
         for purpose, chosen in (("collect", seed), ("prepare", other)):
             read_samples(Source(location=f"reasoning-gym:{name}"), num_samples=10, seed=chosen, purpose=purpose)
     assert max(drawn[0].start, drawn[1].start) >= min(drawn[0].stop, drawn[1].stop)

@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from loragen_infer.words import nearest
 
 from loragen_train.errors import LoragenTrainError
-from loragen_train.prompts.hub import first_line
+from loragen_train.prompts.drawing import rows_of
 
 __all__ = ["draw", "parse_settings"]
 
@@ -20,19 +19,19 @@ _NOT_SETTINGS = {"seed", "size"}
 
 def draw(name: str, *, size: int, seed: int) -> Iterator[tuple[str, str]]:
     """Yield ``size`` prompts and responses of the generator ``name``, which may have settings after a question mark."""
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    from reasoning_gym import factory
 
+    data_sets = factory.DATASETS
     generator, _, query = name.partition("?")
-    if generator not in DATASETS:
-        raise LoragenTrainError(f"reasoning-gym has no task {generator!r}{nearest(generator, DATASETS)}.")
+    if generator not in data_sets:
+        raise LoragenTrainError(f"reasoning-gym has no task {generator!r}{nearest(generator, data_sets)}.")
     settings = parse_settings(query, f"reasoning-gym:{name}")
-    known = [field.name for field in dataclasses.fields(DATASETS[generator][1]) if field.name not in _NOT_SETTINGS]
+    known = [field.name for field in dataclasses.fields(data_sets[generator][1]) if field.name not in _NOT_SETTINGS]
     for setting in settings:
         if setting not in known:
             near = nearest(setting, known) or f"; it has {', '.join(known) or 'none'}"
             raise LoragenTrainError(f"reasoning-gym:{name}: {generator} has no setting {setting!r}{near}.")
-    return _pairs(name, partial(reasoning_gym.create_dataset, generator, size=size, seed=seed, **settings))
+    return _named(name, rows_of(generator, settings, size=size, seed=seed))
 
 
 def parse_settings(query: str, where: str) -> dict[str, Any]:
@@ -60,10 +59,9 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _pairs(name: str, create: Callable[[], Iterable[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
+def _named(name: str, rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     try:
-        for row in create():
-            yield row["question"], str(row["answer"])
-    except Exception as error:
+        yield from rows
+    except LoragenTrainError as error:
         # A generator checks its settings by assertions, and meets what it did not check only when it draws.
-        raise LoragenTrainError(f"reasoning-gym:{name} cannot be drawn from: {first_line(error)}.") from error
+        raise LoragenTrainError(f"reasoning-gym:{name} cannot be drawn from: {error}.") from error
