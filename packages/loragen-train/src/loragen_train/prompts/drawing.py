@@ -23,7 +23,7 @@ from loragen_train.prompts.hub import first_line
 
 __all__ = ["rows_of"]
 
-_CHUNK = 64
+_CHUNK = 16
 
 
 def rows_of(generator: str, settings: Mapping[str, Any], *, size: int, seed: int) -> Iterator[tuple[str, str]]:
