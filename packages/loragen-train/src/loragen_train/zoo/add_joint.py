@@ -32,7 +32,8 @@ __all__ = ["add_joint"]
 
 logger = logging.getLogger(__name__)
 
-_ANEW = "to have another trained, remove joint, joint_folds"
+_ANEW = "remove joint and joint_folds, and run it again"
+_FROM_THE_START = "remove initial_adapter, base_model.json, joint_folds and unfinished, and run it again"
 _PLAIN_ONLY = "it is trained for plain LoRA in all layers of the base model only"
 _PLAIN = ("r", "lora_alpha", "lora_dropout", "target_modules")
 
@@ -75,15 +76,12 @@ def _check_is_of(manifest: ZooManifest, folder: Path) -> None:
     for task in manifest.tasks:
         if task.name in samples and (task.prompts is None or task.prompts.sha256 != samples[task.name]):
             raise LoragenTrainError(
-                f"{folder} was trained on other samples of {task.name} than {manifest.folder} has now; {_ANEW} and "
-                "unfinished."
+                f"{folder} was trained on other samples of {task.name} than {manifest.folder} has now; {_ANEW}."
             )
     try:
         _check_fits(manifest, read_adapter(checkpoints[-1]))
     except LoraTokenizerError as error:
-        raise LoragenTrainError(
-            f"{folder} is no adapter of {manifest.folder}: {error}; {_ANEW} and unfinished."
-        ) from error
+        raise LoragenTrainError(f"{folder} is no adapter of {manifest.folder}: {error}; {_ANEW}.") from error
 
 
 def _check_fits(manifest: ZooManifest, adapter: LoraAdapter) -> None:
@@ -99,7 +97,7 @@ def _train(manifest: ZooManifest, config: JointConfig) -> None:
     fabric = fabric_of_process()
     # Of an earlier import; of a zoo that was collected it always fits.
     is_old = (manifest.folder / INITIAL_NAME).is_dir()
-    way_out = f"{_ANEW}, initial_adapter, base_model.json and unfinished" if is_old else _PLAIN_ONLY
+    way_out = _FROM_THE_START if is_old else _PLAIN_ONLY
 
     def accept(adapter: LoraAdapter) -> None:
         try:
