@@ -49,7 +49,8 @@ class _Drawer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
-            env={**os.environ, "PYTHONHASHSEED": "0"},
+            # The packages that this process knows, wherever it has them from.
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         atexit.register(self._process.kill)
 
