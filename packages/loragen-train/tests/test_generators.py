@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from urllib.parse import quote
@@ -156,6 +157,8 @@ def test_drawings_do_not_disturb_each_other_nor_the_random_numbers_of_the_caller
 
 def test_a_process_that_has_ended_is_told_and_the_next_one_draws():
     expected = list(draw("gcd", size=3, seed=0))
+    drawing._drawer()._process.send_signal(signal.SIGALRM)  # as one ends that nobody has asked for long
+    assert list(draw("gcd", size=3, seed=0)) == expected
     drawing._drawer()._process.kill()
     with pytest.raises(LoragenTrainError, match="cannot be drawn from: the process that draws has ended with exit"):
         list(draw("gcd", size=3, seed=0))

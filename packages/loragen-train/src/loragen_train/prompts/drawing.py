@@ -24,6 +24,8 @@ from loragen_train.prompts.hub import first_line
 __all__ = ["rows_of"]
 
 _CHUNK = 16
+# Of waiting for a request, after which the process ends; a training that goes on has no use for its memory.
+_PATIENCE = 30
 
 
 def rows_of(generator: str, settings: Mapping[str, Any], *, size: int, seed: int) -> Iterator[tuple[str, str]]:
@@ -63,8 +65,10 @@ class _Drawer:
         except BrokenPipeError:
             line = ""
         if not line:
-            _drawer.cache_clear()  # the next one asks a process that lives
-            raise LoragenTrainError(f"the process that draws has ended with exit code {self._process.wait()}")
+            _drawer.cache_clear()
+            if (code := self._process.wait()) == -signal.SIGALRM:  # nobody had asked it for long
+                return _drawer().ask(**request)
+            raise LoragenTrainError(f"the process that draws has ended with exit code {code}")
         answer = json.loads(line)
         if "error" in answer:
             raise LoragenTrainError(answer["error"])
@@ -93,7 +97,9 @@ def _answer_requests() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the one who asks
     wanted: dict[str, Any] | None = None
     place, rows = 0, iter(list[tuple[str, str]]())
+    signal.alarm(_PATIENCE)
     for line in sys.stdin:
+        signal.alarm(0)
         request = json.loads(line)
         start, stop = request.pop("start"), request.pop("stop")
         try:
@@ -105,6 +111,7 @@ def _answer_requests() -> None:
         except Exception as error:  # noqa: BLE001  # whatever it is, the one who asks raises it
             wanted, answer = None, json.dumps({"error": first_line(error)})
         print(answer, file=answers, flush=True)
+        signal.alarm(_PATIENCE)
 
 
 if __name__ == "__main__":
