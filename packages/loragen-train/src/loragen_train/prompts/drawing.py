@@ -2,7 +2,8 @@
 
 Some generators go through sets of texts, whose order Python changes from process to process unless
 ``PYTHONHASHSEED`` is set before one starts; some take Python's global random numbers, which are the caller's; and some
-print. Samples that change are samples that an interrupted ``collect`` could not go on with.
+print. Samples that change are samples that an interrupted ``collect`` could not go on with. It is no process of
+multiprocessing, since that would run the caller's main module again.
 """
 
 import atexit

@@ -39,19 +39,20 @@ class AdapterTask:
 def tokenize_task(
     task: CollectTask, config: CollectConfig, output_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> AdapterTask:
-    """Return ``task`` with the samples that lie in ``output_dir``; of one that lends them only, none to judge it by.
+    """Return ``task`` with the samples that lie in ``output_dir``.
 
-    Samples without a response, which imported tasks may have, are passed over.
+    Of a task that only lends its samples there are none to judge it by, and those without a response, which an imported
+    task may have, are passed over.
 
     Raises:
         LoragenTrainError: A sample is too long, or all of them are and were to be left out, or none has a response.
-        LoragenInferError: A file cannot be read.
+        LoragenInferError: A file cannot be read, or a sample of a task that gets an adapter has no response.
     """
     train_file, test_file = (output_dir / part / f"{task.name}.jsonl" for part in ("train", "test"))
     return AdapterTask(
         name=task.name,
         folder=output_dir / "adapters" / task.name,
-        train=_tokenize(train_file, config, tokenizer),
+        train=_tokenize(train_file, config, tokenizer, need_response=task.wants_adapter),
         test=_tokenize(test_file, config, tokenizer) if task.wants_adapter else [],
         decided_by={
             "settings": records.task_settings(config, task),
@@ -70,9 +71,11 @@ def hash_samples(task: CollectTask, output_dir: Path) -> str:
     return hashlib.sha256((output_dir / "train" / f"{task.name}.jsonl").read_bytes()).hexdigest()
 
 
-def _tokenize(file: Path, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
+def _tokenize(
+    file: Path, config: CollectConfig, tokenizer: PreTrainedTokenizerBase, *, need_response: bool = True
+) -> list[TokenizedExample]:
     training = config.training
-    rows = read_examples(file, need_response=False)
+    rows = read_examples(file, need_response=need_response)
     samples = {f"{file}, row {number}": row for number, row in enumerate(rows, start=1) if row.response.strip()}
     if not samples:
         raise LoragenTrainError(f"{file} has no sample with a response.")
