@@ -38,7 +38,8 @@ def test_a_folder_stands_for_its_own_adapter_or_else_for_its_last_checkpoint(tmp
     assert find_adapter(out) == out / "checkpoint-10", "settings without weights are no adapter"
     shutil.copy(peft_folder / "adapter_model.safetensors", out)
     assert find_adapter(out) == find_adapter(f"{out}/") == out
-    assert find_adapters(out) == [out, out / "checkpoint-5", out / "checkpoint-10"]
+    assert find_adapters(out) == [out / "checkpoint-5", out / "checkpoint-10", out], "what it ended with is the last"
+    assert find_adapters(tmp_path)[-1] == out
     file = out / "adapter_model.safetensors"
     assert find_adapter(file) == file
     with pytest.raises(LoraTokenizerError, match="does not exist"):

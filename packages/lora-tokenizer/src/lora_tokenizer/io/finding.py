@@ -15,7 +15,9 @@ from lora_tokenizer.names import natural_key
 
 
 def find_adapters(folder: str | Path) -> list[Path]:
-    """All adapters at and below `folder`, in natural order (checkpoint-9 before checkpoint-10).
+    """All adapters at and below `folder`, in natural order (checkpoint-9 before checkpoint-10), each folder's own last.
+
+    So what a trainer ended with comes after the checkpoints in its output folder, and the last is the last of a task.
 
     An adapter is a folder with PEFT's files (an adapter's own, such as optimizer.pt, may lie beside them), or a bare
     .safetensors, .pt, .pth or .ckpt file in another folder, which may hold an adapter_config.json for all of them.
@@ -48,7 +50,7 @@ def find_adapters(folder: str | Path) -> list[Path]:
         raise LoraTokenizerError(
             f"{root} holds no adapters: neither a folder with {CONFIG_NAME} nor a .safetensors, .pt, .pth or .ckpt file"
         )
-    return sorted(found, key=lambda path: ([natural_key(part) for part in path.relative_to(root).parts], path))
+    return sorted(found, key=lambda path: (_place(path.relative_to(root)), path))
 
 
 def find_adapter(path: str | Path) -> Path:
@@ -62,7 +64,12 @@ def find_adapter(path: str | Path) -> Path:
     root = Path(path)
     found = find_adapters(root)
     is_adapter = root in found and any((root / name).is_file() for name in (WEIGHTS_NAME, BIN_NAME))
-    return root if is_adapter else found[-1]
+    return root if is_adapter else [other for other in found if other != root or len(found) == 1][-1]
+
+
+def _place(path: Path) -> list[tuple[int, tuple[str | int, ...]]]:
+    """Sort key of a path: natural order, and after all that lies below it."""
+    return [*((0, natural_key(part)) for part in path.parts), (1, ())]
 
 
 def _refuse(error: OSError) -> NoReturn:
