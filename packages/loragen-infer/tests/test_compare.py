@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from loragen_infer import LoragenInferError, load_base_model
+from loragen_infer.answering import Questions
 from loragen_infer.cli.main import main
 from loragen_infer.comparing import compare, format_comparison, read_prompts
 from loragen_infer.likelihood import response_nll
@@ -52,6 +53,16 @@ def test_every_model_answers_as_it_does_alone(zoo, comparison):
             with torch.no_grad():
                 expected = response_nll(model, [item], padding=0)[0] / len(item.response_ids)
             assert answer.nll == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_models_own_settings_of_generation_change_no_answer(zoo):
+    """Some models ship a penalty on the words of the prompt, which would hold without sampling too."""
+    model, tokenizer = load_base_model(str(zoo.model))
+    asked = Questions(tokenizer, [example.prompt for example in EXAMPLES], max_new_tokens=6)
+    plain = list(asked.answers_of(model))
+    for name, value in {"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1, "min_length": 99}.items():
+        setattr(model.generation_config, name, value)
+    assert list(asked.answers_of(model)) == plain
 
 
 def test_the_answers_differ_and_the_means_are_of_prompts_with_responses(comparison):

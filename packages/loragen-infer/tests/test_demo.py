@@ -236,3 +236,19 @@ def test_what_is_missing_or_taken_is_one_sentence(zoo, monkeypatch, capsys):
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name == "gradio" else True)
     assert main(words) == 1
     assert 'pip install "loragen-infer[demo]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError(28, "No space left on device")])
+def test_what_the_machine_lacks_is_a_sentence_on_the_page(error):
+    gr = pytest.importorskip("gradio")
+    from loragen_infer.demo import page
+
+    def fail():
+        raise error
+
+    with pytest.raises(
+        gr.Error, match=r"Not now: .*(not enough memory for it|No space left on device); give shorter texts"
+    ):
+        page._told(fail)()
+    with pytest.raises(KeyError):  # a defect
+        page._told(lambda: {}["x"])()

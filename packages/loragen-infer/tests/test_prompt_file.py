@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import string
 
 import pytest
@@ -135,6 +136,21 @@ def test_standard_input_is_text_or_json_lines_by_its_first_character(monkeypatch
         with opened_prompt_file("-") as file:
             assert [request.prompts[0] for request in file] == expected
             assert len(list(file)) == len(expected)
+
+
+JSON_LIST = b'[\n {"prompt": "d"},\n {"prompt": "e"}\n]'
+
+
+@pytest.mark.parametrize(("content", "expected"), [(JSON_LIST, ["d", "e"]), (b"[a list]\n", ["[a list]"])])
+def test_a_list_of_objects_is_json_also_where_no_name_says_so(monkeypatch, content, expected):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    reading, writing = os.pipe()  # as of <(a command) in a shell
+    os.write(writing, content)
+    os.close(writing)
+    for path in ("-", f"/dev/fd/{reading}"):
+        with opened_prompt_file(path) as file:
+            assert [request.prompts[0] for request in file] == expected
+    os.close(reading)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

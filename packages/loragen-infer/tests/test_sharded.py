@@ -16,6 +16,7 @@ from loragen_infer import AdapterStore, LoragenInferError, read_sharded
 from loragen_infer.cli.main import main
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.sharded import ShardedConfig, run_sharded
+from loragen_infer.sharded import run as sharded_run
 from loragen_infer.sharded.prompt_source import find_files, plan_shards
 from loragen_infer.sharded.worker import ShardMaker
 from safetensors import safe_open
@@ -198,6 +199,14 @@ def test_other_work_in_the_folder_is_left_alone(finished, zoo, source, make, tmp
     with FileLock(output / ".lock"), pytest.raises(LoragenInferError, match="Another process is writing to"):
         run_sharded(sharded(options_of(zoo, source, output)))
     assert contents(output) == before
+    # The shards of the first file, and the last one of all, as where a killed run had finished that early.
+    num_shards = len(plan_shards([source / "a.jsonl"], shard_size=SHARD_SIZE))
+    numbers = {path: int(path.stem.removeprefix("shard-")) for path in (output / "shards").iterdir()}
+    for path, number in numbers.items():
+        if num_shards <= number < max(numbers.values()):
+            path.unlink()
+    with pytest.raises(LoragenInferError, match="was not made from the same prompts, model and options"):
+        run_sharded(sharded(options_of(zoo, source / "a.jsonl", output)))
     with pytest.raises(LoragenInferError, match=r"holds adapter_model\.safetensors"):
         run_sharded(sharded(options_of(zoo, source, zoo.adapters[0])))
     rows = make.rows(tmp_path / "bad.jsonl", [{"prompt": "1"}, {"prompt": 2}])
@@ -233,3 +242,14 @@ def test_options_that_do_not_go_together_are_a_usage_error(words, message, tmp_p
     assert main(["generate", "--model", "none", "--output", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not Path(tmp_path / "out").exists()
+
+
+def test_workers_for_gpus_that_nobody_has_are_not_waited_for(ray, zoo, source, tmp_path, caplog):
+    generate = options_of(zoo, source, tmp_path, device="cuda")
+    config = ShardedConfig(generate=generate, shard_size=SHARD_SIZE, num_workers=2)
+    # Of a cluster of its own there will never be more.
+    with pytest.raises(LoragenInferError, match=r"The Ray cluster has no GPU; give another --device"):
+        sharded_run._num_workers(config, is_on_gpu=True, is_own=True)
+    with caplog.at_level(logging.WARNING):
+        assert sharded_run._num_workers(config, is_on_gpu=True, is_own=False) == 2
+    assert "The Ray cluster has no GPU yet; the work begins once it has." in caplog.text

@@ -182,14 +182,14 @@ def test_what_is_used_while_room_is_made_is_not_removed(generator, tmp_path, mon
     ids = [store.get_or_create([f"say {number}"]).id for number in range(4)]
     for age, name in enumerate(ids):
         os.utime(store.folder / name, ns=(age, age))
-    was_tuned, found = shelf.was_tuned, []
+    can_be_made_again, found = shelf.can_be_made_again, []
 
-    def look(folder):  # as it is asked of every adapter in turn
+    def look(folder, name):  # as it is asked of every adapter in turn
         if not found:
             found.append(AdapterStore(store.folder).find(ids[2]))
-        return was_tuned(folder)
+        return can_be_made_again(folder, name)
 
-    monkeypatch.setattr(shelf, "was_tuned", look)
+    monkeypatch.setattr(shelf, "can_be_made_again", look)
     store.get_or_create_many([([f"more {number}"], 1.0) for number in range(3)])
     assert found[0].path.is_dir()
     assert len(store) == 4
@@ -272,6 +272,12 @@ def test_an_adapter_that_was_tuned_is_never_removed(generator, tmp_path):
         store.get_or_create([f"say {number}"])
     assert store.find(tuned.id)
     assert len(store) == 2
+    # What has been found once is known; a card that cannot be read now says nothing of what it was made from.
+    (tuned.path / "README.md").write_text("# Mine\n", encoding="utf-8")
+    os.utime(tuned.path, ns=(1, 1))
+    for number in range(4):
+        store.get_or_create([f"more {number}"])
+    assert tuned.path.is_dir()
 
 
 @pytest.mark.parametrize(

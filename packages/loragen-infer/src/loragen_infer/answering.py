@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Questions"]
 
+# The likeliest token and nothing else, whatever the model's own settings add, such as a penalty on words of the prompt.
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+}
+
 
 class Questions:
     """Prompts as token ids, to be asked of one model after another.
@@ -47,7 +61,7 @@ class Questions:
             del inputs["position_ids"]  # which generating counts from the mask
             found = model.generate(
                 **inputs,
-                do_sample=False,
+                **_GREEDY,
                 max_new_tokens=self._max_new_tokens,
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=self.padding,

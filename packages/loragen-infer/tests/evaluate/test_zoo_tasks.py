@@ -12,7 +12,7 @@ from loragen_infer.evaluation.examples import read_inputs, read_test_examples
 from loragen_infer.evaluation.run import evaluate
 from loragen_infer.evaluation.zoo_tasks import with_tasks_of_zoo
 from loragen_infer.samples import prompt_hash
-from loragen_infer.zoo import ZooManifest
+from loragen_infer.zoo import SampleFile, ZooManifest
 
 # Of five prompts of each training task, training has shown all but the last two.
 TRAINED = TrainingTasks(
@@ -179,7 +179,34 @@ def test_what_the_zoo_says_of_all_tasks_counts_where_nothing_else_is_said(listed
     assert (found.joint_adapter, found.initial_adapter, found.base_model) == ("mine", "my-start", "my-model")
     dataclasses.replace(manifest, base_model_path="gone").write()
     found = with_tasks_of_zoo(config, str(folder), TRAINED)
-    assert (found.joint_adapter, found.base_model) == (None, None)
+    assert (found.joint_adapter, found.base_model) == (None, str(zoo.model))  # the adapters may name another
+
+
+def test_no_example_counts_that_the_joint_adapter_was_trained_on(listed, folder, model, make, zoo, tmp_path):
+    """A generator that does not start from it knows nothing of the tasks that only the joint adapter has seen."""
+    manifest = listed()
+    one, _, new = manifest.tasks
+    test = manifest.path(new.test.path)
+    file = make.rows(folder / "lent.jsonl", [json.loads(test.read_text(encoding="utf-8").splitlines()[0])])
+    lent = dataclasses.replace(one, name="lent", adapters=[], test=None, prompts=SampleFile.of(file, folder))
+    dataclasses.replace(manifest, joint=str(zoo.adapters[1]), tasks=[*manifest.tasks, lent]).write()
+
+    def number_of_examples(rows, **options):
+        config = EvaluateConfig(
+            model=model,
+            zoo=str(folder),
+            zoo_tasks="held-out",
+            rows=rows,
+            output_dir=str(tmp_path / "r"),
+            num_resamples=100,
+            **options,
+        )
+        (task,) = evaluate(config).tasks
+        return task.scores["base"].num_examples
+
+    whole = number_of_examples(["base"])
+    assert number_of_examples(["base", "joint"]) == whole - 1
+    assert number_of_examples(["base", "joint"], joint_adapter=str(zoo.adapters[0])) == whole
 
 
 def test_the_last_adapter_is_the_tasks_own(listed, folder, zoo):

@@ -26,6 +26,8 @@ class Hub:
         self.requests: list[str] = []
         self.refusal: tuple[int, str] | None = None
         self.stores_large_files = False
+        self.outage: int | None = None
+        self.breaks_off = False
         outer = self
 
         class Handler(_Handler):
@@ -81,12 +83,15 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.hub.requests.append(f"{self.command} {path}")
         status, headers, content = self.route([unquote(part) for part in path.strip("/").split("/")], body)
+        if self.hub.outage is not None:
+            status, headers, content = reply(self.hub.outage, {"error": "Not now"})
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.hub.breaks_off else content)
+            self.close_connection = self.hub.breaks_off
 
     def route(self, parts: list[str], body: bytes):
         may_write = self.headers.get("Authorization") == f"Bearer {TOKEN}"

@@ -192,3 +192,19 @@ def test_the_lines_of_the_documentation_run(hub, zoo):
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(code.replace('"experiments/zoo_20260101_120000"', repr(str(zoo.experiment))), "hub.md", "exec"), {})
     assert sorted(hub.files("user/sums-generator")) == [".gitattributes", "README.md", "generator.safetensors"]
+
+
+def test_a_hub_that_does_not_answer_is_told_from_a_model_that_is_not_there(hub, generator, monkeypatch):
+    generator.push_to_hub("ada/sums")
+    hub.outage = 503
+    said = r"The model ada/sums is not here, and cannot be had from the hub: .*; try again, or give a bundle"
+    with pytest.raises(LoragenInferError, match=said):
+        LoraGenerator.from_pretrained("ada/sums")
+    hub.outage = None
+    hub.breaks_off = True  # in the midst of the file
+    with pytest.raises(LoragenInferError, match=said):
+        LoraGenerator.from_pretrained("ada/sums")
+    hub.breaks_off = False
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/dev/null/cache")
+    with pytest.raises(LoragenInferError, match=r"cannot be had from the hub: .*(Not a directory|cannot be)"):
+        LoraGenerator.from_pretrained("ada/sums")

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_tokenizer import read_adapter
 from loragen_infer import AdapterStore, LoragenInferError
+from loragen_infer.cli.main import main
 
 pytest.importorskip("litserve")
 from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
@@ -295,8 +296,28 @@ def test_an_adapter_that_cannot_be_read_is_a_sentence(client, store):
 
 
 @pytest.mark.parametrize(
-    "options", [{"port": 70000}, {"max_queue": 0}, {"batch_timeout": -0.1}, {"token": "a\nb"}, {"token": " a"}]
+    "options",
+    [
+        {"port": 70000},
+        {"max_queue": 0},
+        {"batch_timeout": -0.1},
+        {"token": "a\nb"},
+        {"token": " a"},
+        {"token": ""},
+        {"host": ""},
+    ],
 )
 def test_options_out_of_range(options):
     with pytest.raises(LoragenInferError, match=next(iter(options)).replace("_", "-")):
         ServeConfig(model="m", **options)
+
+
+@pytest.mark.parametrize(("option", "variable"), [([], ""), (["--token", ""], None), (["--token", ""], "secret")])
+def test_an_empty_token_opens_no_server(monkeypatch, capsys, option, variable):
+    """As where a shell or a container passes on a variable that nobody has set."""
+    monkeypatch.delenv("LORAGEN_TOKEN", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("LORAGEN_TOKEN", variable)
+    monkeypatch.setattr("loragen_infer.serving.run.run_serve", lambda *_, **__: pytest.fail("it serves"))
+    assert main(["serve", "--model", "m", *option]) == 2
+    assert "The token (--token, or LORAGEN_TOKEN) is empty; give one, or unset it" in capsys.readouterr().err

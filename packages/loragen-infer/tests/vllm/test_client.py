@@ -1,12 +1,14 @@
 """Loading adapters into a running vLLM: what is sent, and one sentence for whatever comes back."""
 
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from loragen_infer import LoragenInferError
 from loragen_infer.store import StoredAdapter
 from loragen_infer.vllm import VllmClient
+from loragen_infer.vllm.client import VllmError
 
 ID = "00000000000000ff"
 NAME = f"loragen:{ID}"
@@ -99,6 +101,27 @@ def test_nobody_there(adapter):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(LoragenInferError, match=r"cannot be reached \(timed out\)"):
             VllmClient(url, timeout=0.1).load(adapter)
+
+
+@pytest.mark.parametrize("status", ["200 OK", "503 Service Unavailable"])
+def test_an_answer_that_does_not_come_to_its_end(adapter, status):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        is_over = threading.Event()
+
+        def answer_half() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 100\r\n\r\nhalf".encode())
+                is_over.wait(60)
+
+        thread = threading.Thread(target=answer_half)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(VllmError, match=r"cannot be reached \(timed out\)"):
+            VllmClient(url, timeout=0.3).load(adapter)
+        is_over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "file:///etc/passwd", "http://", "http://[::1", "http://a?b=c"])

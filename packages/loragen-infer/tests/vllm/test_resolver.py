@@ -100,6 +100,11 @@ def test_what_is_no_adapter_of_the_store_is_none(plugin, zoo, tmp_path):
         assert ask(plugin, str(zoo.model), name) is None
 
 
+def test_an_id_that_nobody_registered_loads_no_generator(plugin, zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(LoraGenerator, "from_pretrained", lambda *_, **__: pytest.fail("a generator is loaded"))
+    assert ask(plugin, str(zoo.model), f"loragen:{'0' * 16}") is None
+
+
 @given(st.text() | st.from_regex(r"loragen:[0-9a-f]{0,17}", fullmatch=True))
 def test_only_sixteen_digits_are_an_id(name):
     adapter_id = adapter_id_of(name)

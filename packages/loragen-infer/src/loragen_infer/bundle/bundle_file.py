@@ -83,7 +83,12 @@ def find_bundle(path: str | Path, *, revision: str | None = None, token: str | N
 
 def _find_on_hub(name: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(hf_hub_download(name, BUNDLE_NAME, revision=revision, token=token))
@@ -95,12 +100,18 @@ def _find_on_hub(name: str, revision: str | None, token: str | None) -> Path:
         raise LoragenInferError(
             f"The hub's repository {name} holds no {BUNDLE_NAME}; give one that push_to_hub wrote."
         ) from error
-    except (HFValidationError, OSError) as error:
-        at = f" at revision {revision}" if revision else ""
-        forbidden = ", and HF_HUB_OFFLINE forbids the hub" if hub_is_forbidden() else ""
+    except Exception as error:  # of the hub's client, whose transport differs between releases, or of the disk
+        ways = "a bundle, a final_model or experiment folder"
+        if hub_is_forbidden() or isinstance(error, HFValidationError | RepositoryNotFoundError):
+            at = f" at revision {revision}" if revision else ""
+            forbidden = ", and HF_HUB_OFFLINE forbids the hub" if hub_is_forbidden() else ""
+            raise LoragenInferError(
+                f"The model {name} does not exist; give {ways}, or a repository that the hub lets you read (not found "
+                f"there{at}{forbidden})."
+            ) from error
         raise LoragenInferError(
-            f"The model {name} does not exist; give a bundle, a final_model or experiment folder, or a repository that "
-            f"the hub lets you read (not found there{at}{forbidden})."
+            f"The model {name} is not here, and cannot be had from the hub: {reason_of(error)}; try again, or give "
+            f"{ways}."
         ) from error
 
 

@@ -47,8 +47,10 @@ def add_serve_options(parser: ArgumentParser) -> None:
 def run_serve_command(options: Namespace) -> None:
     """Serve until SIGTERM or Ctrl+C."""
     values = {name: options[name] for name in _DEFAULTS}
+    # An empty one is refused, not taken for none: that would let everyone in.
+    token = os.environ.get("LORAGEN_TOKEN") if options.token is None else options.token
     try:
-        config = ServeConfig(**{**values, "token": options.token or os.environ.get("LORAGEN_TOKEN") or None})
+        config = ServeConfig(**{**values, "token": token})
     except LoragenInferError as error:
         raise UsageError(str(error)) from error
     from loragen_infer.serving.run import run_serve

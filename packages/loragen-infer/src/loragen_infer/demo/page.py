@@ -8,7 +8,7 @@ from hyperconv.errors import HyperConvError
 from lora_tokenizer.errors import LoraTokenizerError
 
 from loragen_infer.demo.workshop import KEPT_SECONDS, MAX_STRENGTH, Shown, Workshop, prompts_of
-from loragen_infer.errors import LoragenInferError
+from loragen_infer.errors import LoragenInferError, is_out_of_memory, reason_of
 from loragen_infer.words import counted
 
 __all__ = ["CSS", "THEME", "build_page"]
@@ -179,6 +179,10 @@ def _show(shown: Shown, made: _Made) -> list[Any]:
     return [made, words, archive, rows, shown.near.note, str(shown.picture), "", ""]
 
 
+def _shown_error(sentence: str) -> gr.Error:
+    return gr.Error(sentence, duration=None, title="That did not work", print_exception=False)
+
+
 def _told(act: Callable[..., Any]) -> Callable[..., Any]:
     """``act``, whose errors for users appear on the page as the sentence that they are."""
 
@@ -186,6 +190,11 @@ def _told(act: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return act(*values)
         except (LoragenInferError, LoraTokenizerError, HyperConvError) as error:
-            raise gr.Error(str(error), duration=None, title="That did not work", print_exception=False) from error
+            raise _shown_error(str(error)) from error
+        except Exception as error:
+            # What the machine has too little of, or refuses; anything else is a defect.
+            if not (isinstance(error, OSError) or is_out_of_memory(error)):
+                raise
+            raise _shown_error(f"Not now: {reason_of(error)}; give shorter texts, or try again later.") from error
 
     return told

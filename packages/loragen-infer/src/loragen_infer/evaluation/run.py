@@ -16,7 +16,7 @@ from loragen_infer.evaluation.results import Evaluation, TaskResult, summarise, 
 from loragen_infer.evaluation.row_scorer import RowScorer, named
 from loragen_infer.evaluation.scoring import mean_scores
 from loragen_infer.evaluation.training_tasks import Training, read_training
-from loragen_infer.evaluation.zoo_tasks import with_tasks_of_zoo
+from loragen_infer.evaluation.zoo_tasks import hashes_of_joint, with_tasks_of_zoo
 from loragen_infer.files import write_json
 from loragen_infer.generator import LoraGenerator
 from loragen_infer.models.base_model import load_base_model
@@ -45,10 +45,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         raise LoragenInferError(f"output_dir {output_dir} is a file; give the folder to write the results to.")
     given, bundle = config, find_bundle(config.model)
     generator = LoraGenerator.from_pretrained(bundle, device=config.device, condition_model=config.base_model)
+    seen_by_joint = frozenset[str]()
     if config.zoo is not None:
+        seen_by_joint = hashes_of_joint(config, config.zoo)
         config = with_tasks_of_zoo(config, config.zoo, generator.bundle.training_tasks)
     training = read_training(config, generator, bundle)
-    tasks, remarks = _read_tasks(config, training)
+    tasks, remarks = _read_tasks(config, training, seen_by_joint)
     for inputs in tasks:
         training.check(inputs)
         remarks += training.near_duplicates(inputs.task, generator.encoder.encode(inputs.prompts))
@@ -92,12 +94,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return evaluation
 
 
-def _read_tasks(config: EvaluateConfig, training: Training) -> tuple[list[TaskInputs], list[str]]:
+def _read_tasks(
+    config: EvaluateConfig, training: Training, seen_by_joint: frozenset[str]
+) -> tuple[list[TaskInputs], list[str]]:
     """What each task is evaluated with, and a sentence on every one that has examples which do not count.
 
     Tasks of a zoo may have samples in common: what one is tested on, the adapter of another may have been trained on.
     """
-    shown, seen = training.shown, training.seen
+    shown, seen = training.shown, training.seen | seen_by_joint
     tasks = [read_inputs(task, config, shown=shown, seen=seen) for task in config.tasks]
     remarks = training.unknown(config.tasks)
     for inputs in tasks:

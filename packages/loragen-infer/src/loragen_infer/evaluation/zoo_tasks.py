@@ -11,11 +11,11 @@ from pathlib import Path
 from loragen_infer.bundle import TrainingTasks
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.config import SHOWN_ROWS, EvaluateConfig, EvaluateTask
-from loragen_infer.samples import read_examples
+from loragen_infer.samples import prompt_hash, read_examples
 from loragen_infer.words import counted
 from loragen_infer.zoo import INITIAL_NAME, MANIFEST_NAME, ZooManifest, ZooTask
 
-__all__ = ["with_tasks_of_zoo"]
+__all__ = ["hashes_of_joint", "with_tasks_of_zoo"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def with_tasks_of_zoo(config: EvaluateConfig, zoo: str, trained: TrainingTasks |
             f"(zoo_tasks={config.zoo_tasks}); give a zoo that the generator was trained on, or list tasks under tasks."
         )
     base_model = None if manifest.base_model_path is None else manifest.path(manifest.base_model_path)
+    has_base_model = base_model is not None and base_model.is_dir()
     joint = None if manifest.joint is None else str(manifest.path(manifest.joint))
     initial = manifest.folder / INITIAL_NAME
     return replace(
@@ -55,8 +56,22 @@ def with_tasks_of_zoo(config: EvaluateConfig, zoo: str, trained: TrainingTasks |
         tasks=[_listed(manifest, task, config) for task in chosen],
         joint_adapter=config.joint_adapter or joint,
         initial_adapter=config.initial_adapter or (str(initial) if initial.is_dir() else None),
-        base_model=config.base_model or (str(base_model) if base_model is not None and base_model.is_dir() else None),
+        base_model=config.base_model or (str(base_model) if has_base_model else manifest.base_model),
     )
+
+
+def hashes_of_joint(config: EvaluateConfig, zoo: str) -> frozenset[str]:
+    """Return the hashes of the samples that the joint adapter of ``zoo`` may have been trained on, if it gets a row.
+
+    Raises:
+        LoragenInferError: A file of samples is not the one that the ``zoo.json`` describes.
+    """
+    manifest = ZooManifest.read(zoo)
+    if "joint" not in config.wanted_rows or config.joint_adapter is not None or manifest.joint is None:
+        return frozenset()
+    learned = [task.prompts for task in manifest.tasks if not task.held_out and task.prompts is not None]
+    files = [manifest.samples(prompts) for prompts in learned]
+    return frozenset(prompt_hash(row.prompt) for file in files for row in read_examples(file, need_response=False))
 
 
 def _why_left_out(task: ZooTask, trained: TrainingTasks | None) -> str | None:

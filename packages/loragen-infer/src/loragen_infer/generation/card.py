@@ -14,7 +14,7 @@ from loragen_infer.generation.prompt_file import Request
 from loragen_infer.models.locate import hub_name
 from loragen_infer.words import counted
 
-__all__ = ["CARD_NAME", "merged_card", "model_card", "read_request_fingerprint", "was_tuned"]
+__all__ = ["CARD_NAME", "can_be_made_again", "merged_card", "model_card", "read_request_fingerprint"]
 
 CARD_NAME = "README.md"
 _MAX_PROMPTS = 20
@@ -75,9 +75,13 @@ def read_request_fingerprint(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def was_tuned(folder: Path) -> bool:
-    """Return whether the adapter in ``folder`` went on from samples, without which it cannot be made again."""
-    return "loragen_tuned_on" in _read_marks(folder)
+def can_be_made_again(folder: Path, fingerprint: str) -> bool:
+    """Return whether the adapter in ``folder`` was made from the request of that fingerprint, and from no samples.
+
+    False also where its card cannot be read now.
+    """
+    marks = _read_marks(folder)
+    return marks.get("loragen_request") == fingerprint and "loragen_tuned_on" not in marks
 
 
 def _read_marks(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from loragen_infer.samples import PROMPT_COLUMNS, iter_jsonl, iter_lines
 
 __all__ = ["PromptFile", "Request", "opened_prompt_file", "request_of", "settings_of"]
 
+# After a byte order mark, if there is one: of JSON lines, or of a list of objects.
+_JSON_BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*(\[\s*)?\{")
 _SAFE_ID = re.compile(r"(?!manifest\.jsonl$)[A-Za-z0-9_]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
@@ -81,7 +83,10 @@ class PromptFile:
 
 @contextmanager
 def opened_prompt_file(path: str) -> Iterator[PromptFile]:
-    """Yield the prompt file at ``path``; ``-`` is standard input, which is JSON lines if it begins with ``{``."""
+    """Yield the prompt file at ``path``; ``-`` is standard input.
+
+    That and a pipe, whose name says nothing, are JSON if they begin as a JSON object or a list of such does.
+    """
     is_stdin = path == "-"
     with ExitStack() as stack:
         try:
@@ -90,14 +95,15 @@ def opened_prompt_file(path: str) -> Iterator[PromptFile]:
             raise LoragenInferError(
                 f"The prompt file {path} cannot be read: {error.strerror}; give a .txt, .jsonl or .json file."
             ) from error
-        is_json = Path(path).suffix.lower() in (".json", ".jsonl")
+        suffix = Path(path).suffix.lower()
+        is_json = suffix in (".json", ".jsonl")
         if is_stdin or not stream.seekable():  # it is kept on disk meanwhile, so that it can be read twice
             spool = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, spool)
             stream = spool
-        if is_stdin:
-            stream.seek(0)
-            is_json = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+            if not suffix:
+                stream.seek(0)
+                is_json = _JSON_BEGINS.match(stream.read(4096)) is not None
         yield PromptFile(stream, name="standard input" if is_stdin else path, is_json=is_json)
 
 

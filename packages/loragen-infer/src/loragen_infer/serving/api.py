@@ -121,7 +121,8 @@ def _made(store: AdapterStore, asked: list[tuple[list[str], float]]) -> list[Sto
 
 def _all_loaded(answers: Sequence[Answer], vllm: VllmClient) -> list[Answer]:
     """The answers, once vLLM has their adapters, which it loads side by side."""
-    loaded = list(answers)
+    unknown = VllmError(f"vLLM at {vllm.url} did not load the adapter; the server's log says why.")
+    loaded: list[Answer] = [unknown] * len(answers)  # also where the thread of one ends with a traceback
 
     def load(place: int) -> None:
         loaded[place] = _loaded(answers[place], vllm)

@@ -65,8 +65,12 @@ class ServeConfig:
             raise LoragenInferError(f"--batch-timeout is {self.batch_timeout}, where a number from 0 belongs")
         if not 0 <= self.port < 1 << 16:
             raise LoragenInferError(f"--port is {self.port}, where a number from 0 to 65535 belongs")
+        if not self.host.strip():
+            raise LoragenInferError("--host is empty; leave it out, or give 0.0.0.0 to answer other machines")
+        if self.token == "":
+            raise LoragenInferError("The token (--token, or LORAGEN_TOKEN) is empty; give one, or unset it")
         if self.token is not None and not (
-            self.token.isascii() and self.token.isprintable() and self.token and self.token.strip() == self.token
+            self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token
         ):
             raise LoragenInferError("--token must be printable ASCII characters without a space at either end")
 

@@ -26,6 +26,7 @@ from loragen_infer.sharded.shards import (
     SHARDS,
     largest_shard_size,
     mark_of,
+    shard_beyond,
     shard_name,
     write_config,
     write_manifest,
@@ -148,8 +149,8 @@ def _find_finished(output: Path, jobs: Sequence[tuple[Shard, str]]) -> set[int]:
             raise made_otherwise(output / shard_name(shard.number))
         if is_finished:
             done.add(shard.number)
-    beyond = output / shard_name(len(jobs))
-    if beyond.exists():
+    # A later one may have been finished before an earlier one, when a run on longer input was killed.
+    if (beyond := shard_beyond(output, len(jobs))) is not None:
         raise made_otherwise(beyond)
     return done
 
@@ -162,10 +163,10 @@ def _make(
         return
     ray = _import_ray()
     is_on_gpu = options.device != "cpu"
-    with _cluster(config):
+    with _cluster(config) as is_own:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        num_workers = min(config.num_workers or _num_places(is_on_gpu), len(jobs))
+        num_workers = min(_num_workers(config, is_on_gpu=is_on_gpu, is_own=is_own), len(jobs))
         rows = [{"shard": shard.to_json(), "fingerprint": mark} for shard, mark in jobs]
         num_blocks = min(len(rows), max(_MAX_BLOCKS, 8 * num_workers))
         finished = ray.data.from_items(rows, override_num_blocks=num_blocks).map_batches(
@@ -194,11 +195,14 @@ def _make(
 
 
 @contextmanager
-def _cluster(config: ShardedConfig) -> Iterator[None]:
-    """Be connected to the cluster that is asked for, or to one of this machine's own that ends with the block."""
+def _cluster(config: ShardedConfig) -> Iterator[bool]:
+    """Be connected to the cluster that is asked for, or to one of this machine's own that ends with the block.
+
+    Yields whether it is its own.
+    """
     ray = _import_ray()
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = config.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     own = {"num_cpus": config.num_workers, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
@@ -216,15 +220,17 @@ def _cluster(config: ShardedConfig) -> Iterator[None]:
         ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield
+        yield address == "local"
     finally:
         ray.shutdown()
 
 
-def _num_places(is_on_gpu: bool) -> int:
+def _num_workers(config: ShardedConfig, *, is_on_gpu: bool, is_own: bool) -> int:
     ray = _import_ray()
     kind = "GPU" if is_on_gpu else "CPU"
     count = int(ray.cluster_resources().get(kind, 0))
-    if not count:
+    if not count and (is_own or config.num_workers is None):
         raise LoragenInferError(f"The Ray cluster has no {kind}; give another --device or --ray-address.")
-    return count
+    if not count:  # others may grow
+        logger.warning("The Ray cluster has no %s yet; the work begins once it has.", kind)
+    return config.num_workers or count

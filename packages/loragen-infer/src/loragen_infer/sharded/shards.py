@@ -27,6 +27,7 @@ __all__ = [
     "largest_shard_size",
     "mark_of",
     "read_sharded",
+    "shard_beyond",
     "shard_name",
     "write_config",
     "write_manifest",
@@ -47,6 +48,12 @@ _ROWS_PER_GROUP = 65_536
 def shard_name(number: int) -> str:
     """Return the name of a shard in its folder."""
     return f"{SHARDS}/shard-{number:06d}.safetensors"
+
+
+def shard_beyond(folder: Path, number: int) -> Path | None:
+    """Return a shard that is there, of that number or a higher one, or None."""
+    there = (path for path in (folder / SHARDS).glob("shard-*") if _SHARD_NAME.fullmatch(f"{SHARDS}/{path.name}"))
+    return next((path for path in there if int(path.stem.removeprefix("shard-")) >= number), None)
 
 
 def largest_shard_size(tensor_names: Iterable[str], *, longest_id: int) -> int:

@@ -132,6 +132,10 @@ class AdapterStore:
         self._shelf.keep_request(recipe.id, {"prompts": list(recipe.request.prompts), "scale": recipe.scale})
         return recipe.id
 
+    def is_registered(self, adapter_id: str) -> bool:
+        """Return whether prompts are kept for the adapter of that id, whether it is there or not."""
+        return self._shelf.read_request(adapter_id) is not None
+
     def find_or_create(self, adapter_id: str) -> StoredAdapter | None:
         """Return the adapter of that id, made now if it is not there and its prompts are registered; otherwise None."""
         found = self.find(adapter_id)

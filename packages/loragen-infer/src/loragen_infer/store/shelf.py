@@ -22,7 +22,7 @@ from lora_tokenizer.io.atomic import clear_leftovers
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked, reading, write_json, writing
-from loragen_infer.generation.card import read_request_fingerprint, was_tuned
+from loragen_infer.generation.card import can_be_made_again, read_request_fingerprint
 
 __all__ = ["DEFAULT_MAX_ADAPTERS", "Shelf", "StoredAdapter", "check_id"]
 
@@ -195,8 +195,9 @@ class Shelf:
         for used_at, name in sorted(used):
             if free >= stride:
                 break
-            if self.find(name) is None or was_tuned(self.folder / name):
-                continue  # nothing that the store made, or could make again
+            # The card is read anew: of an adapter that was found before it may have changed.
+            if self.find(name) is None or not can_be_made_again(self.folder / name, name):
+                continue
             if (self.folder / name).lstat().st_mtime_ns != used_at:
                 continue  # whoever used it since then was told that it is there
             removed.mkdir(exist_ok=True)

@@ -5,8 +5,10 @@ reads an adapter from the path that it is told, so both must see the folder unde
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -93,17 +95,24 @@ class VllmClient:
         data = None if content is None else json.dumps(content).encode()
         request = Request(self.url + path, data, headers)  # noqa: S310  # the scheme is checked above
         try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                return response.status, response.read(_MAX_BYTES).decode(errors="replace")
-        except HTTPError as error:
-            with error:
-                return error.code, error.read(_MAX_BYTES).decode(errors="replace")
+            with self._answer(request) as (status, response):
+                return status, response.read(_MAX_BYTES).decode(errors="replace")
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             said = reason_of(reason) if isinstance(reason, Exception) else str(reason)
             raise VllmError(
                 f"vLLM at {self.url} cannot be reached ({said}); start it, or correct its address."
             ) from error
+
+    @contextmanager
+    def _answer(self, request: Request) -> Iterator[tuple[int, IO[bytes]]]:
+        """Yield the status of the answer, whichever it is, and what its body is read from."""
+        try:
+            response = self._opener.open(request, timeout=self._timeout)
+        except HTTPError as error:
+            response = error
+        with response:
+            yield response.status, response
 
     def _refused(self, what: str, status: int, answer: str) -> VllmError:
         message = _message_of(answer)

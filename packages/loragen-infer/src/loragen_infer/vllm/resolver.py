@@ -66,7 +66,7 @@ class LoragenResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is not there 
     def _find_or_make(self, adapter_id: str) -> StoredAdapter | None:
         # A finished adapter needs no generator, whose encoder takes seconds to load.
         adapter = self._finished.find(adapter_id)
-        if adapter is not None or self._settings.model is None:
+        if adapter is not None or self._settings.model is None or not self._finished.is_registered(adapter_id):
             return adapter
         with self._loading:
             store = self._making
