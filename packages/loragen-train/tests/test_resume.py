@@ -209,6 +209,25 @@ def test_a_folder_without_a_checkpoint_is_named(config, tmp_path):
         fit(config, resume=str(tmp_path))
 
 
+def test_weights_without_a_state_are_no_place_to_go_on_from(unfinished):
+    config, folder = unfinished
+    best = folder / "checkpoints" / "epoch=0-val_loss=1.0.ckpt"
+    best.write_bytes(b"")
+    with pytest.raises(LoragenTrainError, match=rf"{best.name} holds weights only; give .*{LAST_CHECKPOINT}, or the"):
+        fit(config, resume=str(best))
+
+
+def test_nothing_is_said_of_going_on_where_nothing_was_saved(config, tmp_path, caplog):
+    class Stop(Callback):
+        def on_train_start(self, trainer, pl_module):
+            raise KeyboardInterrupt
+
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        fit(replace(config, output_dir=str(tmp_path)), callbacks=[Stop()])
+    assert "Experiment: " in caplog.text
+    assert "Go on with" not in caplog.text
+
+
 def test_a_damaged_checkpoint_is_one_sentence(unfinished):
     config, folder = unfinished
     file = folder / LAST_CHECKPOINT

@@ -121,6 +121,18 @@ def test_other_prompts_are_refused_under_auto_and_a_warning_for_a_folder(config,
     ]
 
 
+def test_other_tasks_to_choose_by_are_refused_under_auto_and_a_warning_for_a_folder(config, tmp_path, caplog):
+    config = replace(config, training=replace(config.training, unseen=UnseenConfig(max_samples=4)))
+    folder = begin(config)
+    manifest = ZooManifest.read(tmp_path / "zoo")
+    replace(manifest, tasks=[task for task in manifest.tasks if task.name != "more"]).write()
+    with pytest.raises(LoragenTrainError, match="begun with other held-out tasks to choose the best weights by"):
+        fit(config, resume="auto")
+    caplog.clear()
+    assert fit(config, resume=str(folder)) == folder
+    assert "that is resumed was begun with other held-out tasks to choose the best weights by" in caplog.text
+
+
 @pytest.mark.parametrize("recorded", ["nothing", "layout", "prompts"])
 def test_an_experiment_of_before_the_record_goes_on(config, recorded):
     folder = begin(config)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from lora_tokenizer import read_adapter, same_bits, write_adapter
+from loragen_infer.adapters import tuning
 from loragen_infer.models.base_model import load_base_model
 
 
@@ -38,6 +39,14 @@ def test_of_a_training_that_is_tuned_its_end_counts_and_not_its_checkpoints(make
     write_adapter(dataclasses.replace(end, tensors=tensors), adapter / "checkpoint-10", overwrite=True)
     assert make.cli("tune", str(adapter), "--samples", str(samples), "--steps", "0", "--output", str(output)) == 0
     assert same_bits(read_adapter(output), end)
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_the_work(make, adapter, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "tune_many", lambda *_: pytest.fail("it is tuned"))
+    samples = make.samples(tmp_path / "samples.jsonl", ["one"])
+    output = samples / "tuned"
+    assert make.cli("tune", str(adapter), "--samples", str(samples), "--output", str(output)) == 1
+    assert "samples.jsonl" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(make, adapter, tmp_path, capsys):

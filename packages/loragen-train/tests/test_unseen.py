@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from lora_tokenizer import LoraAdapter, write_adapter
+from lora_tokenizer import LoraAdapter, read_adapter, write_adapter
 from loragen_infer import GeneratorBundle, LoraGenerator
 from loragen_infer.adapters import adapter_attached
 from loragen_infer.likelihood import response_nll
@@ -24,6 +24,7 @@ from loragen_train import LoragenTrainError
 from loragen_train.configs.fit import DataConfig, ExportConfig, FitConfig, ModelConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.configs.unseen import UnseenConfig
+from loragen_train.training import fit as fit_module
 from loragen_train.training.fit import fit
 from loragen_train.training.module import GeneratorModule
 from loragen_train.training.resume import Interrupted
@@ -118,10 +119,66 @@ def test_the_lowest_nll_of_unseen_tasks_chooses_the_weights_and_stops(config, tm
     assert equal(weights(made), of_checkpoint(file))
 
 
+@pytest.fixture
+def second_is_best(monkeypatch):
+    """Whatever the tiny network does, the second validation is by far the best."""
+    original, added = FrozenModel.mean_nll, iter([0, 300, 200, 0])
+
+    def shifted(self, adapters, tests):
+        shift = next(added, 200)
+        return [nll + shift for nll in original(self, adapters, tests)]
+
+    monkeypatch.setattr(FrozenModel, "mean_nll", shifted)
+
+
+@pytest.mark.usefixtures("second_is_best")
+def test_a_training_that_stopped_early_takes_no_step_more_when_its_results_are_to_be_written(
+    config, tmp_path, monkeypatch
+):
+    def fail(*_args, **_options):
+        raise OSError("the disk is full")
+
+    config = changed(config, tmp_path, early_stopping_patience=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "write_results", fail)
+        with pytest.raises(OSError, match="disk is full"):
+            fit(config)
+    monkeypatch.setattr(GeneratorModule, "training_step", lambda *_: pytest.fail("a step is taken"))
+    folder = fit(config, resume="auto")
+    assert len(values(folder, "val_unseen_nll")) == 4
+    (file,) = (folder / "checkpoints").glob("epoch=*.ckpt")
+    assert equal(weights(folder), of_checkpoint(file))
+
+
+@pytest.mark.usefixtures("second_is_best")
+def test_an_experiment_that_was_moved_knows_what_was_best(config, tmp_path):
+    config = changed(config, tmp_path)
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        fit(config, callbacks=[Stop()])
+    (folder,) = tmp_path.iterdir()
+    moved = folder.rename(tmp_path / "moved")
+    assert fit(config, resume=str(moved)) == moved
+    (file,) = (moved / "checkpoints").glob("epoch=*.ckpt")
+    assert file.name.startswith("epoch=1-")
+    assert equal(weights(moved), of_checkpoint(file))
+
+
 def test_where_no_validation_is_better_than_the_start_its_weights_are_the_best(config, tmp_path, caplog):
     made = fit(changed(config, tmp_path, learning_rate=1e-20, weight_decay=0.0, max_epochs=2))
     assert equal(weights(made), of_checkpoint(made / "checkpoints" / "start.ckpt"))
     assert "No validation was better than the start" in caplog.text
+
+
+def test_the_bundle_names_the_base_model_of_the_zoo_whatever_its_adapters_name(config, experiment, tiny_lm):
+    manifest = ZooManifest.read(config.data.zoo)
+    (named,) = {read_adapter(manifest.path(path)).config.base_model_name_or_path for path in manifest.tasks[0].adapters}
+    assert GeneratorBundle.load(experiment).base_model == str(tiny_lm) != named
 
 
 def test_the_values_are_those_of_the_adapters_that_the_bundle_writes(config, tmp_path, tiny_lm):

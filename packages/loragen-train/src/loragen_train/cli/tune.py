@@ -33,6 +33,7 @@ def _add_options(parser: ArgumentParser) -> None:
 def _tune(options: Namespace) -> None:
     from lora_tokenizer import find_adapter, read_adapter
     from loragen_infer.adapters.tuning import TuneSettings, tune_many
+    from loragen_infer.files import check_writable
     from loragen_infer.models.base_model import load_base_model
     from loragen_infer.samples import read_examples
     from loragen_infer.words import counted
@@ -40,6 +41,7 @@ def _tune(options: Namespace) -> None:
     output = Path(options.output)
     if output.exists():
         raise LoragenTrainError(f"{output} exists already; choose another --output or remove it.")
+    check_writable(output.parent)  # before what takes long
     samples = read_examples(Path(options.samples))
     adapter = read_adapter(find_adapter(options.adapter))
     name = options.base_model or adapter.config.base_model_name_or_path

@@ -141,6 +141,10 @@ def find_unfinished(resume: str, output_dir: Path, name: str) -> Path | None:
         return next((folder for folder in folders if _why_not_to_continue(folder) is None), None)
     path = Path(resume)
     folder = path.parent.parent if path.is_file() else path
+    if path.is_file() and path.name != LAST_CHECKPOINT.name:
+        raise LoragenTrainError(
+            f"--resume {resume} holds weights only; give {folder / LAST_CHECKPOINT}, or the experiment folder."
+        )
     if (reason := _why_not_to_continue(folder)) is not None:
         raise LoragenTrainError(f"--resume {resume}{reason}")
     return folder

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from hyperconv import HyperConvGenerator
 from hyperconv.linear import LeftOut
 from loragen_infer.encoder import ConditionEncoder, PromptEncoder, load_encoder
+from loragen_infer.models.locate import is_same_model
 from loragen_infer.zoo import ZooManifest
 from torch import Tensor
 
@@ -71,10 +72,11 @@ class TrainingSetup:
         """Versions, git commit, and hashes of the data: what decides the result besides the configuration."""
         is_through_lm = self.module.config.is_through_lm
         held_out = {"held_out": self.held_out} if self.held_out else {}
+        watched = {} if self.unseen is None else {"watched": self.unseen.digest}
         precision = {"lm_precision": self.frozen.precision} if self.frozen is not None and is_through_lm else {}
         joint = {} if self.joint is None else {"joint": self.joint.digest}
         data = _describe_data(self.zoo, self.prompts, is_through_lm=is_through_lm)
-        return {"versions": describe_versions(), **data, **joint, **held_out, **precision}
+        return {"versions": describe_versions(), **data, **joint, **held_out, **watched, **precision}
 
 
 def build_setup(
@@ -102,7 +104,7 @@ def build_setup(
     training_data = read_training_data(config.data, need_adapter=not training.can_do_without_adapters)
     data = training_data.data
     prompts = read_prompts(data, training.seed, leave_out=training_data.test_hashes)
-    zoo = read_zoo(data, config.model, list(prompts.train), cache_dir)
+    zoo = _named_as_in(training_data.manifest, read_zoo(data, config.model, list(prompts.train), cache_dir))
     if before is not None:
         check_same_adapters(before, _describe_data(zoo, prompts, is_through_lm=training.is_through_lm))
     joint = _joint_adapter(config, training_data.manifest, zoo, list(prompts.train), before)
@@ -141,6 +143,15 @@ def build_setup(
         unseen=unseen,
         sample_hashes=sample_hashes,
     )
+
+
+def _named_as_in(manifest: ZooManifest | None, zoo: Zoo) -> Zoo:
+    """``zoo`` with the base model that its ``zoo.json`` names, since adapters may name none, or one each."""
+    known_as = zoo.layout.config.base_model_name_or_path
+    if manifest is None or (known_as is not None and is_same_model(known_as, manifest.base_model)):
+        return zoo
+    config = replace(zoo.layout.config, base_model_name_or_path=manifest.base_model)
+    return replace(zoo, layout=replace(zoo.layout, config=config))
 
 
 def _sample_hashes(training_data: TrainingData, joint: JointAdapter | None) -> dict[str, frozenset[str]]:

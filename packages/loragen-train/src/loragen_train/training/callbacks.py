@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -64,9 +65,23 @@ class BestWeights(ModelCheckpoint):
         if self.monitor != "val_loss" or _is_last_phase(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was best, also where the experiment's folder has been moved since: Lightning would forget."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "", Path(path).name)) if path else path
+
+        moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best_k = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best_k, "dirpath": self.dirpath})
+
 
 class StopEarlyInLastPhase(EarlyStopping):
     """Stops early, whatever tells, but no phase in favour of the next: it counts validations of the last one alone."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that ended between its last step and its results has no more steps to take.
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _is_last_phase(trainer, pl_module):

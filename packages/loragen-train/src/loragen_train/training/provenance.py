@@ -67,7 +67,8 @@ def check_same_adapters(before: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
 
 def check_same_prompts(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, refuse: bool) -> None:
-    """Refuse, or warn of, prompts and samples that are others than those that the training in ``folder`` began with.
+    """Refuse, or warn of, prompts and samples that are others than those that the training in ``folder`` began with,
+    those of the held-out tasks that are watched among them.
 
     Args:
         before: The provenance that was recorded there.
@@ -84,6 +85,8 @@ def check_same_prompts(before: Mapping[str, Any], now: Mapping[str, Any], folder
         for kind in ("prompts", "samples")
         if (others := _changed(then, tasks, kind))
     ]
+    if "watched" in before and before["watched"] != now.get("watched"):
+        changes.append("other held-out tasks to choose the best weights by, or other prompts or test samples of them")
     if changes and refuse:
         raise LoragenTrainError(
             f"{folder} was begun with {' and '.join(changes)}. Continue it all the same with --resume {folder}, or "

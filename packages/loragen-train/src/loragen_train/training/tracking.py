@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from loragen_train.configs.fit import FitConfig
 from loragen_train.configs.logging import SwanLabConfig
 from loragen_train.errors import LoragenTrainError
+from loragen_train.experiments.folder import LAST_CHECKPOINT
 from loragen_train.training.environment import is_first_process
 from loragen_train.training.resume import Interrupted, step_of
 
@@ -125,7 +126,8 @@ def tracked(config: FitConfig, folder: Path, checkpoint: Path | None) -> Iterato
         yield loggers
     except (Interrupted, KeyboardInterrupt) as stop:
         outcome = ("aborted", str(stop) or "stopped by SIGINT")
-        logger.info("Go on with: --resume %s.", folder)
+        if (folder / LAST_CHECKPOINT).is_file():
+            logger.info("Go on with: --resume %s.", folder)
         raise
     except BaseException as error:
         outcome = ("crashed", str(error) or type(error).__name__)

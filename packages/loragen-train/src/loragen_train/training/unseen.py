@@ -6,10 +6,13 @@ the task's test samples with it, and with adapters generated from other tasks' p
 Legend: T tasks, P prompts, N tokens, W values per token, V variants: with a task's own prompts, and with others'.
 """
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +141,9 @@ class UnseenTasks(Callback):
         self._nll_T = torch.zeros(len(tasks))
         self.start_nll = math.inf
         """``val_unseen_nll`` before the first step, also that of an earlier run which this one resumes."""
+        content = json.dumps([asdict(task) for task in tasks])
+        self.digest = hashlib.sha256(content.encode()).hexdigest()
+        """SHA-256 of the tasks' prompts and test samples: only scores of the same ones can be compared."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and keep what the training starts from.
