@@ -265,7 +265,18 @@ PLACES = st.sampled_from(
         *("lab/adapter", "..", ".", "~nobody/x", "hf:adapters", "\0", "x" * 5000, "reasoning-gym:gcd", "hf:", "a:b"),
     ]
 )
-COLUMNS = ("name", "adapter", "prompts", "revision", "prompt_column", "split", "test", "held_out", "other")
+COLUMNS = (
+    "name",
+    "adapter",
+    "prompts",
+    "revision",
+    "prompt_column",
+    "split",
+    "test",
+    "test_split",
+    "held_out",
+    "other",
+)
 CHANGES = st.dictionaries(st.sampled_from(COLUMNS), st.one_of(PLACES, VALUES, st.sampled_from(NAMES)), max_size=3)
 ROWS = st.builds(lambda row, changes: {**row, **changes}, st.sampled_from(rows_of()), CHANGES)
 

@@ -69,6 +69,24 @@ def test_adapters_and_data_sets_of_the_hub_are_imported_offline(tmp_path, cache,
     assert all(row["response"].isdigit() for row in make.read(zoo.samples(task.test)))
 
 
+def test_test_samples_come_from_another_split_of_the_data_set(tmp_path, cache, original, make):
+    """Adapters from elsewhere were most likely trained on all of the split that the prompts are of."""
+    pytest.importorskip("datasets")
+    put(cache, "lab/lm-r2-sums", original)
+    for split, first in (("train", 0), ("test", 100)):
+        rows = [{"input": f"What is {first + n} + 1?", "output": str(first + n + 1)} for n in range(8)]
+        make.rows(tmp_path / "data" / "sums" / f"{split}.jsonl", rows)
+    (tmp_path / "tasks.csv").write_text(
+        "name,adapter,prompts,prompt_column,test,test_split\nsums,lab/lm-r2-sums,hf:data/sums,input,hf:data/sums,test\n"
+    )
+    words = ["--table", str(tmp_path / "tasks.csv"), "--output-dir", str(tmp_path / "zoo")]
+    assert make.cli("import", *words) == 0
+    zoo = ZooManifest.read(tmp_path / "zoo")
+    (task,) = zoo.tasks
+    assert {int(row["response"]) for row in make.read(zoo.samples(task.prompts))} == set(range(1, 9))
+    assert {int(row["response"]) for row in make.read(zoo.samples(task.test))} == set(range(101, 109))
+
+
 def test_other_adapters_of_a_repository_are_not_taken(tmp_path, cache, original, make):
     snapshot = put(cache, "lab/several", original)
     write_adapter(make.adapter(seed=1), snapshot / "checkpoint-1")

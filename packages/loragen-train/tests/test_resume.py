@@ -24,7 +24,7 @@ from loragen_train.training.module import GeneratorModule
 from loragen_train.training.resume import Interrupted
 
 # Four checkpoints in batches of one: four steps an epoch, twelve in all.
-NUM_STEPS = 12
+NUM_STEPS, BATCHES_PER_EPOCH = 12, 4
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,12 @@ def test_after_ctrl_c_in_any_step_the_end_is_the_same(config, undisturbed, tmp_p
     assert fit(config, resume="auto") == folder
     assert bundle(folder) == bundle(undisturbed["plain"])
     assert rows(folder, "val_loss") == rows(undisturbed["plain"], "val_loss")
+    # A clock that began with the machine, and not with the run, would make it a fraction of a thousandth.
+    speeds = [float(speed) for _, speed in rows(folder, "samples_per_second")]
+    assert len(speeds) == NUM_STEPS // BATCHES_PER_EPOCH
+    assert min(speeds) > 0.01
+    if num_batches % BATCHES_PER_EPOCH == 0:
+        assert rows(folder, "train_loss") == rows(undisturbed["plain"], "train_loss")
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,10 @@ class MachineUse(Callback):
         self.seconds_per_batch = 0.0
         """Of the last epoch."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A resumed run may begin in the midst of an epoch, whose start it is not told of.
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._batch_ended = time.perf_counter()
         self._waited, self._num_samples, self._num_batches = 0.0, 0, 0

@@ -70,6 +70,7 @@ class ResumeCheckpoint(Callback):
         self._file, self._every_n_steps = file, config.checkpoint_every_n_steps
         self._config, self._monitor = config, monitor
         self._received = 0
+        self._to_stop = 0  # the signal that some process has received, once all know
         self._before: dict[int, Any] = {}
         self._is_due = False
         self.val_loss: float | None = None
@@ -98,7 +99,8 @@ class ResumeCheckpoint(Callback):
         if self._every_n_steps and trainer.global_step % self._every_n_steps == 0:
             self._is_due = True
         if not trainer.is_last_batch:
-            self._save_or_stop(trainer, pl_module)
+            self._save(trainer, pl_module)
+            self._stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the loss; what was validated is saved at the end of the epoch.
@@ -115,19 +117,29 @@ class ResumeCheckpoint(Callback):
         self._is_due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what the epoch's last step or its validation made due."""
-        self._save_or_stop(trainer, pl_module)
+        """Save what the epoch's last step or its validation made due; Lightning logs the epoch after this."""
+        self._save(trainer, pl_module)
 
-    def _save_or_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        received = self._received
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop, if that was to be after the last step of the epoch before."""
+        self._stop()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop, if that was to be after the last step of all."""
+        self._stop()
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._to_stop = self._received
         if trainer.world_size > 1:
-            everywhere = trainer.strategy.reduce(torch.tensor(received, device=pl_module.device), reduce_op="max")
-            received = int(everywhere)
-        if received or self._is_due:
+            received = torch.tensor(self._received, device=pl_module.device)
+            self._to_stop = int(trainer.strategy.reduce(received, reduce_op="max"))
+        if self._to_stop or self._is_due:
             trainer.save_checkpoint(self._file, weights_only=False)
             self._is_due = False
-        if received:
-            raise Interrupted(received)
+
+    def _stop(self) -> None:
+        if self._to_stop:
+            raise Interrupted(self._to_stop)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""

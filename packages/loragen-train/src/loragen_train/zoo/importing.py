@@ -237,7 +237,8 @@ def _stage_samples(
     for row in rows:
         if row.test is not None:
             try:
-                test = read_samples(row.source(row.test), num_samples=None, seed=config.seed, purpose="collect")
+                source = row.source(row.test, split=row.test_split)
+                test = read_samples(source, num_samples=None, seed=config.seed, purpose="collect")
             except _ERRORS as error:
                 failures.setdefault(row.name, str(error))
                 continue

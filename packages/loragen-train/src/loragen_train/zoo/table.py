@@ -47,6 +47,8 @@ class ImportRow:
     """Split of a data set of the hub."""
     test: str | None = None
     """Where further samples with responses are."""
+    test_split: str | None = None
+    """Split of the data set that ``test`` names; None: that of the prompts."""
     held_out: bool = False
     """Whether training must see nothing of the task."""
     folder: Path = Path()
@@ -64,8 +66,8 @@ class ImportRow:
             return None
         return self.adapter, self.revision
 
-    def source(self, location: str) -> Source:
-        """Return where to read samples: ``prompts`` or ``test``."""
+    def source(self, location: str, *, split: str | None = None) -> Source:
+        """Return where to read samples, ``prompts`` or ``test``; ``split``: None for that of the prompts."""
         library, colon, name = location.partition(":")
         if library == "lm-eval" and name.endswith((".yaml", ".yml")):
             raise LoragenTrainError(f"{location} could run code, which no table may; write its samples to a file.")
@@ -77,7 +79,7 @@ class ImportRow:
             with_config = _existing(self.folder, f"{name.rpartition('/')[0]}/README.md") if "/" in name else None
             location = f"{library}{colon}{self.folder / name}" if path or with_config else location
         columns = {"prompt_column": self.prompt_column, "response_column": self.response_column}
-        return Source(location=location, task=self.name, split=self.split, **columns)
+        return Source(location=location, task=self.name, split=split or self.split, **columns)
 
 
 _COLUMNS = [field.name for field in dataclasses.fields(ImportRow) if field.name != "folder"]
