@@ -238,6 +238,24 @@ def test_what_a_killed_process_leaves_is_cleared_and_nothing_else(tmp_path: Path
     assert len(names(tmp_path)) == 3
 
 
+def test_what_another_container_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers may have one host name, and each knows the processes of its own namespace only."""
+    monkeypatch.setattr(atomic, "_is_alive", lambda pid: False)
+    with contextlib.suppress(StoppedError), atomic_file(tmp_path / "mine") as mine:
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic, "_pid_namespace", lambda: "4026532999")
+            clear_leftovers(tmp_path)
+            assert mine.exists()
+            with contextlib.suppress(StoppedError), atomic_file(tmp_path / "theirs") as theirs:
+                assert is_temporary(theirs)
+                patch.undo()
+                clear_leftovers(tmp_path)
+                assert theirs.exists()
+                assert not mine.exists()
+                raise StoppedError
+        raise StoppedError
+
+
 KILLED_BETWEEN_RENAMES = """
 import ctypes, os, signal, sys
 from pathlib import Path

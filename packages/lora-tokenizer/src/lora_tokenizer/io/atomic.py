@@ -1,7 +1,8 @@
 """Writing that appears whole or not at all: a temporary name in the same folder, fsync, rename.
 
-A temporary name tells which process on which machine made it, so that what a killed process left can be cleared away
-(`clear_leftovers`). What the system refuses comes out as the OSError it is; callers make their own sentence of it.
+A temporary name tells which process on which machine, or in which container, made it, so that what a killed process
+left can be cleared away (`clear_leftovers`). What the system refuses comes out as the OSError it is; callers make their
+own sentence of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<host>[^-]*)-(?P<pid>[^-]*)-[0-9a-f]+", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_OWN_MACHINE = str(0xEFFFFFFC)  # Linux's PROC_PID_INIT_INO, the namespace of all that runs in no container
 
 
 @contextlib.contextmanager
@@ -102,7 +104,16 @@ def _temporary_beside(target: Path, kind: str = "tmp") -> Path:
 
 
 def _host() -> str:
-    return socket.gethostname().replace("-", "_").replace(".", "_")[:40]
+    """The machine, and of a container its process namespace too: a pid means another process in each."""
+    name = socket.gethostname().replace("-", "_").replace(".", "_")[:40]
+    namespace = _pid_namespace()
+    return name if namespace in (None, _OWN_MACHINE) else f"{name}_{namespace}"
+
+
+def _pid_namespace() -> str | None:
+    with contextlib.suppress(OSError):  # of a system that is not Linux, or has no /proc
+        return Path("/proc/self/ns/pid").readlink().name.removeprefix("pid:[").removesuffix("]")
+    return None
 
 
 def _finish(folder: Path | str, permissions: int) -> None:
