@@ -148,7 +148,7 @@ def build_setup(
 def _named_as_in(manifest: ZooManifest | None, zoo: Zoo) -> Zoo:
     """``zoo`` with the base model that its ``zoo.json`` names, since adapters may name none, or one each."""
     known_as = zoo.layout.config.base_model_name_or_path
-    if manifest is None or (known_as is not None and is_same_model(known_as, manifest.base_model)):
+    if manifest is None or not manifest.base_model or (known_as and is_same_model(known_as, manifest.base_model)):
         return zoo
     config = replace(zoo.layout.config, base_model_name_or_path=manifest.base_model)
     return replace(zoo, layout=replace(zoo.layout, config=config))
