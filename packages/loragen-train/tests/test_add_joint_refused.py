@@ -76,6 +76,14 @@ def test_a_joint_adapter_of_other_samples_than_those_imported_since_is_refused(j
     assert ZooManifest.read(zoo).joint is not None
 
 
+def test_folds_of_another_number_of_steps_are_refused_in_the_words_of_the_command(joint_config):
+    add_joint(joint_config)
+    shutil.rmtree(Path(joint_config.zoo) / "joint")
+    said = r"joint_folds/1 was made with other settings \(steps: 7, and now 11\); give these again, or remove joint and"
+    with pytest.raises(LoragenTrainError, match=said):
+        add_joint(replace(joint_config, steps=11))
+
+
 def test_a_zoo_that_is_imported_anew_in_the_meantime_does_not_get_it(joint_config, monkeypatch):
     zoo = Path(joint_config.zoo)
     change_table(zoo, test=None)

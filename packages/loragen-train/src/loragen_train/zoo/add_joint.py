@@ -120,7 +120,14 @@ def _train(manifest: ZooManifest, config: JointConfig) -> None:
         problem = next(iter(left_out.values()))
         raise LoragenTrainError(f"No task of {manifest.folder} has samples to learn from; the first: {problem}")
     trained_on = replace(described, tasks=[task for task in described.tasks if task.name not in left_out])
-    make_joint(ready, trained_on, manifest.folder, partial(_train_folds, trained_on, frozen, fabric))
+    try:
+        make_joint(ready, trained_on, manifest.folder, partial(_train_folds, trained_on, frozen, fabric))
+    except records.OtherSettingsError as error:
+        # ``collect`` calls the number of steps joint_steps, and has an output_dir.
+        difference = error.difference.removeprefix("joint_")
+        raise LoragenTrainError(
+            f"{error.folder} was made with other settings ({difference}); give these again, or {_ANEW}."
+        ) from error
 
 
 def _train_folds(

@@ -18,6 +18,7 @@ from loragen_train.configs.collect import CollectConfig, CollectTask, Precision
 from loragen_train.errors import LoragenTrainError
 
 __all__ = [
+    "OtherSettingsError",
     "check_base_model",
     "check_settings",
     "decide_precision",
@@ -69,8 +70,25 @@ def read_record(path: Path) -> dict[str, Any]:
         ) from error
 
 
+class OtherSettingsError(LoragenTrainError):
+    """What is there was made with other settings than are wanted now."""
+
+    def __init__(self, folder: Path, difference: str) -> None:
+        super().__init__(
+            f"{folder} was made with other settings ({difference}); remove it or choose another output_dir."
+        )
+        self.folder = folder
+        self.difference = difference
+        """The first one, which begins with the setting's name."""
+
+
 def check_settings(record: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse a folder that was made with other settings than are wanted now, as its ``record`` says."""
+    """Refuse a folder that was made with other settings than are wanted now, as its ``record`` says.
+
+    Raises:
+        OtherSettingsError: It was.
+        LoragenTrainError: There is no record, or it is damaged.
+    """
     folder = record.parent
     if not record.is_file():
         raise LoragenTrainError(f"{folder} exists but was not written by collect; choose another output_dir.")
@@ -78,9 +96,7 @@ def check_settings(record: Path, wanted: Mapping[str, Any]) -> None:
     found = {key: noted.get(key) for key in wanted} if isinstance(noted, dict) else {}
     difference = _first_difference("", found, dict(wanted))
     if difference is not None:
-        raise LoragenTrainError(
-            f"{folder} was made with other settings ({difference}); remove it or choose another output_dir."
-        )
+        raise OtherSettingsError(folder, difference)
 
 
 def tasks_of_joint(folder: Path) -> list[str]:
