@@ -121,7 +121,8 @@ def test_the_start_is_near_the_mean_adapter_and_within_reach_of_every_part(optio
         (generator(condition_BPD) - target_BNW).square().mean().backward()
         optimizer.step()
     still = [name for name, p in generator.named_parameters() if torch.equal(p, before[name])]
-    assert still == []
+    # A softmax is the same whatever is added to all scores, so that rounding alone moves this one, or nothing does.
+    assert set(still) <= {"condition_encoder.score.bias"}
 
 
 def test_the_config_is_json_and_refuses_unknown_keys():
