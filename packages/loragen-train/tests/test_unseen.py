@@ -131,6 +131,20 @@ def second_is_best(monkeypatch):
     monkeypatch.setattr(FrozenModel, "mean_nll", shifted)
 
 
+def interrupted(config: FitConfig, folder: Path, *, epoch: int) -> Path:
+    """The experiment, alone in ``folder``, of a training that Ctrl+C stops after the first step of that epoch."""
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == epoch:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        fit(config, callbacks=[Stop()])
+    (experiment,) = folder.iterdir()
+    return experiment
+
+
 @pytest.mark.usefixtures("second_is_best")
 def test_a_training_that_stopped_early_takes_no_step_more_when_its_results_are_to_be_written(
     config, tmp_path, monkeypatch
@@ -153,15 +167,7 @@ def test_a_training_that_stopped_early_takes_no_step_more_when_its_results_are_t
 @pytest.mark.usefixtures("second_is_best")
 def test_an_experiment_that_was_moved_knows_what_was_best(config, tmp_path):
     config = changed(config, tmp_path)
-
-    class Stop(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        fit(config, callbacks=[Stop()])
-    (folder,) = tmp_path.iterdir()
+    folder = interrupted(config, tmp_path, epoch=3)
     moved = folder.rename(tmp_path / "moved")
     assert fit(config, resume=str(moved)) == moved
     (file,) = (moved / "checkpoints").glob("epoch=*.ckpt")
@@ -276,17 +282,9 @@ def test_a_resumed_training_knows_what_was_best(config, experiment, tmp_path, mo
     assert best == other
 
 
-def test_another_choice_after_a_resume_is_a_warning(config, tmp_path, monkeypatch, caplog):
+def test_another_choice_after_a_resume_is_a_warning(config, tmp_path, caplog):
     config = changed(config, tmp_path, max_epochs=3)
-
-    class Stop(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        fit(config, callbacks=[Stop()])
-    (folder,) = tmp_path.iterdir()
+    folder = interrupted(config, tmp_path, epoch=1)
     fit(changed(config, tmp_path, unseen=UnseenConfig(enabled=False)), resume=str(folder))
     assert "val_unseen_nll chose the best weights until now, and from here on val_loss does" in caplog.text
 

@@ -26,6 +26,9 @@ _GREEDY: dict[str, Any] = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
     "sequence_bias": None,
+    "guidance_scale": None,
+    "exponential_decay_length_penalty": None,
+    "forced_eos_token_id": None,
 }
 
 

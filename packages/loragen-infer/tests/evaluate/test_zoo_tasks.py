@@ -206,6 +206,7 @@ def test_no_example_counts_that_the_joint_adapter_was_trained_on(listed, folder,
 
     whole = number_of_examples(["base"])
     assert number_of_examples(["base", "joint"]) == whole - 1
+    assert number_of_examples(["base", "joint"], joint_adapter=str(zoo.adapters[1])) == whole - 1
     assert number_of_examples(["base", "joint"], joint_adapter=str(zoo.adapters[0])) == whole
 
 

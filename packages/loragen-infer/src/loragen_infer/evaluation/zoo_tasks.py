@@ -67,7 +67,10 @@ def hashes_of_joint(config: EvaluateConfig, zoo: str) -> frozenset[str]:
         LoragenInferError: A file of samples is not the one that the ``zoo.json`` describes.
     """
     manifest = ZooManifest.read(zoo)
-    if "joint" not in config.wanted_rows or config.joint_adapter is not None or manifest.joint is None:
+    if "joint" not in config.wanted_rows or manifest.joint is None:
+        return frozenset()
+    joint = manifest.path(manifest.joint)
+    if Path(config.joint_adapter or joint).resolve() != joint.resolve():  # one of which nothing is known
         return frozenset()
     learned = [task.prompts for task in manifest.tasks if not task.held_out and task.prompts is not None]
     files = [manifest.samples(prompts) for prompts in learned]
