@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
 __all__ = ["ROOT", "Steps"]
 
 ROOT = Path(__file__).resolve().parent.parent
+# As many of the last lines of a log are shown of a step that failed.
+_LOG_LINES = 20
 # The packages whose code decides what a command does.
 _USES = {
     "collect": ("lora-tokenizer", "loragen-infer", "loragen-train"),
@@ -23,13 +28,19 @@ _USES = {
 
 
 class Steps:
-    """Runs commands one after another, and remembers what each printed, how long it took and what it was run on."""
+    """Runs commands, and remembers what each printed, how long it took and what it was run on.
+
+    Threads may run several at a time, each after those that it depends on.
+    """
 
     def __init__(self, folder: Path, packages: Path = ROOT / "packages") -> None:
         self._folder = folder / "steps"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._packages = packages
         self._keys: dict[str, str] = {}
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+        self._lock = Lock()
         self.seconds: dict[str, float] = {}
         """What each step has taken, by its name; of one from an earlier run, what it took then."""
 
@@ -64,6 +75,7 @@ class Steps:
         config: Path | None = None,
         data: Sequence[Path] = (),
         silent: bool = False,
+        num_cores: int | None = None,
     ) -> str:
         """Return what ``command`` prints on standard output, from an earlier run if nothing has changed since.
 
@@ -76,6 +88,8 @@ class Steps:
             config: The file that it reads its settings from.
             data: Files that it reads besides, which no step has made.
             silent: Do not show what it prints, which is for a program.
+            num_cores: How many processor cores it may use, where others run beside it; what it says of its progress
+                goes to a file then, ``steps/<name>.log``.
         """
         key = self.key(command, name=name, after=after, config=config, data=data)
         subcommand = shlex.split(command)[1]
@@ -92,17 +106,51 @@ class Steps:
         if subcommand == "generate":  # it never writes over an adapter
             shutil.rmtree(makes, ignore_errors=True)
         started = time.perf_counter()
-        done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+        log = None if num_cores is None else record.with_suffix(".log")
+        output, exit_code = self._execute(command, num_cores, log)
         self.seconds[name] = time.perf_counter() - started
-        _show(done.stdout, makes, silent=silent and done.returncode == 0)
+        if log is not None:
+            print(f"\n{name}:", flush=True)
+        _show(output, makes, silent=silent and exit_code == 0)
         print(f"({self.seconds[name]:.0f} s)", flush=True)
-        if done.returncode != 0:
-            sys.exit(done.returncode)
+        if exit_code != 0:
+            if log is not None and not self._stopped:
+                sys.stderr.write("".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-_LOG_LINES:]))
+            sys.exit(exit_code)
         if not makes.exists():
             sys.exit(f"{name} ended without {makes}, which another process may be making; try again later.")
-        content = {"key": key, "seconds": self.seconds[name], "output": done.stdout}
+        content = {"key": key, "seconds": self.seconds[name], "output": output}
         record.write_text(json.dumps(content), encoding="utf-8")
-        return done.stdout
+        return output
+
+    def stop(self) -> None:
+        """End what threads are running, which keeps what is finished, and let them start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def _execute(self, command: str, num_cores: int | None, log: Path | None) -> tuple[str, int]:
+        """Return what a command prints, and its exit code."""
+        threads = {} if num_cores is None else {"OMP_NUM_THREADS": str(num_cores)}
+        with nullcontext() if log is None else log.open("w", encoding="utf-8") as told:
+            with self._lock:
+                if self._stopped:
+                    sys.exit("Another step has ended the run.")
+                process = subprocess.Popen(
+                    shlex.split(command),
+                    stdout=subprocess.PIPE,
+                    stderr=told,
+                    text=True,
+                    cwd=ROOT,
+                    env=os.environ | threads,
+                )
+                self._running.add(process)
+            with process:
+                output, _ = process.communicate()
+            with self._lock:
+                self._running.remove(process)
+        return output, process.returncode
 
 
 def _show(output: str, makes: Path, *, silent: bool) -> None:

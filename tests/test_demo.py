@@ -1,6 +1,9 @@
 """What an earlier run of a step has finished is used again where nothing that it depends on has changed."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -77,6 +80,39 @@ def test_a_step_that_fails_ends_the_run_and_counts_for_nothing(tmp_path):
     for _ in range(2):
         with pytest.raises(SystemExit, match=r"^collect ended without .*joint, which another"):
             Steps(tmp_path).run(f"{program} collect", makes=tmp_path / "joint")
+
+
+def program_of(folder: Path, script: str) -> Path:
+    """A program that runs a shell script."""
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_a_step_beside_others_has_its_share_of_the_cores_and_a_log(tmp_path, capfd):
+    program = program_of(tmp_path, "echo $OMP_NUM_THREADS; echo half of it done >&2")
+    assert Steps(tmp_path).run(f"{program} collect", makes=tmp_path, num_cores=3) == "3\n"
+    assert (tmp_path / "steps/collect.log").read_text() == "half of it done\n"
+    assert "half of it" not in capfd.readouterr().err
+    program_of(tmp_path, "echo there is no such zoo >&2; exit 2")
+    with pytest.raises(SystemExit):
+        Steps(tmp_path).run(f"{program} fit", makes=tmp_path, num_cores=3)
+    assert capfd.readouterr().err == "there is no such zoo\n"
+
+
+def test_steps_that_are_stopped_end_at_once_and_nothing_more_starts(tmp_path, capfd):
+    program = program_of(tmp_path, "touch $2; exec sleep 60")
+    steps, started = Steps(tmp_path), tmp_path / "started"
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(steps.run, f"{program} collect {started}", makes=tmp_path, num_cores=1)
+        while not started.exists():
+            time.sleep(0.01)
+        steps.stop()
+        assert isinstance(running.exception(timeout=30), SystemExit)
+    with pytest.raises(SystemExit):
+        steps.run(f"{program} fit {tmp_path / 'never'}", makes=tmp_path)
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.parametrize("size", ["full", "quick"])

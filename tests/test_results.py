@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,10 @@ from loragen_train.configs.collect import CollectTask
 from loragen_train.prompts.splits import read_all_samples
 
 from demo.steps import ROOT
-from results import page, run, summary, twins
+from results import page, run, summary, twins, work
+from results.plan import QUICK
 from results.short_tasks import ShortTask, short_tasks
+from results.side_by_side import SideBySide
 
 PROMPTS = {
     "sums": [f"What is {a} + {b}?" for a in range(3) for b in range(3)],
@@ -98,10 +101,10 @@ def test_every_task_of_the_full_run_has_the_samples_that_it_asks_for():
 
 
 def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path):
-    plan = replace(run.QUICK, work=tmp_path / "work")
-    tasks = run.trained_on(zoo)
+    plan = replace(QUICK, work=tmp_path / "work")
+    tasks = work.trained_on(zoo)
     assert {task.name for task in tasks} == {"sums", "spelling"}
-    parts = [run.Run(plan, "cpu").part_of(zoo, tasks[:num_tasks]) for num_tasks in (1, 2)]
+    parts = [work.Run(plan, "cpu").part_of(zoo, tasks[:num_tasks]) for num_tasks in (1, 2)]
     names = [{task.name for task in part.training_tasks} for part in parts]
     assert [len(one) for one in names] == [1, 2]
     assert names[0] < names[1]
@@ -112,7 +115,7 @@ def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path)
         for task in read.tasks:
             assert read.samples(task.prompts).read_bytes() == zoo.samples(zoo.task(task.name).prompts).read_bytes()
             assert read.path(task.adapters[0]).samefile(zoo.folder / "adapters" / task.name)
-    with_joint = ZooManifest.read(run.Run(plan, "cpu").part_of(parts[1], tasks, joint=zoo).folder)
+    with_joint = ZooManifest.read(work.Run(plan, "cpu").part_of(parts[1], tasks, joint=zoo).folder)
     assert with_joint.path(with_joint.joint).samefile(zoo.folder / "adapters/sums")
     for fold, original in zip(with_joint.joint_folds, zoo.joint_folds, strict=True):
         assert fold.tasks == original.tasks
@@ -120,11 +123,11 @@ def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path)
 
 
 def test_a_zoo_is_collected_again_when_the_samples_of_its_short_tasks_have_changed(zoo, tmp_path, monkeypatch):
-    plan = replace(run.QUICK, work=tmp_path / "work")
+    plan = replace(QUICK, work=tmp_path / "work")
     shutil.copytree(zoo.folder, plan.work / "zoo")
     keys = []
 
-    def key_of(steps: run.Steps, command: str, *, makes: Path, **depends_on: Any) -> None:
+    def key_of(steps: work.Steps, command: str, *, makes: Path, **depends_on: Any) -> None:
         keys.append(steps.key(command, **depends_on))
 
     def flags(colour: str) -> list[SimpleNamespace]:
@@ -132,13 +135,41 @@ def test_a_zoo_is_collected_again_when_the_samples_of_its_short_tasks_have_chang
         samples.append(Example(prompt="Which flag has Chile?", response=colour))
         return [SimpleNamespace(name="flags", samples=lambda _: samples)]
 
-    monkeypatch.setattr(run.Steps, "run", key_of)
+    monkeypatch.setattr(work.Steps, "run", key_of)
     for response in ("white", "white", "red"):
-        monkeypatch.setattr(run, "short_tasks", lambda response=response: flags(response))
-        run.Run(plan, "cpu").collect()
+        monkeypatch.setattr(work, "short_tasks", lambda response=response: flags(response))
+        work.Run(plan, "cpu").collect()
     (first, first_all), (_, again_all), (last, last_all) = zip(keys[::2], keys[1::2], strict=True)
     assert first == last
     assert first_all == again_all != last_all
+
+
+def test_what_runs_side_by_side_may_wait_for_what_was_begun_before():
+    stopped = []
+    with SideBySide(2, stop=lambda: stopped.append(True)) as side_by_side:
+        firsts = [side_by_side.begin(lambda number=number: number) for number in range(3)]
+        sums = [side_by_side.begin(lambda one=one: one.result() + 10) for one in firsts]
+    assert [one.result() for one in sums] == [10, 11, 12]
+    assert not stopped
+
+
+def test_the_first_that_fails_stops_the_others_and_nothing_more_begins():
+    stop, waiting, begun = Event(), [], []
+
+    def fail() -> None:
+        raise SystemExit("out of disk")
+
+    def run_all() -> None:
+        with SideBySide(2, stop=stop.set) as side_by_side:
+            waiting.append(side_by_side.begin(stop.wait, 60))
+            side_by_side.begin(fail)
+            for number in range(3):
+                side_by_side.begin(lambda number=number: begun.append(number) or stop.wait(60))
+
+    with pytest.raises(SystemExit, match="out of disk"):
+        run_all()
+    assert waiting[0].result()  # stopped, not waited for to its end
+    assert len(begun) <= 1
 
 
 def evaluation(shift: float) -> dict:
