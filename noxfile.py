@@ -101,7 +101,8 @@ def docs(session: nox.Session) -> None:
     """Build the documentation site into site/; a broken link, or anything that it would load from elsewhere, fails."""
     # The sources are read, never run, so nothing that they import needs to be installed.
     pip_install(session, "mkdocs-material", "mkdocstrings[python]", "ruff")
-    session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs, env={"NO_MKDOCS_2_WARNING": "true"})
+    # Not --quiet, which hides warnings from --strict too.
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "true"})
 
 
 @nox.session

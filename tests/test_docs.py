@@ -183,7 +183,8 @@ def test_extras_files_sessions_and_pages_that_are_named_exist():
     assert set(named) <= sessions
     for path in PAGES:
         if path.name == "README.md":  # the pages of docs/ are checked when the site is built
-            for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", content(path)):
+            links = re.findall(r"\]\((?!https?:)([^)#\s]+)|^\[[\w-]+\]: ([^#\s]+)", content(path), re.MULTILINE)
+            for link in map("".join, links):
                 assert (path.parent / link).exists(), f"{path}: {link}"
 
 

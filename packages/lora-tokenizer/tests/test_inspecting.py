@@ -89,7 +89,7 @@ def test_the_readme_and_the_page_that_includes_it_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     peft_folder.rename(tmp_path / "my-adapter")
-    write_adapter(read_adapter("my-adapter"), tmp_path / "zoo" / "checkpoint-9")
+    write_adapter(read_adapter("my-adapter"), tmp_path / "zoo/adapters/task/checkpoint-9")
     torch.save({"state_dict": dict(read_adapter("my-adapter").tensors)}, tmp_path / "last.ckpt")
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     page = (Path(__file__).parents[3] / "docs/how-to/tokens.md").read_text()

@@ -1,7 +1,7 @@
 """The options of the generator: decides names, units, defaults and what is refused, without building anything.
 
-README.md has the reconstruction error of the options after a fixed number of steps. Where it tells them apart, the
-defaults are among the best; where it does not (blocks, FiLM, pooling), they are the choice of the design.
+docs/network.md has the reconstruction error of the options after a fixed number of steps. Where it tells them apart,
+the defaults are among the best; where it does not (blocks, FiLM, pooling), they are the choice of the design.
 """
 
 import dataclasses

@@ -81,7 +81,8 @@ class ZooTask:
     prompts: SampleFile | None = None
     """Its prompts, and the responses that adapters are trained on where there are some."""
     test: SampleFile | None = None
-    """Further prompts with responses, which nothing was trained on."""
+    """Further prompts with responses, which its own adapter was not trained on. Those that another's was are left out
+    by ``fit`` and ``evaluate``."""
     adapters: list[str] = field(default_factory=list)
     """Its checkpoints, the last one last: PEFT folders or files, as paths like those of sample files."""
     quality: TaskQuality | None = None

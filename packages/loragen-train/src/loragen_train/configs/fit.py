@@ -77,7 +77,7 @@ class ModelConfig:
     into the bundle."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """All other options of the network. Those that have a key above, and those that follow from encoder and checkpoints
-    (``condition_dim``, ``grid``), are not set here."""
+    (``condition_dim``, ``grid``), are not set here: what ``--help`` shows of them is not used."""
 
     def scale_of_joint(self, *, has_folds: bool) -> float:
         """The scale of a joint adapter, in folds or not, that prompts start from."""
@@ -230,7 +230,8 @@ class DataConfig:
     cache_tokenized: bool = True
     """Keep tokens and prompt embeddings in ``cache_dir``, so that the next start is fast; False makes them anew."""
     cache_dir: str | None = None
-    """Folder of the cache, which several runs may share; by default ``~/.cache/loragen``."""
+    """Folder of the cache, which several runs may share; by default ``~/.cache/loragen``, or
+    ``loragen`` in ``$XDG_CACHE_HOME``."""
     skip_unreadable: bool = False
     """Leave out a checkpoint that cannot be read, with a warning, instead of stopping there."""
     lora_alpha: float | None = None

@@ -15,8 +15,8 @@ class ImportConfig:
 
     table: str | None = None
     """A .csv, .jsonl, .json or .yaml file with a row per task: ``name``, ``adapter``, ``prompts`` and, where wanted,
-    ``revision``, ``prompt_column``, ``response_column``, ``split``, ``test`` and ``held_out``. Relative paths are
-    relative to the file."""
+    ``revision``, ``prompt_column``, ``response_column``, ``split``, ``test``, ``test_split`` and ``held_out``. Relative
+    paths are relative to the file."""
     adapters: str | None = None
     """Instead of a table: a folder with a sub-folder or file of adapters per task, which is called like it."""
     prompts: str | None = None

@@ -48,7 +48,8 @@ class LmConfig:
     """Number of samples of each task in a step."""
     leave_own_out: bool = True
     """Train, and validate, every task as one that was never seen: from the regression on all other tasks, or from the
-    joint adapter (``model.unseen_from``), which has seen its answers. It matters where the generator remembers its
+    joint adapter (``model.unseen_from``): where that is in folds, from the mean of those that have not seen the task,
+    else from all of it, which has seen its answers. It matters where the generator remembers its
     tasks (``model.remember_tasks``)."""
     tokens_per_pass: int | Literal["auto"] = "auto"  # noqa: S105  # no password
     """Most tokens, padding included, that go through the language model at once, which decides the memory; ``auto``:

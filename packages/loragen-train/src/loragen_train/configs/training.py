@@ -84,7 +84,7 @@ class TrainingConfig:
     """Stop after this many validations of the last phase without a better val_unseen_nll, or val_loss where no unseen
     tasks are watched; 0 never stops early."""
     validate_every_n_epochs: int | Literal["auto"] = "auto"
-    """Epochs between validations; ``auto`` validates ten times a phase, and every phase after its last epoch."""
+    """Epochs between validations; ``auto`` validates about ten times a phase, and every phase after its last epoch."""
     checkpoint_every_n_steps: int = 1000
     """Steps between checkpoints for ``--resume``, besides the one at every validation; 0: only those."""
     num_workers: int = 0

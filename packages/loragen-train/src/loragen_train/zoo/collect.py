@@ -2,7 +2,7 @@
 
 One initialisation for all is what makes adapters comparable position by position: from different ones the same weight
 change would be written in unrelated bases. Several processes may work on one zoo: the system's locks, one per task, see
-to it that no task is trained twice. The README has the files that a zoo is made of.
+to it that no task is trained twice. docs/how-to/own-zoo.md has the files that a zoo is made of.
 """
 
 import logging
