@@ -61,6 +61,12 @@ def change_table(zoo: Path, **changes: object) -> None:
     table.write_text(json.dumps([{**row, **changes} for row in json.loads(table.read_text())]))
 
 
+def change_first(zoo: Path, **changes: object) -> None:
+    table = zoo.parent / "table.json"
+    first, *rest = json.loads(table.read_text())
+    table.write_text(json.dumps([{**first, **changes}, *rest]))
+
+
 def test_a_joint_adapter_of_other_samples_than_those_imported_since_is_refused(joint_config):
     zoo = Path(joint_config.zoo)
     add_joint(joint_config)
@@ -74,6 +80,16 @@ def test_a_joint_adapter_of_other_samples_than_those_imported_since_is_refused(j
         shutil.rmtree(zoo / folder)
     add_joint(joint_config)
     assert ZooManifest.read(zoo).joint is not None
+
+
+def test_a_joint_adapter_of_a_task_that_is_held_out_since_is_refused(joint_config):
+    zoo = Path(joint_config.zoo)
+    add_joint(joint_config)
+    change_first(zoo, held_out=True)
+    import_again(zoo)
+    with pytest.raises(LoragenTrainError, match=r"joint was trained on sums, which is held out by now; remove joint"):
+        add_joint(joint_config)
+    assert ZooManifest.read(zoo).joint is None
 
 
 def test_folds_of_another_number_of_steps_are_refused_in_the_words_of_the_command(joint_config):

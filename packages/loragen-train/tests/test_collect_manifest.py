@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from loragen_train import LoragenTrainError
 from loragen_train.configs.collect import CollectConfig
 from loragen_train.zoo import train_lora
 from loragen_train.zoo.collect import collect
+from loragen_train.zoo.manifest import write_manifest
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -207,6 +210,72 @@ def test_a_training_task_without_an_adapter_of_its_own_lends_its_samples_only(co
     assert (described.prompts.num_samples, described.test.num_samples) == (16, 4)
     record = json.loads((copy / "joint" / "training.json").read_text())
     assert list(record["settings"]["tasks"]) == ["sums", "spelling", "gcd"]
+
+
+@pytest.fixture
+def lent(config, copy) -> CollectConfig:
+    """A zoo whose joint adapter has learned from a task without an adapter of its own."""
+    sums, spelling, gcd = config.tasks
+    tasks = [sums, spelling, replace(gcd, held_out=False, own_adapter=False)]
+    config = replace(config, output_dir=str(copy), tasks=tasks, joint=True, joint_steps=4)
+    collect(config)
+    return config
+
+
+def test_samples_that_a_joint_adapter_has_learned_from_are_never_replaced(lent):
+    root, (sums, spelling, gcd) = Path(lent.output_dir), lent.tasks
+    before = (root / "train/gcd.jsonl").read_bytes()
+    for joint in (True, False):
+        with pytest.raises(LoragenTrainError, match=r"zoo/joint was made with other settings \(tasks\.gcd: other samp"):
+            collect(replace(lent, tasks=[sums, spelling, replace(gcd, num_train=8)], joint=joint, joint_steps=None))
+    assert (root / "train/gcd.jsonl").read_bytes() == before
+    manifest = ZooManifest.read(root)
+    for task in manifest.tasks:
+        manifest.samples(task.prompts)  # raises for others than zoo.json describes
+
+
+def test_samples_that_are_there_need_their_source_no_more(lent, tmp_path, caplog):
+    sums, spelling, gcd = lent.tasks
+    gone = replace(gcd, source=str(tmp_path / "gone.jsonl"))
+    collect(replace(lent, tasks=[sums, spelling, gone]))
+    assert "gcd keeps the samples that it has" in caplog.text
+    assert ZooManifest.read(lent.output_dir).task("gcd").failure is None
+
+
+def test_a_joint_adapter_of_a_task_that_is_held_out_by_now_is_not_that_of_the_zoo(lent, caplog):
+    sums, spelling, gcd = lent.tasks
+    collect(replace(lent, tasks=[sums, spelling, replace(gcd, held_out=True)], joint=False, joint_steps=None))
+    manifest = ZooManifest.read(lent.output_dir)
+    assert (manifest.task("gcd").held_out, manifest.joint, manifest.joint_folds) == (True, None, [])
+    assert "was trained on gcd, held out by now" in caplog.text
+
+
+def test_a_task_that_has_its_adapter_has_not_failed(zoo, config, copy):
+    collect(replace(config, output_dir=str(copy)))
+    assert write_manifest(config, copy, {"sums": "its file is gone", "gcd": "gone too"}).task("sums").failure is None
+    assert ZooManifest.read(copy).task("gcd").failure == "gone too"
+
+
+def test_the_settings_of_the_initialisation_count_for_a_joint_adapter_alone(lent):
+    lent_only = replace(lent, tasks=[replace(task, own_adapter=False) for task in lent.tasks])
+    shutil.rmtree(Path(lent.output_dir) / "joint")
+    with pytest.raises(LoragenTrainError, match=r"initial_adapter was made with other settings \(lora\.r: 2, and"):
+        collect(replace(lent_only, lora=replace(lent.lora, r=3)))
+
+
+def test_what_killed_runs_have_left_anywhere_in_a_zoo_is_cleared(config, copy):
+    writing = """import os, sys
+from pathlib import Path
+from lora_tokenizer.io.atomic import atomic_folder
+writes = [atomic_folder(Path(name)) for name in sys.argv[1:]]
+for write in writes:
+    write.__enter__()
+os._exit(1)"""
+    names = ("base_model", "adapters/one", "joint_folds/1", "train/folder", "test/folder")
+    subprocess.run([sys.executable, "-c", writing, *(str(copy / name) for name in names)], check=False)
+    assert len(list(copy.rglob(".*.tmp-*"))) == len(names)
+    collect(replace(config, output_dir=str(copy)))
+    assert not list(copy.rglob(".*.tmp-*"))
 
 
 @pytest.mark.parametrize(

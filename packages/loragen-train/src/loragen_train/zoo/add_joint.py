@@ -25,7 +25,7 @@ from loragen_train.zoo.held_out import base_model_of
 from loragen_train.zoo.initial import load_frozen
 from loragen_train.zoo.items import AdapterTask, tokenize_task
 from loragen_train.zoo.joint import make_joint
-from loragen_train.zoo.manifest import checkpoints_of, note_joint
+from loragen_train.zoo.manifest import checkpoints_of, held_out_of_joint, note_joint
 from loragen_train.zoo.process import fabric_of_process
 
 __all__ = ["add_joint"]
@@ -73,6 +73,8 @@ def _check_is_of(manifest: ZooManifest, folder: Path) -> None:
     checkpoints, samples = checkpoints_of(folder), records.samples_of_joint(folder)
     if not checkpoints:
         raise LoragenTrainError(f"{folder} holds no checkpoint-<step>; remove it to have the joint adapter trained.")
+    if held_out := held_out_of_joint(manifest.folder, manifest.tasks):
+        raise LoragenTrainError(f"{folder} was trained on {', '.join(held_out)}, which is held out by now; {_ANEW}.")
     for task in manifest.tasks:
         if task.name in samples and (task.prompts is None or task.prompts.sha256 != samples[task.name]):
             raise LoragenTrainError(

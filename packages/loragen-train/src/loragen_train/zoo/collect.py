@@ -16,6 +16,7 @@ from lightning.fabric import Fabric
 from lora_tokenizer.io.atomic import clear_leftovers
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import TakenError, locked, write_jsonl
+from loragen_infer.samples import Example, read_examples
 from loragen_infer.words import counted
 from loragen_infer.zoo import INITIAL_NAME, MANIFEST_NAME, ZooManifest
 
@@ -29,7 +30,7 @@ from loragen_train.zoo.groups import begun_groups, plan_groups, remove_group, tr
 from loragen_train.zoo.initial import load_frozen
 from loragen_train.zoo.items import AdapterTask, mean_length, tokenize_task
 from loragen_train.zoo.joint import check_joint, make_joint
-from loragen_train.zoo.manifest import write_manifest
+from loragen_train.zoo.manifest import held_out_of_joint, write_manifest
 from loragen_train.zoo.process import fabric_of_process, share_of_tasks
 
 __all__ = ["TasksFailedError", "collect"]
@@ -77,9 +78,10 @@ class _Collection:
             kept = [task for task in wanted if self._is_done(task)]
             missing = [task for task in wanted if task not in kept]
             self._refuse_imported()
-            if (self._folder / "adapters").is_dir():
-                clear_leftovers(self._folder / "adapters")  # of runs that were killed
-            if missing and (self._folder / INITIAL_NAME).is_dir():
+            for folder in ("", "adapters", "joint_folds", "train", "test"):
+                if (self._folder / folder).is_dir():
+                    clear_leftovers(self._folder / folder)  # of runs that were killed
+            if (missing or self._lacks_joint()) and (self._folder / INITIAL_NAME).is_dir():
                 records.check_settings(
                     self._folder / INITIAL_NAME / "settings.json", records.shared_settings(self._config)
                 )
@@ -87,7 +89,7 @@ class _Collection:
         self._write_samples([task for task in self._mine if task in missing or not task.wants_adapter])
         missing = [task for task in missing if task.name not in self._failures]
         fabric, frozen = fabric_of_process(), None
-        if missing or (self._config.joint and not (self._folder / "joint").is_dir()):
+        if missing or self._lacks_joint():
             frozen = load_frozen(self._config, self._folder, fabric)
             with locked(self._folder, None):
                 write_manifest(self._config, self._folder, self._failures)
@@ -97,7 +99,10 @@ class _Collection:
         if kept:
             logger.info("There already: the adapters of %s.", ", ".join(task.name for task in kept))
         with locked(self._folder, None):
-            write_manifest(self._config, self._folder, self._failures)
+            manifest = write_manifest(self._config, self._folder, self._failures)
+            if held_out := held_out_of_joint(self._folder, manifest.tasks):
+                lack = "%s was trained on %s, held out by now, and is not that of the zoo; remove it."
+                logger.warning(lack, self._folder / "joint", ", ".join(held_out))
             if missing or (wanted and not (self._folder / "loss_curves.png").is_file()):
                 _draw_losses(self._folder / "adapters", self._folder / "loss_curves.png")
         folders = [self._folder / "adapters" / task.name for task in wanted]
@@ -116,6 +121,9 @@ class _Collection:
         if named and not (is_collected and (self._folder / INITIAL_NAME).is_dir()):
             raise LoragenTrainError(f"{self._folder} holds imported adapters; choose another output_dir.")
 
+    def _lacks_joint(self) -> bool:
+        return self._config.joint and not (self._folder / "joint").is_dir()
+
     def _is_done(self, task: CollectTask) -> bool:
         folder = self._folder / "adapters" / task.name
         if folder.is_dir():
@@ -132,16 +140,28 @@ class _Collection:
 
     def _write_samples(self, tasks: list[CollectTask]) -> None:
         """Read every source before the first step, so that all that is wrong with them is known then."""
-        for task, samples in read_all_samples(tasks, seed=self._config.seed):
+        read = list(read_all_samples(tasks, seed=self._config.seed))
+        self._check_learned({task.name: samples[0] for task, samples in read if not isinstance(samples, str)})
+        for task, samples in read:
             with ExitStack() as held:
                 # What another process trains on, or has come to the end of by now, stays as it is.
                 if not self._claim(task.name, held) or (self._folder / "adapters" / task.name).is_dir():
                     continue
-                if isinstance(samples, str):
+                files = [self._folder / part / f"{task.name}.jsonl" for part in ("train", "test")]
+                if not isinstance(samples, str):
+                    for file, chosen in zip(files, samples, strict=True):
+                        write_jsonl(file, map(asdict, chosen))
+                elif not task.wants_adapter and all(file.is_file() for file in files):
+                    logger.warning("%s keeps the samples that it has: %s", task.name, samples)
+                else:
                     self._fail(task.name, samples)
-                    continue
-                for part, chosen in zip(("train", "test"), samples, strict=True):
-                    write_jsonl(self._folder / part / f"{task.name}.jsonl", map(asdict, chosen))
+
+    def _check_learned(self, samples: Mapping[str, Sequence[Example]]) -> None:
+        """Refuse other training samples than the joint adapter has learned from, before any is replaced."""
+        for name in records.samples_of_joint(self._folder / "joint"):
+            file = self._folder / "train" / f"{name}.jsonl"
+            if name in samples and file.is_file() and read_examples(file) != list(samples[name]):
+                raise records.OtherSettingsError(self._folder / "joint", f"tasks.{name}: other samples")
 
     def _train(self, missing: list[CollectTask], frozen: FrozenModel, fabric: Fabric) -> None:
         unfinished = self._folder / "unfinished"

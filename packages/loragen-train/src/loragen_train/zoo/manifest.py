@@ -1,6 +1,6 @@
 """Writes ``zoo.json`` of a zoo that is being collected, from what lies in its folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ from typing import Any
 from loragen_infer.zoo import MANIFEST_NAME, JointFold, SampleFile, TaskQuality, ZooManifest, ZooTask, path_in_zoo
 
 from loragen_train.configs.collect import CollectConfig, CollectTask
-from loragen_train.zoo.records import num_folds_of_joint, read_record, tasks_of_joint
+from loragen_train.zoo.records import num_folds_of_joint, read_record, samples_of_joint, tasks_of_joint
 
-__all__ = ["checkpoints_of", "note_joint", "write_manifest"]
+__all__ = ["checkpoints_of", "held_out_of_joint", "note_joint", "write_manifest"]
 
 
 def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[str, str]) -> ZooManifest:
@@ -26,13 +26,14 @@ def write_manifest(config: CollectConfig, output_dir: Path, failures: Mapping[st
         found = _describe(task, output_dir)
         is_whole = found.adapters if task.wants_adapter else found.prompts is not None
         noted = None if is_whole or task.name not in known else known[task.name].failure
-        described[task.name] = replace(found, failure=failures.get(task.name, noted))
+        described[task.name] = replace(found, failure=None if found.adapters else failures.get(task.name, noted))
+    tasks = list({**known, **described}.values())
     manifest = ZooManifest(
         base_model=config.base_model,
         base_model_path=_base_model_path(output_dir),
         lora=asdict(config.lora),
-        tasks=list({**known, **described}.values()),
-        **_describe_joint(output_dir),
+        tasks=tasks,
+        **_describe_joint(output_dir, tasks),
         folder=output_dir,
     )
     manifest.write()
@@ -43,7 +44,7 @@ def note_joint(output_dir: Path) -> ZooManifest:
     """Write the joint adapter that is there into ``zoo.json``, and leave the rest; hold the zoo's lock meanwhile."""
     manifest = ZooManifest.read(output_dir)
     base_model_path = manifest.base_model_path or _base_model_path(output_dir)
-    manifest = replace(manifest, base_model_path=base_model_path, **_describe_joint(output_dir))
+    manifest = replace(manifest, base_model_path=base_model_path, **_describe_joint(output_dir, manifest.tasks))
     manifest.write()
     return manifest
 
@@ -58,8 +59,14 @@ def _base_model_path(output_dir: Path) -> str | None:
     return "base_model" if (output_dir / "base_model").is_dir() else None
 
 
-def _describe_joint(output_dir: Path) -> dict[str, Any]:
-    joint = checkpoints_of(output_dir / "joint")
+def held_out_of_joint(output_dir: Path, tasks: Iterable[ZooTask]) -> list[str]:
+    """Return the names of those tasks that the joint adapter was trained on, but that are held out by now."""
+    samples = samples_of_joint(output_dir / "joint")
+    return [task.name for task in tasks if task.held_out and task.name in samples]
+
+
+def _describe_joint(output_dir: Path, tasks: Iterable[ZooTask]) -> dict[str, Any]:
+    joint = [] if held_out_of_joint(output_dir, tasks) else checkpoints_of(output_dir / "joint")
     return {
         "joint": path_in_zoo(joint[-1], output_dir) if joint else None,
         "joint_folds": _describe_folds(output_dir) if joint else [],
