@@ -34,6 +34,8 @@ class Measured:
     """Zoos with more and more of the training tasks, and rows of the held-out tasks for a generator of each."""
     tuning: list[Evaluation]
     """The tuned rows of the held-out tasks, by the plan's numbers of samples and steps, for the first generator."""
+    precision: str
+    """What the language model computed in: ``bf16`` or ``fp32``."""
     seconds: Mapping[str, float]
     """What every step has taken."""
 
@@ -63,6 +65,7 @@ def measure(plan: Plan, device: str, jobs: int) -> Measured:
         seen=seen.result(),
         curve=[one.result() for one in curve],
         tuning=[one.result() for one in tuning],
+        precision=run.precision,
         seconds=run.steps.seconds,
     )
 

@@ -103,7 +103,7 @@ def _found(measured: Measured, plan: Plan, device: str) -> dict[str, Any]:
         "per_task": scores,
         "nearest_tasks": [asdict(one) for one in measured.nearest],
         "seconds": dict(measured.seconds),
-        "made_with": _made_with(device),
+        "made_with": _made_with(device, measured.precision),
     }
 
 
@@ -121,11 +121,11 @@ def _write(found: dict[str, Any], plan: Plan) -> None:
     print(f"Written: {plan.output}/results.json, results.png and index.html.")
 
 
-def _made_with(device: str) -> str:
+def _made_with(device: str, precision: str) -> str:
     packages = ("torch", "transformers", "lora-tokenizer", "hyperconv", "loragen-infer", "loragen-train")
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores, {platform.machine()}"
-    return f"Python {platform.python_version()}, {versions}; {machine}."
+    return f"Python {platform.python_version()}, {versions}; {machine}; the language model in {precision}."
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 from loragen_infer.files import write_jsonl
-from loragen_infer.zoo import ZooManifest, ZooTask, path_in_zoo
+from loragen_infer.zoo import INITIAL_NAME, ZooManifest, ZooTask, path_in_zoo
 from loragen_train.configs.objectives import LmConfig
+from loragen_train.zoo.records import read_record
 
 from demo.steps import ROOT, Steps
 from results import twins
@@ -23,6 +24,7 @@ __all__ = ["Run", "trained_on"]
 
 # Samples of a short task; the test samples are there for who wants to look at them.
 _NUM_TRAIN, _NUM_TEST = 56, 4
+_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 class Run:
@@ -68,6 +70,11 @@ class Run:
         file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         return file
 
+    @property
+    def precision(self) -> str:
+        """What the language model computes in in all steps: what was measured to be faster when the zoo was made."""
+        return str(read_record(self._plan.work / "zoo" / INITIAL_NAME / "settings.json")["precision"])
+
     def fit(self, manifest: ZooManifest, name: str, seed: int, *, after: str = "collect-all") -> str:
         """Return the experiment of a training on the training tasks of a zoo."""
         config = self._config("generator")
@@ -76,7 +83,8 @@ class Run:
         experiments = self._plan.work / "experiments"
         printed = self.steps.run(
             f"loragen-train fit --config {config} --zoo {path_in_zoo(manifest.folder, ROOT)} --name {name} "
-            f"--training.seed {seed} --training.max_epochs {epochs} --resume auto",
+            f"--training.seed {seed} --training.max_epochs {epochs} --training.lm.precision {self.precision} "
+            "--resume auto",
             makes=experiments,
             name=f"fit-{name}",
             after=[after],
@@ -91,7 +99,8 @@ class Run:
         """Return the scores of an experiment, as in evaluation.json, with further ``options`` of the command."""
         config, output = self._config(settings), self._plan.work / "evaluation"
         printed = self.steps.run(
-            f"loragen-infer evaluate --config {config} --model {experiment} --device {self._device} --json{options}",
+            f"loragen-infer evaluate --config {config} --model {experiment} --device {self._device} "
+            f"--dtype {_DTYPES[self.precision]} --json{options}",
             makes=output / "evaluation.json",
             name=f"evaluate-{name}",
             after=["collect-all", f"fit-{fit}"],
@@ -121,6 +130,7 @@ class Run:
                 if task.prompts is not None
             ],
         }
+        settings["training"]["precision"] = self.precision
         config = self._with_joint(settings, self._plan.work / f"{name}.yaml", self._plan.part_joint_steps)
         self.steps.run(
             f"loragen-train collect --config {config}",
