@@ -70,8 +70,8 @@ def twins(found: Sequence[Neighbour], max_cosine: float = MAX_COSINE) -> list[st
     return sentences
 
 
-def unlike_held_out(manifest: ZooManifest, prompts: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the names of those further tasks whose ``prompts`` are not worded like a held-out task's of the zoo."""
+def unlike_held_out(manifest: ZooManifest, prompts: Mapping[str, Sequence[str]], most: int | None = None) -> list[str]:
+    """Return the names of the first further tasks whose ``prompts`` are not worded like a held-out task's of the zoo."""
     encoder = PromptEncoder()
     means_TD = torch.stack([_mean_embedding(manifest, task, encoder) for task in manifest.held_out_tasks])
     unlike = []
@@ -79,6 +79,8 @@ def unlike_held_out(manifest: ZooManifest, prompts: Mapping[str, Sequence[str]])
         mean_D = encoder.encode(texts[:_NUM_PROMPTS]).mean(dim=0)
         if torch.cosine_similarity(mean_D[None], means_TD).max() < MAX_COSINE:
             unlike.append(name)
+        if len(unlike) == most:
+            break
     return unlike
 
 

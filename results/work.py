@@ -55,7 +55,7 @@ class Run:
         samples = {task.name: task.samples(_NUM_TRAIN + _NUM_TEST) for task in short_tasks()}
         prompts = {name: [sample.prompt for sample in of_task] for name, of_task in samples.items()}
         folder, tasks, files = self._plan.work / "short_tasks", [], list[Path]()
-        for name in twins.unlike_held_out(manifest, prompts)[: self._plan.num_short_tasks]:
+        for name in twins.unlike_held_out(manifest, prompts, self._plan.num_short_tasks):
             files.append(folder / f"{name}.jsonl")
             write_jsonl(files[-1], map(asdict, samples[name]))
             sizes = {"num_train": _NUM_TRAIN, "num_test": _NUM_TEST}

@@ -340,3 +340,6 @@ def test_short_tasks_have_their_inputs_where_an_instruction_has_a_place_for_them
 def test_short_tasks_that_are_worded_like_a_held_out_one_are_left_out(zoo):
     further = {"adding": [f"What is {a} + {a + 2}?" for a in range(9)], "flags": ["Which flag has Peru?", "And Cuba?"]}
     assert twins.unlike_held_out(zoo, further) == ["flags"]
+    further["music"] = ["Who composed Fidelio?", "Who composed Carmen?"]
+    assert twins.unlike_held_out(zoo, further) == ["flags", "music"]
+    assert twins.unlike_held_out(zoo, further, 1) == ["flags"]
