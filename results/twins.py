@@ -71,7 +71,7 @@ def twins(found: Sequence[Neighbour], max_cosine: float = MAX_COSINE) -> list[st
 
 
 def unlike_held_out(manifest: ZooManifest, prompts: Mapping[str, Sequence[str]], most: int | None = None) -> list[str]:
-    """Return the names of the first further tasks whose ``prompts`` are not worded like a held-out task's of the zoo."""
+    """Return the names of the first ``most`` further tasks whose ``prompts`` are not worded like a held-out task's."""
     encoder = PromptEncoder()
     means_TD = torch.stack([_mean_embedding(manifest, task, encoder) for task in manifest.held_out_tasks])
     unlike = []
