@@ -20,7 +20,7 @@ class Plan:
     """Of the trainings on all tasks."""
     num_short_tasks: int | None = None
     """Most tasks that lend their samples only; None: all that are unlike the held-out ones."""
-    part_sizes: tuple[int, ...] = (10, 20, 42, 80, 120, 240)
+    part_sizes: tuple[int, ...] = (10, 20, 42, 80, 120)
     """Numbers of training tasks of the further trainings, with the first seed; the last one is on all of them."""
     tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16))
     """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""

@@ -85,6 +85,53 @@ def test_settings_come_from_the_hyper_parameters(settings: Any, tmp_path: Path, 
     assert read.scaling(read.modules[0]) == 2.0
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"lora_config": {"r": 4, "lora_alpha": 8}},
+        {"lora_alpha": 8, "lora_r": 4},
+        {"lora_alpha": 8, "lora_config": argparse.Namespace(r=4), "lora_names": ["q"], "lora_dropout": None},
+    ],
+)
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+def test_settings_beside_the_tensors_are_none(beside: Any, key: str | None, tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    state = raw_state(adapter)
+    torch.save({**({key: state} if key else state), **beside}, tmp_path / "x.pt")
+    read = read_adapter(tmp_path / "x.pt")
+    assert same_bits(read, adapter)
+    assert read.config.lora_alpha == 8
+
+
+def test_a_tensor_of_no_module_is_refused(tmp_path: Path, make_adapter: Any) -> None:
+    torch.save({**raw_state(make_adapter()), "lora_gate": torch.ones(2)}, tmp_path / "x.pt")
+    with pytest.raises(LoraTokenizerError, match="'lora_gate' is a LoRA tensor that linear"):
+        read_adapter(tmp_path / "x.pt", lora_alpha=8)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"r": 4, "lora_alpha": 12, "use_rslora": true}', None),
+        ("{", "adapter_config in its metadata is not JSON"),
+        ("[" * 9999, "adapter_config in its metadata is not JSON"),
+        ("[]", "adapter_config in its metadata is not a JSON object"),
+        ('{"lora_alpha": 8, "bias": "all"}', "bias is 'all'"),
+    ],
+)
+def test_settings_in_the_metadata_of_a_file(config: str, said: str | None, tmp_path: Path, make_adapter: Any) -> None:
+    adapter = make_adapter()
+    save_file(dict(adapter.tensors), tmp_path / "x.safetensors", metadata={"adapter_config": config})
+    if said is not None:
+        with pytest.raises(LoraTokenizerError, match=said):
+            read_adapter(tmp_path / "x.safetensors")
+        return
+    assert read_adapter(tmp_path / "x.safetensors").scaling(adapter.modules[0]) == 6.0
+    assert read_adapter(tmp_path / "x.safetensors", lora_alpha=8).scaling(adapter.modules[0]) == 4.0
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8, "use_rslora": false}')
+    assert read_adapter(tmp_path / "x.safetensors").scaling(adapter.modules[0]) == 2.0
+
+
 def test_a_peft_config_object_in_the_hyper_parameters(tmp_path: Path, make_adapter: Any) -> None:
     from peft import LoraConfig
 

@@ -8,6 +8,7 @@ import torch
 from lora_tokenizer import read_adapter
 from loragen_infer import LoragenInferError, adapter_attached, add_adapter, swap_adapter
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 INPUT_IDS = torch.tensor([[10, 20, 30, 40, 50], [60, 61, 62, 63, 64]])
 VARIANTS = {
@@ -125,6 +126,15 @@ def test_attaching_in_training_mode_ends_in_training_mode(tmp_path, make, llama)
     assert state_of(model) == before
 
 
+def test_a_model_that_keeps_less_of_a_forward_pass_has_no_hook_left(tmp_path, make, llama):
+    model = copy.deepcopy(llama)
+    model.gradient_checkpointing_enable()
+    hooks = dict(model.get_input_embeddings()._forward_hooks)
+    with adapter_attached(model, read_adapter(make.adapter(llama, tmp_path / "a"))):
+        pass
+    assert model.get_input_embeddings()._forward_hooks == hooks
+
+
 def test_added_adapters_are_those_that_peft_would_load(tmp_path, make, llama):
     folders = [make.adapter(llama, tmp_path / str(seed), seed=seed) for seed in (1, 2)]
     model = add_adapter(copy.deepcopy(llama), read_adapter(folders[0]), adapter_name="one")
@@ -193,7 +203,13 @@ def test_a_swap_sets_the_scaling_too(tmp_path, make, llama):
     second = make.adapter(llama, tmp_path / "second", seed=2, lora_alpha=3, use_rslora=True)
     model = PeftModel.from_pretrained(copy.deepcopy(llama), str(first)).eval()
     swap_adapter(model, read_adapter(second))
-    assert torch.equal(logits(model), logits(PeftModel.from_pretrained(copy.deepcopy(llama), str(second)).eval()))
+    expected = PeftModel.from_pretrained(copy.deepcopy(llama), str(second)).eval()
+    assert torch.equal(logits(model), logits(expected))
+    for adapted in (model, expected):  # PEFT finds the scaling anew
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer):
+                layer.set_scale("default", 1.0)
+    assert torch.equal(logits(model), logits(expected))
 
 
 def test_only_the_adapter_that_is_named_is_swapped(tmp_path, make, llama):

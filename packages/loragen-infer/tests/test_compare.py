@@ -60,7 +60,9 @@ def test_a_models_own_settings_of_generation_change_no_answer(zoo):
     model, tokenizer = load_base_model(str(zoo.model))
     asked = Questions(tokenizer, [example.prompt for example in EXAMPLES], max_new_tokens=6)
     plain = list(asked.answers_of(model))
-    for name, value in {"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1, "min_length": 99}.items():
+    own = {"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1, "min_length": 99}
+    own |= {"encoder_no_repeat_ngram_size": 1, "stop_strings": ["a"], "return_dict_in_generate": True}
+    for name, value in own.items():
         setattr(model.generation_config, name, value)
     assert list(asked.answers_of(model)) == plain
 
@@ -161,6 +163,13 @@ def test_what_cannot_be_compared_is_one_sentence(zoo, make, tmp_path, capsys):
         assert main(["compare", *map(str, words)]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert said in line
+    for paths, examples, said in (
+        ([tmp_path / "none"], EXAMPLES, "none does not exist"),
+        ([], EXAMPLES, "no adapter to compare"),
+        (zoo.adapters[:1], [], "no prompt to compare"),
+    ):
+        with pytest.raises(LoragenInferError, match=said):
+            compare(paths, examples)
     with pytest.raises(SystemExit, match="2"):
         main(["compare", str(zoo.adapters[0])])
     assert "--prompts must be given" in capsys.readouterr().err

@@ -128,8 +128,21 @@ def test_a_batch_in_one_file_of_plain_tensors(run, prompt_file, generator, tmp_p
     with zipfile.ZipFile(output) as archive:
         assert archive.testzip() is None
     assert run(prompt_file=prompt_file, output=str(output)).num_kept == 3
+    manifest = tmp_path / "results" / "generated_params.manifest.jsonl"
+    rows = manifest.read_text()
+    manifest.unlink()  # as after a kill just before it was written
+    assert run(prompt_file=prompt_file, output=str(output)).num_kept == 3
+    assert manifest.read_text() == rows
     with pytest.raises(LoragenInferError, match="exists already and was not made from the same"):
         run(prompt_file=prompt_file, output=str(output), scale=2.0)
+
+
+def test_a_file_of_one_adapter_says_what_it_is(run, generator, tmp_path):
+    run(prompts=("1 + 1",), output=str(tmp_path / "a.safetensors"), format="safetensors")
+    expected = generator.generate(["1 + 1"])
+    read = read_adapter(tmp_path / "a.safetensors")
+    assert read.config == expected.config
+    assert same(dict(read.tensors), dict(expected.tensors), atol=0)
 
 
 def test_tokens_of_a_batch_in_one_file(run, prompt_file, generator, tmp_path):

@@ -5,8 +5,10 @@ import dataclasses
 import itertools
 import os
 import shutil
+from fractions import Fraction
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -138,6 +140,12 @@ def test_many_refuse_what_one_refuses(generator):
             list(generator.generate_many(tasks))
     with pytest.raises(LoragenInferError, match="batch_size is 0"):
         list(generator.generate_many([["a"]], batch_size=0))
+
+
+def test_a_scale_may_be_any_number(generator):
+    expected = generator.generate(["a"], scale=0.5)
+    for scale in (np.float32(0.5), np.float64(0.5), Fraction(1, 2)):
+        assert same(generator.generate(["a"], scale=scale), expected, atol=0)
 
 
 def test_of_many_each_has_a_scale_of_its_own_or_none_is_made(generator):

@@ -105,6 +105,18 @@ def test_many_are_made_together_each_with_its_scale(store, generator):
     assert len(store) == 2
 
 
+def test_more_are_made_at_once_than_files_may_be_open(zoo, tmp_path):
+    script = """import resource, sys
+from loragen_infer import AdapterStore, LoraGenerator
+store = AdapterStore(sys.argv[2], LoraGenerator.from_pretrained(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+print(sum(stored.is_new for stored in store.get_or_create_many([([f"say {n}"], 1.0) for n in range(150)])))
+"""
+    words = [sys.executable, "-c", script, zoo.experiment, tmp_path / "adapters"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("150\n", 0), done.stderr
+
+
 def test_threads_make_an_adapter_once(store, generator, monkeypatch):
     calls = []
     generate_many = generator.generate_many

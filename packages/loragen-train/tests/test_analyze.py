@@ -129,6 +129,15 @@ def test_outliers_and_other_layouts_are_told(copy, make):
     assert "cannot be trained on together" in as_text(analysis)
 
 
+def test_half_precision_beside_single_is_no_other_layout(copy):
+    adapter = read_adapter(copy / "sums" / "checkpoint-9")
+    write_adapter(adapter.to(torch.float16), copy / "sums" / "half")
+    analysis = analyze_zoo(copy)
+    assert [layout["num_checkpoints"] for layout in analysis["layouts"]] == [10]
+    assert analysis["layouts"][0]["dtypes"] == ["float16", "float32"]
+    assert "cannot be trained on together" not in as_text(analysis)
+
+
 @pytest.mark.parametrize(
     ("where", "tasks"), [("sums", {"sums"}), ("sums/checkpoint-1", {"sums"}), (".", {"sums", "spelling", "capitals"})]
 )

@@ -15,7 +15,7 @@ from loragen_infer.zoo import ZooManifest
 from loragen_train import LoragenTrainError
 from loragen_train.configs.importing import ImportConfig
 from loragen_train.zoo.importing import import_zoo
-from loragen_train.zoo.table import read_rows
+from loragen_train.zoo.table import ImportRow, read_rows
 from safetensors.torch import save_file
 
 NAMES = ("sums", "spelling", "capitals")
@@ -305,6 +305,13 @@ def test_the_table_of_the_documentation_is_read(tmp_path):
     assert rows[2].repository == ("Lots-of-LoRAs/Mistral-7B-Instruct-v0.2-4b-r16-task280", None)
     source = rows[0].source(rows[0].prompts)
     assert (source.location, source.prompt_column) == ("hf:Lots-of-LoRAs/task190_snli_classification", "input")
+
+
+def test_a_data_set_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "quiz").mkdir(parents=True)
+    row = ImportRow(name="t", adapter="a", prompts="hf:~/quiz", folder=tmp_path)
+    assert row.source(row.prompts).location == f"hf:{tmp_path / 'home' / 'quiz'}"
 
 
 # A list of ten lists of ten lists and so on, whose text would fill any memory.

@@ -67,6 +67,24 @@ def test_a_line_that_prepare_did_not_write_is_named(prepared, row):
         read_prompts(config(prepared([ROWS[0], row]), "a"), seed=0)
 
 
+@pytest.mark.parametrize("hashes", [["abc"], ["0" * 64], 5, [5], "0" * 16])
+def test_hashes_that_prepare_did_not_write_are_named(prepared, hashes):
+    row = {"task": "a", "prompt": "x", "sample_hashes": hashes}
+    with pytest.raises(LoragenTrainError, match=r"jsonl, line 2: sample_hashes is no list of texts of 16"):
+        read_prompts(config(prepared([ROWS[0], row]), "a"), seed=0)
+
+
+def test_half_a_character_is_named(prepared):
+    with pytest.raises(LoragenInferError, match=r"train_prompts\.jsonl, line 2: 'prompt' holds half a character"):
+        read_prompts(config(prepared([ROWS[0], {"task": "a", "prompt": "half \ud800"}]), "a"), seed=0)
+
+
+def test_prompts_to_validate_with_that_are_trained_on_are_refused(prepared):
+    rows = [{"task": "a", "prompt": f"x\n\n{other}", "sample_hashes": list(map(prompt_hash, ("x", other)))} for other in "yz"]
+    with pytest.raises(LoragenTrainError, match="have samples of 'a' in common; write both anew"):
+        read_prompts(config(prepared(rows[:1], rows[1:]), "a"), seed=0)
+
+
 def test_a_task_in_one_file_only_is_named(prepared):
     with pytest.raises(LoragenTrainError, match="The task 'b' is in only one of the two prompt files in "):
         read_prompts(config(prepared(ROWS, ROWS[:1]), "a", "b"), seed=0)

@@ -196,6 +196,8 @@ def test_a_missing_piece_is_named_and_stops_nothing(tmp_path, piece):
         ("csv_logs/metrics.csv", "epoch,step,train_loss\n1,2," + "1" * 200_000),
         ("results/validation.json", "{"),
         ("results/validation.json", "[]"),
+        ("results/validation.json", '{"modules": [{"module": "x"}], "sample": {}}'),
+        ("results/validation.json", '{"modules": [], "sample": {"task": ["a"]}}'),
     ],
 )
 def test_a_damaged_piece_is_named(tmp_path, piece, content):
@@ -230,6 +232,16 @@ def test_a_line_that_was_cut_short_and_values_that_are_not_finite(tmp_path):
     assert experiment.metrics["train_loss"].steps == [1, 3, 4]
     assert experiment.missing == ["1 of the values of train_loss are NaN or Inf and not shown."]
     write_report([folder], tmp_path / "report.html")
+
+
+def test_a_line_that_was_cut_before_its_step_is_left_out(tmp_path):
+    folder = make_experiment(tmp_path / "one")
+    (folder / "csv_logs" / "metrics.csv").write_text(
+        "epoch,learning_rate,step,train_loss\n0,0.1,5,2.0\n1,0.\n1,0.1,,\n2,0.1,15,1.0\n"
+    )
+    (experiment,) = read_experiments([folder])
+    assert experiment.metrics["train_loss"].steps == [5, 15]
+    assert experiment.missing == []
 
 
 def test_numbers_that_were_not_finite_are_left_out(tmp_path):

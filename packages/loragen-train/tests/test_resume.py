@@ -215,6 +215,14 @@ def test_a_folder_without_a_checkpoint_is_named(config, tmp_path):
         fit(config, resume=str(tmp_path))
 
 
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe"])
+def test_a_damaged_config_is_named(unfinished, content):
+    config, folder = unfinished
+    (folder / "config.yaml").write_bytes(content)
+    with pytest.raises(LoragenTrainError, match=r"config\.yaml cannot be read \(.*\); resume needs it"):
+        fit(config, resume=str(folder))
+
+
 def test_weights_without_a_state_are_no_place_to_go_on_from(unfinished):
     config, folder = unfinished
     best = folder / "checkpoints" / "epoch=0-val_loss=1.0.ckpt"

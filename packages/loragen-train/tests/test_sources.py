@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loragen_infer import LoragenInferError
-from loragen_infer.samples import Example, prompt_hash
+from loragen_infer.samples import Example, prompt_hash, read_examples
 from loragen_train import LoragenTrainError
 from loragen_train.prompts.sources import Source, read_samples
 
@@ -152,6 +152,13 @@ def test_a_prompt_that_is_no_text_is_named(tmp_path, value):
     path.write_text(json.dumps([{"prompt": "fine", "response": "x"}, {"prompt": value, "response": "x"}]))
     with pytest.raises(LoragenInferError, match=r"task\.json, row 2: 'prompt' (is .*, but must be text|holds half a)"):
         load_samples(Source(location=str(path)), num_samples=2, seed=0)
+
+
+def test_a_response_of_half_a_character_is_named_where_responses_are_not_needed_too(tmp_path):
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps([{"prompt": "fine", "response": "half \ud800"}]))
+    with pytest.raises(LoragenInferError, match=r"task\.json, row 1: 'response' holds half a character"):
+        read_examples(path, need_response=False)
 
 
 @pytest.fixture

@@ -50,6 +50,15 @@ def test_the_csv_log_goes_on_where_a_resumed_run_does(tmp_path):
     assert rows[-1] == ["3", "7.0", "8.0"]
 
 
+def test_a_line_that_a_kill_has_cut_off_is_not_kept(tmp_path):
+    file = tmp_path / "csv_logs" / "metrics.csv"
+    file.parent.mkdir()
+    file.write_text("epoch,learning_rate,step,train_loss\n0,0.1,1,2.0\n1,0.\n")
+    (logger,) = make_loggers(config(), tmp_path, resumed_step=3)
+    logger.finalize("success")
+    assert file.read_text().splitlines()[1:] == ["0,0.1,1,2.0"]
+
+
 def test_tensorboard_reads_what_was_recorded(tmp_path):
     record(make_loggers(config(tensorboard=True), tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard_logs")).Reload()

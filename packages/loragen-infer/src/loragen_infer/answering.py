@@ -29,6 +29,13 @@ _GREEDY: dict[str, Any] = {
     "guidance_scale": None,
     "exponential_decay_length_penalty": None,
     "forced_eos_token_id": None,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "watermarking_config": None,
+    "stop_strings": None,
+    "prompt_lookup_num_tokens": None,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
 }
 
 

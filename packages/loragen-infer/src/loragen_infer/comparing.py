@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lora_tokenizer import LoraAdapter, read_adapter
+from lora_tokenizer import LoraAdapter, LoraTokenizerError, read_adapter
 
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.models.locate import is_same_model
@@ -105,15 +105,20 @@ def compare(
         dtype: What the language model computes in; None: its own.
 
     Raises:
-        LoragenInferError: An adapter cannot be read or does not fit, the base model is not known or differs, or a
-            prompt leaves the model no room for an answer.
+        LoragenInferError: There is nothing to compare, an adapter cannot be read or does not fit, the base model is not
+            known or differs, or a prompt leaves the model no room for an answer.
     """
     from loragen_infer.adapters.attach import adapter_attached
     from loragen_infer.models.base_model import load_base_model
 
     if max_new_tokens < 1:
         raise LoragenInferError(f"max_new_tokens is {max_new_tokens}, where a number from 1 belongs.")
-    adapters = dict(zip(_names(paths), map(read_adapter, paths), strict=True))
+    if not paths or not examples:
+        raise LoragenInferError(f"There is no {'prompt' if paths else 'adapter'} to compare; give one at least.")
+    try:
+        adapters = dict(zip(_names(paths), map(read_adapter, paths), strict=True))
+    except LoraTokenizerError as error:
+        raise LoragenInferError(str(error)) from error
     name = base_model or _common_base_model(adapters)
     try:
         import peft  # noqa: F401

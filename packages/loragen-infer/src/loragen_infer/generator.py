@@ -231,7 +231,7 @@ class LoraGenerator:
             counts = f"{counted(len(scale), 'value')} for {counted(len(tasks), 'task')}"
             raise LoragenInferError(f"scale has {counts}; {way_out}")
         source = iter(tasks)
-        scales = itertools.repeat(scale) if isinstance(scale, int | float) else iter(scale)
+        scales = iter(scale) if isinstance(scale, Iterable) else itertools.repeat(float(scale))
         while group := list(itertools.islice(source, batch_size)):
             factors = list(itertools.islice(scales, len(group)))
             if len(factors) < len(group):

@@ -157,8 +157,10 @@ def example_of(
     row = {**row, **{name: row[name][0] for name in columns if isinstance(row.get(name), list) and row[name]}}
     if need_response or response_column is not None:
         return Example(prompt=prompt, response=_text(row, columns, where))
-    response = next((row[name] for name in columns if name in row), "")
-    return Example(prompt=prompt, response=response if isinstance(response, str) else "")
+    column = next((name for name in columns if name in row), None)
+    response = row[column] if column is not None and isinstance(row[column], str) else ""
+    _refuse_half(response, column, where)
+    return Example(prompt=prompt, response=response)
 
 
 def _text(row: Mapping[str, Any], columns: Sequence[str], where: str) -> str:
@@ -171,9 +173,14 @@ def _text(row: Mapping[str, Any], columns: Sequence[str], where: str) -> str:
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise LoragenInferError(f"{where}: {column!r} is {value!r}, but must be text.")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise LoragenInferError(f"{where}: {column!r} holds half a character (a lone surrogate); mend it.")
+    _refuse_half(value, column, where)
     return value
+
+
+def _refuse_half(text: str, column: str | None, where: str) -> None:
+    """Refuse what cannot be written as UTF-8."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise LoragenInferError(f"{where}: {column!r} holds half a character (a lone surrogate); mend it.")
 
 
 def tokenize_example(

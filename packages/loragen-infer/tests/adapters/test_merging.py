@@ -67,6 +67,19 @@ def test_the_dtype_of_the_first_stays(pair):
     assert {value.dtype for value in merged.tensors.values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("combination", ["cat", "svd"])
+def test_double_precision_stays(pair, combination):
+    fine = [one.to("float64") for one in pair]
+    rank = sum(one.config.r for one in fine)
+    merged = merge_adapters(fine, [1 / 3, 2], combination="cat")
+    if combination == "svd":  # of a rank that holds all of it
+        merged = merge_adapters([merged, merged], [0.25, 0.75], combination="svd")
+    for module in merged.modules:
+        expected = fine[0].delta_weight(module) / 3 + 2 * fine[1].delta_weight(module)
+        torch.testing.assert_close(merged.delta_weight(module), expected, rtol=1e-12, atol=1e-14)
+    assert merged.config.r == rank
+
+
 def test_what_does_not_add_up_is_refused(pair, make, llama, tmp_path):
     with pytest.raises(LoragenInferError, match="1 weights for 2 adapters"):
         merge_adapters(pair, [1])

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from lora_tokenizer import read_adapter
+from lora_tokenizer import read_adapter, same_bits
 from loragen_infer import LoragenInferError, TuneSettings, adapter_attached, tune, tune_many
 from loragen_infer.likelihood import response_nll
 from loragen_infer.samples import Example, tokenize_example
@@ -131,6 +131,18 @@ def test_a_single_sample_takes_all_steps(make, model, adapters):
 def test_the_adapter_keeps_its_dtype(make, model, adapters):
     tuned = tune(model, make.tokenizer(), adapters[0].to(torch.float16), SAMPLES[0], num_steps=2)
     assert {tensor.dtype for tensor in tuned.tensors.values()} == {torch.float16}
+
+
+def test_without_a_step_it_is_the_adapter_itself(make, model, adapters):
+    fine = adapters[0].to(torch.float64)
+    fine = dataclasses.replace(fine, tensors={name: value + 1e-12 for name, value in fine.tensors.items()})
+    assert same_bits(tune(model, make.tokenizer(), fine, SAMPLES[0], num_steps=0), fine)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_each_adapter_needs_samples_of_its_own(make, model, adapters, count):
+    with pytest.raises(LoragenInferError, match=f"samples of 2 tasks for {count} adapters"):
+        tune_many(model, make.tokenizer(), adapters[:count], [SAMPLES[0], SAMPLES[0]])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Reading an adapter from whatever holds one: a PEFT folder, a bare .safetensors, or a file of torch.save.
 
 Decides which file of a folder counts, which tensors of a file belong to the adapter, and where its config comes from:
-what the caller gives, then the folder's adapter_config.json, then the checkpoint's hyper-parameters, then the shapes.
+what the caller gives, then the folder's adapter_config.json, then what the file itself says (the metadata of
+.safetensors, the hyper-parameters of a checkpoint), then the shapes.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def read_adapter(
         if config is None:
             refuse_unrepresentable(settings, where=f"{file.parent / CONFIG_NAME}: ")
         content = _read_file(file, adapter_name, prefix)
+        if config is None and file.suffix == ".safetensors":
+            refuse_unrepresentable(content.settings, where=f"{file}: ")
     except OSError as error:
         raise LoraTokenizerError(f"cannot read {source}: {error.strerror or error}") from error
     _refuse_others(file, content.others)
@@ -137,9 +140,8 @@ def _merged(*sources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_file(file: Path, adapter_name: str | None, prefix: str | None) -> _Content:
-    settings: dict[str, Any] = {}
     if file.suffix == ".safetensors":
-        ranges, others = find_lora_tensors(file)
+        ranges, others, settings = find_lora_tensors(file)
         renamed = _rename(file, ranges, adapter_name, prefix)
         places = {new: ranges[name] for name, new in renamed.items()}
     else:

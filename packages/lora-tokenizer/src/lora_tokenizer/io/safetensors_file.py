@@ -1,4 +1,4 @@
-"""Where the LoRA tensors of a .safetensors file lie.
+"""Where the LoRA tensors of a .safetensors file lie, and the adapter config that its metadata may hold.
 
 `safetensors.safe_open` checks the header; only the places are taken from it, because its tensors are views of a
 writable map of the whole file, which fails for a checkpoint larger than the memory.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,8 +22,19 @@ MAX_HEADER_BYTES = 16 << 20
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def find_lora_tensors(path: Path) -> tuple[dict[str, TensorRange], list[str]]:
-    """The place of every LoRA tensor, and the names of the others, which may have any dtype."""
+class LoraTensors(NamedTuple):
+    """What a .safetensors file holds."""
+
+    places: dict[str, TensorRange]
+    """The place of every LoRA tensor."""
+    others: list[str]
+    """The names of the other tensors, which may have any dtype."""
+    settings: dict[str, Any]
+    """PEFT's config, where the metadata has it as JSON under `adapter_config`; empty where not."""
+
+
+def find_lora_tensors(path: Path) -> LoraTensors:
+    """Where the LoRA tensors lie, and what else there is."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > MAX_HEADER_BYTES:
@@ -36,10 +48,11 @@ def find_lora_tensors(path: Path) -> tuple[dict[str, TensorRange], list[str]]:
 
 
 @functools.lru_cache(maxsize=8)  # the checkpoints of one training run have the same header
-def _places(header: bytes) -> tuple[dict[str, TensorRange], list[str]]:
+def _places(header: bytes) -> LoraTensors:
     found: dict[str, TensorRange] = {}
     others: list[str] = []
-    for name, entry in json.loads(header).items():
+    entries = json.loads(header)
+    for name, entry in entries.items():
         if is_lora_name(name):
             if entry["dtype"] not in _DTYPES:
                 raise ValueError(
@@ -50,4 +63,14 @@ def _places(header: bytes) -> tuple[dict[str, TensorRange], list[str]]:
             found[name] = place
         elif name != "__metadata__":
             others.append(name)
-    return found, others
+    return LoraTensors(found, others, _settings((entries.get("__metadata__") or {}).get("adapter_config", "{}")))
+
+
+def _settings(text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"adapter_config in its metadata is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError("adapter_config in its metadata is not a JSON object")  # as what else is damaged
+    return settings

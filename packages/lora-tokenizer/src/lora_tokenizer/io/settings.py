@@ -38,7 +38,9 @@ def find_state_dict(root: object, file: Path) -> dict[str, Any]:
     content = as_mapping(root)
     candidates = [content, *(as_mapping(content[key]) for key in _STATE_KEYS if key in content)]
     for candidate in candidates:
-        named = {name: value for name, value in candidate.items() if isinstance(name, str)}
+        named = {
+            name: value for name, value in candidate.items() if isinstance(name, str) and not _is_setting(name, value)
+        }
         if any(is_lora_name(name) for name in named):
             return named
     raise LoraTokenizerError(
@@ -46,9 +48,16 @@ def find_state_dict(root: object, file: Path) -> dict[str, Any]:
     )
 
 
+def _is_setting(name: str, value: object) -> bool:
+    """Whether it only looks like a LoRA tensor of no module, as `lora_alpha` and `lora_config` beside tensors do."""
+    is_tensor = isinstance(value, Inert) and value.name.startswith(("torch._utils.", "torch._tensor."))
+    return name.startswith("lora_") and "." not in name and not is_tensor
+
+
 def adapter_settings(root: object) -> dict[str, Any]:
-    """The LoRA settings among a checkpoint's hyper-parameters, in PEFT's names; empty where there are none."""
-    mappings = list(_mappings(root))
+    """The LoRA settings among a checkpoint's hyper-parameters, or beside its tensors, in PEFT's names; empty where
+    there are none."""
+    mappings = [as_mapping(root), *_mappings(root)]
     settings = next((_pick(m) for m in mappings if isinstance(m.get("lora_alpha"), int | float)), {})
     if settings.get("base_model_name_or_path") is None:
         names = (m[key] for m in mappings for key in _BASE_MODEL_KEYS if isinstance(m.get(key), str))

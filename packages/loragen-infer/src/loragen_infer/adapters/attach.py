@@ -107,6 +107,7 @@ def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str 
     for key, layer in layers.items():
         layer.lora_alpha[name] = adapter.config.alpha(key)
         layer.scaling[name] = adapter.config.scaling(key)
+        layer.use_rslora[name] = adapter.config.use_rslora  # which PEFT scales anew by
     new = _config(adapter)
     new.inference_mode = old.inference_mode
     new.base_model_name_or_path = new.base_model_name_or_path or old.base_model_name_or_path
@@ -145,6 +146,9 @@ def _remember(model: "PreTrainedModel | PeftModel") -> Callable[[], None]:
     modes = [(module, module.training) for module in model.modules()]
     thawed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     had_config = "peft_config" in vars(model)
+    # Of a model that keeps less of a forward pass PEFT makes the embeddings need gradients.
+    hooks = [(module, set(module._forward_hooks)) for module in model.modules()]
+    noted = {name: vars(model).get(name) for name in ("_require_grads_hook", "_require_grads_hooks")}
 
     def restore() -> None:
         for parent, name, child in children:
@@ -154,6 +158,12 @@ def _remember(model: "PreTrainedModel | PeftModel") -> Callable[[], None]:
             module.training = training
         for parameter, requires_grad in thawed:
             parameter.requires_grad_(requires_grad)
+        for module, known in hooks:
+            for new in set(module._forward_hooks) - known:
+                del module._forward_hooks[new]
+        for name, value in noted.items():
+            if vars(model).get(name) is not value:
+                setattr(model, name, value)
         if not had_config:
             vars(model).pop("peft_config", None)
 

@@ -52,8 +52,9 @@ def merge_adapters(
     tensors: dict[str, Tensor] = {}
     for module in adapters[0].modules:
         factors = [
-            (*adapter.factors(module), weight * adapter.scaling(module))
+            (_wide(a_ri), _wide(b_or), weight * adapter.scaling(module))
             for adapter, weight in zip(adapters, weights, strict=True)
+            for a_ri, b_or in (adapter.factors(module),)
         ]
         if combination == "linear" and len({len(a_ri) for a_ri, _, _ in factors}) > 1:
             ranks = ", ".join(str(len(a_ri)) for a_ri, _, _ in factors)
@@ -107,15 +108,20 @@ def _check_fits(first: LoraAdapter, adapter: LoraAdapter, number: int) -> None:
             )
 
 
+def _wide(factor: Tensor) -> Tensor:
+    """Half precision as float32, float64 as it is."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))
+
+
 def _cat(factors: _Factors, _rank: int) -> tuple[Tensor, Tensor]:
-    a_Ri = torch.cat([factor * a_ri.float() for a_ri, _, factor in factors])
-    return a_Ri, torch.cat([b_or.float() for _, b_or, _ in factors], dim=1)
+    a_Ri = torch.cat([factor * a_ri for a_ri, _, factor in factors])
+    return a_Ri, torch.cat([b_or for _, b_or, _ in factors], dim=1)
 
 
 def _linear(factors: _Factors, _rank: int) -> tuple[Tensor, Tensor]:
     # Both factors carry the root; the sign must be on one only.
-    a_Kri = torch.stack([math.copysign(math.sqrt(abs(factor)), factor) * a_ri.float() for a_ri, _, factor in factors])
-    b_Kor = torch.stack([math.sqrt(abs(factor)) * b_or.float() for _, b_or, factor in factors])
+    a_Kri = torch.stack([math.copysign(math.sqrt(abs(factor)), factor) * a_ri for a_ri, _, factor in factors])
+    b_Kor = torch.stack([math.sqrt(abs(factor)) * b_or for _, b_or, factor in factors])
     return a_Kri.sum(0), b_Kor.sum(0)
 
 
@@ -126,7 +132,7 @@ def _svd(factors: _Factors, rank: int) -> tuple[Tensor, Tensor]:
     basis_iR, upper_a = torch.linalg.qr(a_Ri.T)
     u, s, vh = torch.linalg.svd(upper_b @ upper_a.T)
     kept = min(rank, len(s))
-    return (vh[:kept] @ basis_iR.T).float(), (basis_oR @ (u[:, :kept] * s[:kept])).float()
+    return vh[:kept] @ basis_iR.T, basis_oR @ (u[:, :kept] * s[:kept])
 
 
 COMBINATIONS: dict[str, Callable[[_Factors, int], tuple[Tensor, Tensor]]] = {

@@ -124,10 +124,15 @@ def tune_many(
         settings: How; by default as `TuneSettings` says.
 
     Raises:
-        LoragenInferError: An adapter does not fit the model or is more than two factors per linear layer (DoRA), there
+        LoragenInferError: There is no adapter, or another number of them than of lists of samples; an adapter does not
+            fit the model or is more than two factors per linear layer (DoRA), there
             are no samples or one without a response, one is longer than the model takes, or the loss is not finite.
     """
     settings = settings or TuneSettings()
+    if not adapters or len(samples) != len(adapters):
+        raise LoragenInferError(
+            f"There are samples of {len(samples)} tasks for {len(adapters)} adapters; give some for each."
+        )
     items = [_tokenize(model, tokenizer, of_adapter) for of_adapter in samples]
     batched = BatchedLora(model, adapters[0].modules)
     try:
@@ -140,7 +145,8 @@ def tune_many(
         for step in _descend(model, batched, adapters_K, items, settings):
             for place, (adapter, wanted) in enumerate(zip(adapters, num_steps, strict=True)):
                 if wanted == step:
-                    tuned[place] = _with_weights(adapter, adapters_K, place)
+                    # Without a step it is the adapter itself, whatever its dtype.
+                    tuned[place] = _with_weights(adapter, adapters_K, place) if step else adapter
             if len(tuned) == len(adapters):
                 break
     finally:

@@ -129,6 +129,7 @@ def _arrange(words: Sequence[str], parser: "_Parser", short_names: Mapping[str, 
         word = rest.popleft()
         if word == "--":
             others += [word, *rest]
+            rest.clear()
         elif not word.startswith("--"):
             others.append(word)
         else:

@@ -70,7 +70,8 @@ def hashes_of_joint(config: EvaluateConfig, zoo: str) -> frozenset[str]:
     if "joint" not in config.wanted_rows or manifest.joint is None:
         return frozenset()
     joint = manifest.path(manifest.joint)
-    if Path(config.joint_adapter or joint).resolve() != joint.resolve():  # one of which nothing is known
+    own = joint.resolve(), joint.resolve().parent  # the folder of a joint adapter stands for it
+    if Path(config.joint_adapter or joint).resolve() not in own:  # one of which nothing is known
         return frozenset()
     learned = [task.prompts for task in manifest.tasks if not task.held_out and task.prompts is not None]
     files = [manifest.samples(prompts) for prompts in learned]

@@ -205,7 +205,11 @@ class _Run:
         fingerprints = {request.id: self._fingerprint_of(request) for request in file}
         ids = list(fingerprints)
         fingerprint = hashlib.sha256("".join(f"{k}\0{v}\0" for k, v in fingerprints.items()).encode()).hexdigest()[:16]
+        manifest = output.with_name(f"{output.stem}.{_MANIFEST}")
+        rows = (self._row(request, {"index": index}) for index, request in enumerate(file))
         if self._is_done(output, fingerprint):
+            if not manifest.is_file():  # the run that wrote the adapters was killed before it
+                write_jsonl(manifest, rows)
             return self._outcome(output, 0, len(ids))
         kind, layout = self._config.kind, self._layout
         stacked = reserve(values_of(self._generator.mean_adapter(), kind, layout), len(ids))
@@ -217,8 +221,7 @@ class _Run:
         is_tokens = kind == "tokens"
         meaning = {"layout": layout.to_json()} if is_tokens else {"adapter_config": layout.config.to_peft()}
         write_torch_file({"ids": ids, **meaning, "tensors": stacked}, output, fingerprint)
-        rows = (self._row(request, {"index": index}) for index, request in enumerate(file))
-        write_jsonl(output.with_name(f"{output.stem}.{_MANIFEST}"), rows)
+        write_jsonl(manifest, rows)
         return self._outcome(output, len(ids), 0)
 
     def _fingerprint_of(self, request: Request) -> str:

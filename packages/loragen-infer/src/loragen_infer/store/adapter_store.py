@@ -100,16 +100,15 @@ class AdapterStore:
         self._shelf.check_number(len({recipe.id for recipe in recipes}))  # also those that are there must not go
         missing = {recipe.id: recipe for recipe in recipes if self._shelf.use(recipe.id) is None}
         made: set[str] = set()
-        if missing:
-            with self._shelf.making(missing):
-                todo = [recipe for recipe in missing.values() if self._shelf.use(recipe.id) is None]
-                if todo:
+        # A batch at a time, since each adapter that is being made is an open file.
+        for begin in range(0, len(missing), _BATCH_SIZE):
+            batch = list(missing.values())[begin : begin + _BATCH_SIZE]
+            with self._shelf.making([recipe.id for recipe in batch]):
+                if todo := [recipe for recipe in batch if self._shelf.use(recipe.id) is None]:
                     self._shelf.make_room(len(todo))
-                    for begin in range(0, len(todo), _BATCH_SIZE):
-                        batch = todo[begin : begin + _BATCH_SIZE]
-                        for recipe, adapter in zip(batch, self._generated(batch), strict=True):
-                            self._write_generated(recipe, adapter)
-                            made.add(recipe.id)
+                    for recipe, adapter in zip(todo, self._generated(todo), strict=True):
+                        self._write_generated(recipe, adapter)
+                        made.add(recipe.id)
         seconds = time.perf_counter() - start
         answer = []
         for recipe in recipes:

@@ -5,6 +5,7 @@ Checkpoints are read a few at a time, so the memory that this takes does not gro
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +28,7 @@ from loragen_train.analysis.outliers import find_outliers
 from loragen_train.analysis.similarity import Matrix, cosines, delta_gram, principal_axes, task_gram
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo.checkpoints import find_checkpoints
+from loragen_train.zoo.grouping import layout_of
 
 __all__ = ["analyze_zoo", "size_of"]
 
@@ -104,7 +106,9 @@ def _describe(paths: list[Path], token_dim: int, options: dict[str, Any]) -> tup
     with ProgressBar("reading", total=len(paths), unit="checkpoint") as bar:
         for path in paths:
             try:
-                reports.append(report_on(read_adapter(path, **options), str(path), token_dim=token_dim))
+                adapter = read_adapter(path, **options)
+                report = report_on(adapter, str(path), token_dim=token_dim)
+                reports.append(replace(report, fingerprint=layout_of(adapter, token_dim=token_dim).fingerprint))
             except LoraTokenizerError as error:
                 broken[str(path)] = str(error)
             bar.advance()
@@ -129,7 +133,7 @@ def _layouts(reports: list[AdapterReport], max_tokens: int | str) -> list[dict[s
             "fingerprint": fingerprint,
             "num_checkpoints": count,
             "example": examples[fingerprint].path,
-            "dtypes": list(examples[fingerprint].dtypes),
+            "dtypes": sorted({dtype for one in reports if one.fingerprint == fingerprint for dtype in one.dtypes}),
             **size_of(examples[fingerprint], max_tokens),
         }
         for fingerprint, count in counts.most_common()

@@ -86,11 +86,17 @@ def write_config(folder: Path, config: FitConfig, provenance: dict[str, Any]) ->
 
 def recorded_provenance(folder: Path) -> dict[str, Any]:
     """Return the provenance in ``config.yaml`` of an experiment; empty where it has none."""
+    return _read_config(folder).get("provenance") or {}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        if not isinstance(content, dict):
+            raise ValueError("no keys and values")  # damaged, as the others are
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise LoragenTrainError(f"{folder / 'config.yaml'} cannot be read ({error}); resume needs it.") from error
-    return content.get("provenance") or {}
+    return content
 
 
 def describe_versions() -> dict[str, str | None]:
@@ -163,11 +169,7 @@ def _why_not_to_continue(folder: Path) -> str | None:
 
 def check_unchanged(config: FitConfig, folder: Path, *, refuse: bool) -> None:
     """Refuse, or warn of, what differs from the configuration that the experiment was begun with."""
-    try:
-        before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise LoragenTrainError(f"{folder / 'config.yaml'} cannot be read ({error}); resume needs it.") from error
-    now = config.record()
+    before, now = _read_config(folder), config.record()
     changes = [
         difference
         for section in ("data", "model", "training")

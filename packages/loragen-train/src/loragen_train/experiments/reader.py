@@ -95,10 +95,12 @@ def _read_metrics(experiment: Experiment, file: Path) -> None:
     num_left_out: Counter[str] = Counter()
     with file.open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
-            step = int(row.pop("step"))
+            # A line that is being written, or that a kill has cut off, has fewer cells.
+            if not (number := row.pop("step", None)):
+                continue
+            step = int(number)
             del row["epoch"]
             for name, cell in row.items():
-                # A line that is being written has fewer cells.
                 if not cell:
                     continue
                 value = float(cell)
@@ -116,4 +118,9 @@ def _read_metrics(experiment: Experiment, file: Path) -> None:
 
 def _read_validation(experiment: Experiment, file: Path) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
-    experiment.modules, experiment.sample = content["modules"], content["sample"]
+    modules, sample = content["modules"], content["sample"]
+    for row in modules:
+        str(row["module"]), row["relative_error"], row["cosine"]  # a KeyError for what lacks one
+    if sample:
+        sample["task"], sample["target"], sample["predicted"]
+    experiment.modules, experiment.sample = modules, sample

@@ -2,12 +2,13 @@
 
 import hashlib
 import logging
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loragen_infer.samples import Example, prompt_hash, read_jsonl
+from loragen_infer.samples import Example, example_of, prompt_hash, read_jsonl
 from loragen_infer.words import counted
 
 from loragen_train.configs.fit import DataConfig
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 # Share of the prompts kept for validation where a task brings samples that nobody has split; prepare's default too.
 _VAL_SHARE = 0.1
 _SAMPLES_PER_PROMPT = 4
+_HASH = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ def read_prompts(data: DataConfig, seed: int, *, leave_out: Collection[str] = ()
         val = _read_prepared(folder / "val_prompts.jsonl")
         if missing := sorted(set(train) ^ set(val)):
             raise LoragenTrainError(f"The task {missing[0]!r} is in only one of the two prompt files in {folder}.")
+        _check_apart(train, val, folder)
         _check_tasks(data, list(train))
     samples: tuple[dict[str, dict[str, Example]], dict[str, dict[str, Example]]] = {}, {}
     per_prompt = _SAMPLES_PER_PROMPT if data.samples_per_prompt == "auto" else data.samples_per_prompt
@@ -78,7 +81,9 @@ def read_prompts(data: DataConfig, seed: int, *, leave_out: Collection[str] = ()
         train={task: [row.prompt for row in rows] for task, rows in train.items()},
         val={task: [row.prompt for row in rows] for task, rows in val.items()},
         train_hashes={
-            task: frozenset(digest for row in rows for digest in row.sample_hashes) for task, rows in train.items()
+            # The sample of a prompt that shows only one is known without hashes too.
+            task: frozenset(digest for row in rows for digest in row.sample_hashes or [prompt_hash(row.prompt)])
+            for task, rows in train.items()
         },
         train_samples=samples[0],
         val_samples=samples[1],
@@ -93,10 +98,26 @@ def _read_prepared(file: Path) -> dict[str, list[PromptRow]]:
             raise LoragenTrainError(
                 f"{file}, line {number} needs a 'task' and a 'prompt', both text; write it with loragen-train prepare."
             )
-        # Older files lack the hashes; the sample of a prompt that shows only one is known all the same.
-        hashes = row.get("sample_hashes") or [prompt_hash(prompt)]
+        example_of({"prompt": prompt}, f"{file}, line {number}", need_response=False)  # refuses half a character
+        hashes = row.get("sample_hashes") or []  # which older files lack
+        if not isinstance(hashes, list) or not all(isinstance(one, str) and _HASH.fullmatch(one) for one in hashes):
+            raise LoragenTrainError(
+                f"{file}, line {number}: sample_hashes is no list of texts of 16 hexadecimal digits; write it with "
+                "loragen-train prepare."
+            )
         rows[task].append(PromptRow(task=task, prompt=prompt, sample_ids=[], sample_hashes=hashes))
     return dict(rows)
+
+
+def _check_apart(train: Mapping[str, list[PromptRow]], val: Mapping[str, list[PromptRow]], folder: Path) -> None:
+    """Refuse prompts to validate with that show a sample of those to train with, as after half a ``prepare``."""
+    for task, rows in val.items():
+        seen = {digest for row in train[task] for digest in row.sample_hashes}
+        if any(digest in seen for row in rows for digest in row.sample_hashes):
+            raise LoragenTrainError(
+                f"The two prompt files in {folder} have samples of {task!r} in common; write both anew with "
+                "loragen-train prepare --overwrite."
+            )
 
 
 def _check_tasks(data: DataConfig, prepared: list[str]) -> None:

@@ -167,7 +167,8 @@ def _csv(folder: Path, resumed_step: int) -> CSVLogger:
     rows = []
     if file.is_file():
         with file.open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if int(row.get("step") or 0) < resumed_step]
+            # One without a step is of a line that a kill has cut off.
+            rows = [row for row in csv.DictReader(stream) if row.get("step") and int(row["step"]) < resumed_step]
     with warnings.catch_warnings():
         # Lightning warns that it will delete the rows that are put back below.
         warnings.filterwarnings("ignore", message="Experiment logs directory")

@@ -15,7 +15,7 @@ from loragen_infer.words import counted
 
 from loragen_train.errors import LoragenTrainError
 
-__all__ = ["SHARED_COSINE", "AdapterFacts", "choose_group", "facts_of", "group_adapters", "mean_cosine"]
+__all__ = ["SHARED_COSINE", "AdapterFacts", "choose_group", "facts_of", "group_adapters", "layout_of", "mean_cosine"]
 
 SHARED_COSINE = 0.5
 """Mean cosine of the A matrices of different tasks from which on one initialisation is taken to be shared. Those that
@@ -41,14 +41,19 @@ class AdapterFacts:
     """``[M, S]``, values of A in some modules, of length 1 in each, float32."""
 
 
-def facts_of(adapter: LoraAdapter) -> AdapterFacts:
-    """Return the facts of an adapter."""
-    # As fit lays them out: half-precision values beside float32 ones are no other shape.
+def layout_of(adapter: LoraAdapter, *, token_dim: int = 384) -> TokenLayout:
+    """Return the layout that fit has for an adapter, in float32: half-precision values are no other shape."""
     wide = {
         name: torch.empty(tensor.shape, dtype=torch.promote_types(tensor.dtype, torch.float32), device="meta")
         for name, tensor in adapter.tensors.items()
     }
-    layout = TokenLayout.from_adapter(LoraAdapter(config=adapter.config, tensors=wide), max_tokens="auto")
+    plain = LoraAdapter(config=adapter.config, tensors=wide)
+    return TokenLayout.from_adapter(plain, token_dim=token_dim, max_tokens="auto")
+
+
+def facts_of(adapter: LoraAdapter) -> AdapterFacts:
+    """Return the facts of an adapter."""
+    layout = layout_of(adapter)
     config, modules = adapter.config, adapter.modules
     kinds = dict.fromkeys(module.rpartition(".")[2] for module in modules)
     flags = [word for word, is_set in (("rsLoRA", config.use_rslora), ("DoRA", config.use_dora)) if is_set]

@@ -77,7 +77,7 @@ class ImportRow:
             path = _existing(self.folder, name)
             # A configuration of a data set in a folder, as opposed to a data set of the hub.
             with_config = _existing(self.folder, f"{name.rpartition('/')[0]}/README.md") if "/" in name else None
-            location = f"{library}{colon}{self.folder / name}" if path or with_config else location
+            location = f"{library}{colon}{self.folder / Path(name).expanduser()}" if path or with_config else location
         columns = {"prompt_column": self.prompt_column, "response_column": self.response_column}
         return Source(location=location, task=self.name, split=split or self.split, **columns)
 
