@@ -184,12 +184,12 @@ def test_a_zoo_in_shards_says_what_is_missing(config):
 
 @pytest.fixture
 def no_rank(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("no_rank")
-@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
 def test_a_rank_has_its_share_of_the_tasks(config, monkeypatch, names):
     assert share_of_tasks(config) == config.tasks
     shares = []
@@ -201,6 +201,13 @@ def test_a_rank_has_its_share_of_the_tasks(config, monkeypatch, names):
     # What is asked for counts more.
     assert share_of_tasks(replace(config, shard="3/3")) == config.tasks[2::3]
     monkeypatch.delenv(names[1])
+    assert share_of_tasks(config) == config.tasks
+
+
+@pytest.mark.usefixtures("no_rank")
+def test_a_batch_script_without_srun_has_all_tasks(config, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
     assert share_of_tasks(config) == config.tasks
 
 

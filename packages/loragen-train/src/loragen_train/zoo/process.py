@@ -10,8 +10,9 @@ from loragen_train.configs.collect import CollectConfig, CollectTask
 
 __all__ = ["fabric_of_process", "share_of_tasks"]
 
-# Rank and number of processes, as torchrun and srun tell them.
-_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+# Rank and number of processes, as torchrun and srun tell them. SLURM_NTASKS is not that of srun: a batch script has it
+# too, with the rank 0, and what it starts without srun is alone.
+_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 
 
 def share_of_tasks(config: CollectConfig) -> list[CollectTask]:
