@@ -26,10 +26,10 @@ class Plan:
     """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""
     joint_steps: int = 1296
     """Steps of the joint adapter of all training tasks, which generators start from."""
-    part_joint_steps: int = 216
+    part_joint_steps: int = 144
     """Steps of those of the further trainings, as many for few tasks as for all."""
-    num_steps: int = 54
-    """Steps of the generators."""
+    num_steps: int = 36
+    """Steps of the generators, but each sees all of its training tasks once at least."""
     quick: bool = False
     """Whether the numbers are tiny."""
 
