@@ -89,7 +89,7 @@ def test_the_full_run_has_enough_tasks_and_none_of_a_held_out_generator_to_train
     assert f"{num_own} of them with adapters, and {len(kinds[True])} held-out ones" in readme
     further = len(short_tasks())
     assert f"adds {further} short tasks" in readme
-    assert f"A run has {len(kinds[False]) + further} tasks" in readme
+    assert f"({len(kinds[False]) + further} training tasks, " in readme
 
 
 def test_every_task_of_the_full_run_has_the_samples_that_it_asks_for():
