@@ -81,7 +81,8 @@ def test_half_a_character_is_named(prepared):
 
 def test_prompts_to_validate_with_that_are_trained_on_are_refused(prepared):
     rows = [
-        {"task": "a", "prompt": f"x\n\n{other}", "sample_hashes": [prompt_hash("x"), prompt_hash(other)]} for other in "yz"
+        {"task": "a", "prompt": f"x\n\n{other}", "sample_hashes": [prompt_hash(text) for text in ("x", other)]}
+        for other in "yz"
     ]
     with pytest.raises(LoragenTrainError, match="have samples of 'a' in common; write both anew"):
         read_prompts(config(prepared(rows[:1], rows[1:]), "a"), seed=0)
