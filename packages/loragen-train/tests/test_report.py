@@ -292,6 +292,12 @@ def test_the_command_says_where_the_page_is_and_what_is_missing(tmp_path, make, 
     assert all(Path(path).parent == tmp_path / "p" for path in written["plots"])
 
 
+def test_words_after_two_dashes_count_once(tmp_path, make, capsys):
+    folder = make_experiment(tmp_path / "one")
+    assert make.cli("report", "--output", str(tmp_path / "page.html"), "--json", "--", str(folder)) == 0
+    assert [experiment["name"] for experiment in json.loads(capsys.readouterr().out)["experiments"]] == ["one"]
+
+
 def test_a_browser_shows_the_page(tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
