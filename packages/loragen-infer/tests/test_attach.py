@@ -212,6 +212,16 @@ def test_a_swap_sets_the_scaling_too(tmp_path, make, llama):
     assert torch.equal(logits(model), logits(expected))
 
 
+def test_a_swap_does_without_what_older_versions_of_peft_do_not_note(tmp_path, make, llama):
+    first, second = (make.adapter(llama, tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), str(first)).eval()
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            del layer.use_rslora
+    swap_adapter(model, read_adapter(second))
+    assert torch.equal(logits(model), logits(PeftModel.from_pretrained(copy.deepcopy(llama), str(second)).eval()))
+
+
 def test_only_the_adapter_that_is_named_is_swapped(tmp_path, make, llama):
     folders = [make.adapter(llama, tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)]
     model = PeftModel.from_pretrained(copy.deepcopy(llama), str(folders[0])).eval()

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ TUNE_LEARNING_RATE = 1e-3
 """Learning rate of the first of them, by default."""
 # Sequences that branch more often than this on their way are read as if they branched here for the last time.
 _MAX_LEVELS = 100
+_HALF = re.compile("[\ud800-\udfff]")
 RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
 
 
@@ -179,7 +181,7 @@ def _text(row: Mapping[str, Any], columns: Sequence[str], where: str) -> str:
 
 def _refuse_half(text: str, column: str | None, where: str) -> None:
     """Refuse what cannot be written as UTF-8."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _HALF.search(text):
         raise LoragenInferError(f"{where}: {column!r} holds half a character (a lone surrogate); mend it.")
 
 

@@ -80,8 +80,6 @@ def read_adapter(
         if config is None:
             refuse_unrepresentable(settings, where=f"{file.parent / CONFIG_NAME}: ")
         content = _read_file(file, adapter_name, prefix)
-        if config is None and file.suffix == ".safetensors":
-            refuse_unrepresentable(content.settings, where=f"{file}: ")
     except OSError as error:
         raise LoraTokenizerError(f"cannot read {source}: {error.strerror or error}") from error
     _refuse_others(file, content.others)

@@ -107,7 +107,8 @@ def swap_adapter(model: "PeftModel", adapter: LoraAdapter, *, adapter_name: str 
     for key, layer in layers.items():
         layer.lora_alpha[name] = adapter.config.alpha(key)
         layer.scaling[name] = adapter.config.scaling(key)
-        layer.use_rslora[name] = adapter.config.use_rslora  # which PEFT scales anew by
+        if hasattr(layer, "use_rslora"):  # by which newer versions of PEFT scale anew
+            layer.use_rslora[name] = adapter.config.use_rslora
     new = _config(adapter)
     new.inference_mode = old.inference_mode
     new.base_model_name_or_path = new.base_model_name_or_path or old.base_model_name_or_path

@@ -125,8 +125,8 @@ def tune_many(
 
     Raises:
         LoragenInferError: There is no adapter, or another number of them than of lists of samples; an adapter does not
-            fit the model or is more than two factors per linear layer (DoRA), there
-            are no samples or one without a response, one is longer than the model takes, or the loss is not finite.
+            fit the model or is more than two factors per linear layer (DoRA); there are no samples or one without a
+            response, one is longer than the model takes, or the loss is not finite.
     """
     settings = settings or TuneSettings()
     if not adapters or len(samples) != len(adapters):

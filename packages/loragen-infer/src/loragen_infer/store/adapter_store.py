@@ -98,11 +98,11 @@ class AdapterStore:
         start = time.perf_counter()
         recipes = [self._recipe(prompts, scale) for prompts, scale in requests]
         self._shelf.check_number(len({recipe.id for recipe in recipes}))  # also those that are there must not go
-        missing = {recipe.id: recipe for recipe in recipes if self._shelf.use(recipe.id) is None}
+        missing = list({recipe.id: recipe for recipe in recipes if self._shelf.use(recipe.id) is None}.values())
         made: set[str] = set()
         # A batch at a time, since each adapter that is being made is an open file.
         for begin in range(0, len(missing), _BATCH_SIZE):
-            batch = list(missing.values())[begin : begin + _BATCH_SIZE]
+            batch = missing[begin : begin + _BATCH_SIZE]
             with self._shelf.making([recipe.id for recipe in batch]):
                 if todo := [recipe for recipe in batch if self._shelf.use(recipe.id) is None]:
                     self._shelf.make_room(len(todo))

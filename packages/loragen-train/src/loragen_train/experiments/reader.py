@@ -119,8 +119,7 @@ def _read_metrics(experiment: Experiment, file: Path) -> None:
 def _read_validation(experiment: Experiment, file: Path) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     modules, sample = content["modules"], content["sample"]
-    for row in modules:
-        str(row["module"]), row["relative_error"], row["cosine"]  # a KeyError for what lacks one
-    if sample:
-        sample["task"], sample["target"], sample["predicted"]
+    lacks_some = any(not row.keys() >= {"module", "relative_error", "cosine"} for row in modules)
+    if lacks_some or (sample and not sample.keys() >= {"task", "target", "predicted"}):
+        raise ValueError("a key is missing")
     experiment.modules, experiment.sample = modules, sample
