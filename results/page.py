@@ -145,7 +145,7 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         _html(["seed", *rows], by_seed),
         f"<h2>How new the held-out tasks are</h2><p>{escape(found['rule'])}</p>",
         _html(["held-out task", "nearest training task", "cosine of the mean prompt embeddings"], twins),
-        "<h2>Time, in seconds</h2>",
+        "<h2>Time, in seconds</h2><p>Of a step that was stopped and continued, the last part.</p>",
         _html(["step", "seconds"], [[step, f"{seconds:.0f}"] for step, seconds in found["seconds"].items()]),
         "<h2>Settings</h2>",
         *(
