@@ -63,6 +63,45 @@ def test_who_is_recognised(seed, num_prompts, spread):
         assert known_BT[:-1].diagonal().min() == 1
 
 
+def variants_of(num_tasks, *, num_variants=4):
+    """Prompts of tasks that come in variants each, all but the same where the first tasks are; and fresh ones."""
+    draw = torch.Generator().manual_seed(0)
+    known, fresh = [], []
+    for number in range(num_tasks):
+        family_D, apart = torch.randn(D, generator=draw), 0.02 if number < 2 else 0.5
+        for _ in range(num_variants):
+            center_D = family_D + apart * torch.nn.functional.normalize(torch.randn(D, generator=draw), dim=0)
+            known.append(center_D + 0.2 * torch.randn(NUM_PROMPTS, D, generator=draw))
+            fresh.append(center_D + 0.2 * torch.randn(16, D, generator=draw))
+    return known, fresh
+
+
+def test_variants_of_a_task_are_recognised_each_and_one_never_seen_is_none_of_them():
+    known, fresh = variants_of(NUM_TASKS)
+    memory = TaskMemory(len(known), D)
+    memory.fit(known)
+    num_prompts_B = torch.full((len(known),), 16)
+    known_BT = memory(torch.stack([task_PD.mean(0) for task_PD in fresh]), num_prompts_B)
+    assert known_BT.diagonal()[8:].min() > 0.9
+    assert known_BT[:8].sum(1).min() > 0.9  # by whatever variant of theirs
+    for left_out in (8, 13, 23):
+        memory = TaskMemory(len(known) - 1, D)
+        memory.fit([task_PD for number, task_PD in enumerate(known) if number != left_out])
+        assert memory(fresh[left_out].mean(0, keepdim=True), num_prompts_B[:1]).max() < 0.1
+
+
+def test_a_memory_from_before_it_knew_of_variants_recognises_what_it_did():
+    tasks = prompts_of(NUM_TASKS)
+    memory = TaskMemory(NUM_TASKS, D)
+    memory.fit(tasks)
+    state = {name: value for name, value in memory.state_dict().items() if name not in ("reach", "num_prompts_T")}
+    before = TaskMemory(NUM_TASKS, D)
+    before.load_state_dict(state)
+    means_BD, num_prompts_B = torch.stack([task.mean(0) for task in tasks]), torch.full((NUM_TASKS,), NUM_PROMPTS)
+    assert torch.equal(before(means_BD, num_prompts_B), torch.eye(NUM_TASKS))
+    assert before.reach == 0
+
+
 def test_a_lone_task_and_twins_are_not_recognised():
     (prompts_PD,) = prompts_of(1)
     for tasks in ([prompts_PD], [prompts_PD, prompts_PD]):
