@@ -76,7 +76,7 @@ def variants_of(num_tasks, *, num_variants=4):
     return known, fresh
 
 
-def test_variants_of_a_task_are_recognised_each_and_one_never_seen_is_none_of_them():
+def test_variants_of_a_task_are_recognised_each_and_one_never_seen_is_half_of_another():
     known, fresh = variants_of(NUM_TASKS)
     memory = TaskMemory(len(known), D)
     memory.fit(known)
@@ -87,7 +87,10 @@ def test_variants_of_a_task_are_recognised_each_and_one_never_seen_is_none_of_th
     for left_out in (8, 13, 23):
         memory = TaskMemory(len(known) - 1, D)
         memory.fit([task_PD for number, task_PD in enumerate(known) if number != left_out])
-        assert memory(fresh[left_out].mean(0, keepdim=True), num_prompts_B[:1]).max() < 0.1
+        known_BT = memory(fresh[left_out].mean(0, keepdim=True), num_prompts_B[:1])
+        assert 0.49 < known_BT.max() < 0.6
+        first = left_out - left_out % 4
+        assert first <= known_BT.argmax() < first + 3  # a variant of the same
 
 
 def test_a_memory_from_before_it_knew_of_variants_recognises_what_it_did():
