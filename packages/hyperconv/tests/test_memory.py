@@ -113,6 +113,14 @@ def test_a_lone_task_and_twins_are_not_recognised():
         assert memory(prompts_PD.mean(0, keepdim=True), torch.tensor([NUM_PROMPTS])).sum() == 0
 
 
+def test_of_tasks_with_the_same_prompts_the_first_is_recognised():
+    twin_PD, _, *others = prompts_of(NUM_TASKS)
+    memory = TaskMemory(NUM_TASKS, D)
+    memory.fit([twin_PD, twin_PD, *others])
+    known_BT = memory(twin_PD.mean(0, keepdim=True), torch.tensor([NUM_PROMPTS]))
+    assert known_BT.tolist() == [[1, *[0] * (NUM_TASKS - 1)]]
+
+
 def test_nothing_is_recognised_before_a_start():
     generator = HyperConvGenerator(GeneratorConfig(**SMALL, num_tasks=3))
     assert generator(torch.zeros(1, 4, D)).abs().sum() == 0

@@ -118,7 +118,7 @@ class TaskMemory(nn.Module):
         distance_BT = torch.cdist(x_BD, self.centroid_TD.float()).square()
         spread_T, deviation_T = self.spread_T.float(), self.deviation_T.float()
         cautious_BT = distance_BT + (deviation_T - spread_T) / num_prompts_B[:, None]
-        # What N prompts vary by about their own mean is N - 1 parts of N of the variance, and that mean varies too.
+        # The spread is taken about the centroid, which leaves 1 / N of it out; and the centroid is a mean of N itself.
         num_T = self.num_prompts_T.float()
         chance_BT = num_T / (num_T - 1).clamp(min=1) * (1 / num_prompts_B[:, None] + 1 / num_T)
         deviation_BT = (chance_BT * deviation_T + _ROUNDING * self.reach.float()).clamp(min=_TINY)
@@ -131,11 +131,11 @@ class TaskMemory(nn.Module):
         return known_BT * is_nearest_BT
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}unit" in state_dict:
+        if f"{prefix}spread_T" in state_dict:
             # Memories once did not know of variants: nothing is within a reach of zero.
-            state_dict.setdefault(f"{prefix}reach", torch.zeros((), dtype=torch.float32))
-            num_prompts_T = torch.ones(len(state_dict[f"{prefix}spread_T"]), dtype=torch.float32)
-            state_dict.setdefault(f"{prefix}num_prompts_T", num_prompts_T)
+            spread_T = state_dict[f"{prefix}spread_T"]
+            state_dict.setdefault(f"{prefix}reach", spread_T.new_zeros(()))
+            state_dict.setdefault(f"{prefix}num_prompts_T", torch.ones_like(spread_T))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
