@@ -1,4 +1,4 @@
-"""Shows what a run has found: the tables of the root README, a picture, and one self-contained HTML page."""
+"""Shows what a run has found: tables for README and documentation, a picture, and one self-contained HTML page."""
 
 import base64
 import re
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["draw", "readme_section", "replace_section", "write_page"]
+__all__ = ["draw", "further_tables", "main_table", "replace_section", "write_page"]
 
 Found = dict[str, Any]
 _COLOURS = {
@@ -24,6 +24,7 @@ _COLOURS = {
     "own": "#188038",
     "wrong prompts": "#e8710a",
     "junk": "#e8710a",
+    "tuned from scratch": "#c5221f",
 }
 _OTHERS = "#80868b"
 # Where the rows that are tuned start; without a step the initialisation changes nothing in the base model.
@@ -36,18 +37,29 @@ th:first-child, td:first-child { text-align: left; }
 img { width: 100%; height: auto; } pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
 """
 _SECTION = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", flags=re.DOTALL)
+_NONE = "No run has been recorded in this repository yet.\n"
 
 
-def readme_section(found: Found | None) -> str:
-    """Return what the root README says of the results; None: there are none."""
+def main_table(found: Found | None) -> str:
+    """Return what the root README shows of the results: the picture and the rows of the held-out tasks."""
     if found is None:
-        return "No run has been recorded in this repository yet.\n"
+        return _NONE
     lines = [
         "![Scores of every row on the held-out tasks, and by the number of training tasks](results/results.png)",
         "",
         f"Mean over the held-out tasks ({_counts(found)}; `[…]` are 95 % intervals over tasks):",
         "",
         *_markdown(*_row_table(found["held_out"])),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def further_tables(found: Found | None) -> str:
+    """Return the other tables of means, which the documentation shows below the README's."""
+    if found is None:
+        return _NONE
+    lines = [
+        "Differences between rows, paired by held-out task, and how many tasks a row is better on:",
         "",
         *(
             line
@@ -63,6 +75,7 @@ def readme_section(found: Found | None) -> str:
         *_markdown(*_tuning_table(found)),
         "",
         *_markdown(*_row_table(found["seen"], caption="row, on training tasks")),
+        *(line for remark in found["remarks"] for line in ("", remark)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -78,11 +91,11 @@ def _counts(found: Found) -> str:
     )
 
 
-def replace_section(readme: str, section: str) -> str:
-    """Return the text of the README with ``section`` between the two marks."""
-    if _SECTION.search(readme) is None:
-        raise SystemExit("README.md lacks the marks <!-- results --> and <!-- end of results -->.")
-    return _SECTION.sub(lambda match: f"{match[1]}\n{section}\n{match[2]}", readme)
+def replace_section(text: str, section: str, *, file: Path) -> str:
+    """Return the text of ``file`` with ``section`` between the two marks."""
+    if _SECTION.search(text) is None:
+        raise SystemExit(f"{file} lacks the marks <!-- results --> and <!-- end of results -->.")
+    return _SECTION.sub(lambda match: f"{match[1]}\n{section}\n{match[2]}", text)
 
 
 def draw(found: Found, path: Path) -> None:
@@ -126,6 +139,7 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         "<h1>Adapters for tasks never seen</h1>",
         *(["<p><b>Tiny numbers, to see that everything works; its scores mean nothing.</b></p>"] * found["quick"]),
         f"<p>{_counts(found)}. […]: 95 % intervals over tasks.</p>",
+        *(f"<p>{escape(remark)}</p>" for remark in found["remarks"]),
         f'<img alt="The scores of the tables below" src="data:image/png;base64,{image}">',
         "<h2>Held-out tasks</h2>",
         _html(*_row_table(found["held_out"])),
@@ -277,11 +291,25 @@ def _draw_curve(axes: Axes, curve: list[Found], name: str, label: str, factor: f
 
 
 def _draw_tuning(axes: Axes, points: list[Found], score: int, label: str, factor: float) -> None:
-    names = [f"{point['num_samples']} samples,\n{point['num_steps']} steps" for point in points]
+    start, *tuned = points
+    numbers = sorted({point["num_samples"] for point in points})
+    *fewer, most = sorted({point["num_steps"] for point in tuned})
     for row, marker in zip(_STARTS, "os^", strict=True):
-        values = [factor * point["rows"][row][score] for point in points]
-        axes.plot(names, values, marker=marker, markersize=4, label=row, color=_COLOURS.get(row, _OTHERS))
+        for num_steps in (*fewer, most):
+            line = [start, *(point for point in tuned if point["num_steps"] == num_steps)]
+            axes.plot(
+                [numbers.index(point["num_samples"]) for point in line],
+                [factor * point["rows"][row][score] for point in line],
+                marker=marker,
+                markersize=4,
+                linestyle="-" if num_steps == most else ":",
+                label=f"{row}, {num_steps} steps",
+                color=_COLOURS.get(row, _OTHERS),
+            )
+    axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+    axes.set_xlabel("answers", fontsize=8)
     axes.set_title(label, fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.legend(fontsize=7, frameon=False)
+    if score == 0:  # it would hide lines of the other, and is the same
+        axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

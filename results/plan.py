@@ -22,7 +22,7 @@ class Plan:
     """Most tasks that lend their samples only; None: all that are unlike the held-out ones."""
     part_sizes: tuple[int, ...] = (10, 20, 42, 80, 120)
     """Numbers of training tasks of the further trainings, with the first seed; the last one is on all of them."""
-    tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16))
+    tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16), (16, 4), (16, 16), (64, 4), (64, 16))
     """Numbers of samples and of steps that adapters are tuned with, beside no step at all."""
     joint_steps: int = 1296
     """Steps of the joint adapter of all training tasks, which generators start from."""

@@ -2,12 +2,12 @@
 
 Collects a zoo of short tasks of reasoning-gym, of which some are held out that have no twin among the others, adds
 short tasks that lend their samples only, trains generators with several seeds and on fewer tasks, evaluates all rows,
-and writes results/: JSON, PNG, HTML, and from the JSON the table in the README. Every step is a command that a user
-would type, two of them at a time on a CPU; what is finished is used again.
+and writes results/: JSON, PNG, HTML, and from the JSON the tables in the README and docs/results.md. Every step is a
+command that a user would type, two of them at a time on a CPU; what is finished is used again.
 
     python -m results.run                  hours on two CPU cores, minutes on a GPU
     python -m results.run --quick          tiny numbers, written elsewhere, to see that everything works
-    python -m results.run --write-readme   the README's table anew, from results/results.json
+    python -m results.run --write-tables   those tables anew, from results/results.json
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the arguments ask for."""
     parser = argparse.ArgumentParser(description="Measure what generated adapters are worth on tasks never seen.")
     parser.add_argument("--quick", action="store_true", help="tiny numbers: see that it works, in a few minutes")
-    parser.add_argument("--write-readme", action="store_true", help="only write the README's table anew")
+    parser.add_argument("--write-tables", action="store_true", help="only write the tables in Markdown files anew")
     parser.add_argument(
         "--jobs", type=int, help="commands that run side by side and share the cores; by default 2, or 1 on a GPU"
     )
@@ -51,19 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.chdir(ROOT)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every part comes from an installed package
     plan = QUICK if options.quick else FULL
-    if not options.write_readme:
+    if not options.write_tables:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         jobs = options.jobs or (1 if device == "cuda" else min(2, os.cpu_count() or 1))
         _write(_found(measure(plan, device, jobs), plan, device), plan)
     if not plan.quick:
-        write_readme()
+        write_tables()
 
 
-def write_readme(readme: Path = ROOT / "README.md", results: Path = ROOT / "results/results.json") -> None:
-    """Write the table of the README from the results that lie in the repository."""
+def write_tables(root: Path = ROOT, results: Path = ROOT / "results/results.json") -> None:
+    """Write the tables of the Markdown files of ``root`` from the results that lie in the repository."""
     found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
-    text = page.replace_section(readme.read_text(encoding="utf-8"), page.readme_section(found))
-    readme.write_text(text, encoding="utf-8")
+    for name, section in (("README.md", page.main_table(found)), ("docs/results.md", page.further_tables(found))):
+        file = root / name
+        file.write_text(page.replace_section(file.read_text(encoding="utf-8"), section, file=file), encoding="utf-8")
 
 
 def _found(measured: Measured, plan: Plan, device: str) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def _found(measured: Measured, plan: Plan, device: str) -> dict[str, Any]:
         "nearest_tasks": [asdict(one) for one in measured.nearest],
         "seconds": dict(measured.seconds),
         "made_with": _made_with(device, measured.precision),
+        "remarks": [],  # whoever measures a part anew says so here
     }
 
 
@@ -117,7 +119,7 @@ def _write(found: dict[str, Any], plan: Plan) -> None:
     write_json(plan.output / "results.json", found)
     page.draw(found, picture)
     page.write_page(found, picture, sorted(plan.configs.glob("*.yaml")), plan.output / "index.html")
-    print(f"\nThe picture: {picture.resolve().as_uri()}\n\n{page.readme_section(found)}")
+    print(f"\nThe picture: {picture.resolve().as_uri()}\n\n{page.main_table(found)}\n{page.further_tables(found)}")
     print(f"Written: {plan.output}/results.json, results.png and index.html.")
 
 

@@ -83,12 +83,13 @@ def test_the_full_run_has_enough_tasks_and_none_of_a_held_out_generator_to_train
     assert not held_out & trained
     assert len(trained) < len(kinds[False])  # settings vary within a family
     assert all(task["own_adapter"] for task in kinds[True])
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
     num_own = sum(task.get("own_adapter", True) for task in kinds[False])
-    assert f"collects {len(kinds[False])} short tasks" in readme
-    assert f"{num_own} of them with adapters, and {len(kinds[True])} held-out ones" in readme
+    assert f"collects {len(kinds[False])} short tasks" in told
+    assert f"{num_own} of them with adapters, and {len(kinds[True])} held-out ones" in told
     further = len(short_tasks())
-    assert f"adds {further} short tasks" in readme
+    assert f"adds {further} short tasks" in told
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"({len(kinds[False]) + further} training tasks, " in readme
 
 
@@ -242,12 +243,15 @@ def found() -> dict:
         "curve": [
             {"num_tasks": number, "num_with_adapters": 5, "joint_steps": 216, "rows": table} for number in (10, 70)
         ],
-        "tuning": [{"num_samples": 4, "num_steps": 16, "rows": tuned}],
+        "tuning": [
+            {"num_samples": number, "num_steps": steps, "rows": tuned} for number in (4, 8) for steps in (2, 16)
+        ],
         "by_seed": {"0": {**means, "mean": means["base"]}},
         "per_task": scores,
         "nearest_tasks": [{"task": "<t0>", "nearest": "sums", "cosine": 0.5, "same_generator": []}],
         "seconds": {"collect": 1.5},
         "made_with": "Python",
+        "remarks": ["One <part> was measured anew."],
     }
 
 
@@ -263,29 +267,38 @@ def test_the_page_needs_nothing_but_itself(found, tmp_path):
     assert "a: &lt;b&gt;" in content
     assert "&lt;t0&gt;" in content
     assert "mean nothing" in content
+    assert "<p>One &lt;part&gt; was measured anew.</p>" in content
 
 
-def test_the_section_of_the_readme_has_the_numbers_and_replaces_the_one_before(found):
-    section = page.readme_section(found)
-    assert re.search(r"\| generated \| 4\.000 \[\d\.\d{3}, \d\.\d{3}\] \| 25\.0 \[25\.0, 25\.0\] \| 83 \|", section)
-    assert "| ridge | -0.500 [-0.500, -0.500] | 6 |" in section
-    assert "| 0 | 0 | 4.000 / 25.0 | 6.500 / 0.0 | 6.500 / 0.0 |" in section
-    assert "| 4 | 16 | 3.500 / 30.0 |" in section
-    assert "a joint adapter of 1,296 steps" in section
-    assert "| 70, 5 with adapters | 216 |" in section
-    readme = "before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n"
-    written = page.replace_section(readme, section)
-    assert page.replace_section(written, section) == written
-    assert "old" not in written
-    assert written.startswith("before\n<!-- results -->\n\n![")
-    assert written.endswith("<!-- end of results -->\nafter\n")
+def test_the_tables_have_the_numbers(found):
+    table = page.main_table(found)
+    assert re.search(r"\| generated \| 4\.000 \[\d\.\d{3}, \d\.\d{3}\] \| 25\.0 \[25\.0, 25\.0\] \| 83 \|", table)
+    assert "a joint adapter of 1,296 steps" in table
+    further = page.further_tables(found)
+    assert "| ridge | -0.500 [-0.500, -0.500] | 6 |" in further
+    assert "| 0 | 0 | 4.000 / 25.0 | 6.500 / 0.0 | 6.500 / 0.0 |" in further
+    assert "| 4 | 16 | 3.500 / 30.0 |" in further
+    assert "| 70, 5 with adapters | 216 |" in further
+    assert further.endswith("|\n\nOne <part> was measured anew.\n")
 
 
-def test_the_readme_says_what_the_results_say(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    run.write_readme(readme)
-    assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+def test_a_section_takes_the_place_of_the_one_before(tmp_path):
+    text = "before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n"
+    written = page.replace_section(text, "new\n", file=tmp_path)
+    assert written == "before\n<!-- results -->\n\nnew\n\n<!-- end of results -->\nafter\n"
+    assert page.replace_section(written, "new\n", file=tmp_path) == written
+    with pytest.raises(SystemExit, match=r"there\.md lacks the marks"):
+        page.replace_section("no marks", "new\n", file=tmp_path / "there.md")
+
+
+def test_readme_and_documentation_say_what_the_results_say(tmp_path):
+    names = ("README.md", "docs/results.md")
+    (tmp_path / "docs").mkdir()
+    for name in names:
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    run.write_tables(tmp_path)
+    for name in names:
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8"), name
 
 
 def test_the_recorded_results_are_those_of_a_full_run():
