@@ -87,7 +87,7 @@ def make_adapter(model: PreTrainedModel, names: list[str]) -> LoraAdapter:
     tensors = {}
     for name in names:
         layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)  # noqa: S101
+        assert isinstance(layer, nn.Linear)  # noqa: S101  # q_proj and v_proj are
         tensors[f"base_model.model.{name}.lora_A.weight"] = 0.02 * torch.randn(4, layer.in_features)
         tensors[f"base_model.model.{name}.lora_B.weight"] = 0.02 * torch.randn(layer.out_features, 4)
     return LoraAdapter(config=config, tensors=tensors)
