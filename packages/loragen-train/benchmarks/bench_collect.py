@@ -30,10 +30,11 @@ NAMES = (
 )  # fmt: skip
 
 
-def read_tasks(config: Any, folder: Path, tokenizer: Any) -> list[Any]:
-    """The tasks as collect trains on them; names that repeat have samples of another seed."""
+def read_tasks(config: Any, folder: Path, tokenizer: Any, *, num_words: int = 0) -> list[Any]:
+    """The tasks as collect trains on them, with an instruction of so many words before each prompt, another for each
+    task; names that repeat have samples of another seed."""
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from loragen_train.prompts.splits import read_task_samples
     from loragen_train.zoo.items import tokenize_task
@@ -43,7 +44,9 @@ def read_tasks(config: Any, folder: Path, tokenizer: Any) -> list[Any]:
         for part, samples in zip(("train", "test"), read_task_samples(task, seed=number), strict=True):
             file = folder / part / f"{task.name}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+            instruction = f"{task.name}:{' read' * num_words}\n" if num_words else ""
+            rows = [asdict(replace(sample, prompt=instruction + sample.prompt)) for sample in samples]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tasks.append(tokenize_task(task, config, folder, tokenizer))
     return tasks
 

@@ -1,11 +1,12 @@
 """How fast a generator is trained through the language model, beside ``collect`` on the same samples, and its memory.
 
-    python packages/loragen-train/benchmarks/bench_lm_objective.py
+    python packages/loragen-train/benchmarks/bench_lm_objective.py [--instruction 100]
 
 SmolLM2-135M-Instruct, r 4 on q_proj and v_proj, tasks of reasoning-gym. ``collect`` trains 8 adapters at once with
 batches of 8; the objective ``lm`` takes steps of 4 tasks with 4 samples each, generator and optimizer included, for as
 many tokens. Rounds alternate between the two, and the ratio is the median over the rounds. Peak memory is that of a
-process of its own, the loaded model and all libraries included.
+process of its own, the loaded model and all libraries included. With ``--instruction`` every prompt of a task begins with
+so many words, which count among the tokens.
 """
 
 import argparse
@@ -32,7 +33,9 @@ CONDITION_DIM, NUM_PROMPTS = 384, 8
 class Bench:
     """The parts of both trainings, on one frozen model."""
 
-    def __init__(self, base: Path, folder: Path, *, precision: Literal["bf16", "fp32"], steps: int) -> None:
+    def __init__(
+        self, base: Path, folder: Path, *, precision: Literal["bf16", "fp32"], steps: int, num_words: int
+    ) -> None:
         from loragen_train.configs.collect import CollectConfig, CollectTask, LoraTraining
         from loragen_train.zoo.initial import load_frozen
         from loragen_train.zoo.process import fabric_of_process
@@ -45,7 +48,7 @@ class Bench:
         self.config = CollectConfig(base_model=str(base), tasks=described, training=training)
         self.folder, self.fabric = folder, fabric_of_process()
         self.frozen = load_frozen(self.config, folder, self.fabric)
-        self.tasks = read_tasks(self.config, folder, self.frozen.tokenizer)
+        self.tasks = read_tasks(self.config, folder, self.frozen.tokenizer, num_words=num_words)
         self.steps = steps
 
     def collect(self) -> float:
@@ -61,9 +64,11 @@ class Bench:
     def lm(self, num_steps: int) -> float:
         """Tokens per second of the objective, without the first step, which warms up."""
         import torch
+        from loragen_train.configs.training import TrainingConfig
+        from loragen_train.training.optimization import make_optimizer
 
         table, objective, generator, batches = self._parts(num_steps)
-        optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-4)
+        optimizer = make_optimizer(generator.parameters(), TrainingConfig(learning_rate=1e-4))
         condition_BPD = torch.randn(TASKS_PER_STEP, NUM_PROMPTS, CONDITION_DIM, device=self.fabric.device)
         tokens, started = 0, 0.0
         for number, batch in enumerate(batches):
@@ -123,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="steps of collect, the first not timed")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--instruction", type=int, default=0, help="words before each prompt of a task")
     parser.add_argument("--memory-with", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
@@ -133,7 +139,7 @@ def main() -> None:
         base = options.memory_with or save_base_model(MODEL, Path(root) / "base")
         folder = Path(root) / "zoo"
         folder.mkdir()
-        bench = Bench(base, folder, precision=options.precision, steps=options.steps)
+        bench = Bench(base, folder, precision=options.precision, steps=options.steps, num_words=options.instruction)
         if options.memory_with is not None:
             bench.lm(3)
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
@@ -142,6 +148,7 @@ def main() -> None:
         num_steps = 1 + (options.steps - 1) * NUM_TASKS * 8 // (TASKS_PER_STEP * SAMPLES_PER_TASK)
         pairs = [(bench.collect(), bench.lm(num_steps)) for _ in range(options.rounds)]
         words = [sys.executable, __file__, "--memory-with", str(base), "--precision", options.precision]
+        words += ["--instruction", str(options.instruction)]
         child = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603  # this very file
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"

@@ -178,6 +178,15 @@ def test_the_generator_may_be_of_bfloat16_while_targets_and_losses_are_not(confi
     assert {value.dtype for value in exported.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipped_gradients_are_trained_on_in_mixed_precision_too(config, tmp_path, precision):
+    """Lightning refuses to clip those of a fused optimizer there."""
+    train = losses(
+        fit(short(config, tmp_path, precision=precision, gradient_clip_val=1.0, max_epochs=10)), "train_loss"
+    )
+    assert train[-1] < 0.9 * train[0]
+
+
 def test_every_option_of_the_network_can_be_set(config, tmp_path):
     network = GeneratorConfig(num_basis=3, pooling="attention", film=False)
     made = fit(replace(short(config, tmp_path), model=replace(config.model, generator=network)))

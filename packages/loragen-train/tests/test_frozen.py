@@ -39,9 +39,9 @@ def test_a_model_is_frozen_by_its_name_alone(tiny_lm, make):
     assert frozen.tokens_per_pass == 64
     assert not any(value.requires_grad for value in frozen.model.parameters())
     samples = [[tokenize_example(frozen.tokenizer, Example(prompt="1 + 1", response="2"))]]
-    with frozen.response_nll(AdapterStack.of([adapter]), samples, num_shared=0) as with_adapter_B:
+    with frozen.response_nll(AdapterStack.of([adapter]), samples) as with_adapter_B:
         assert with_adapter_B.isfinite().all()
-    with frozen.response_nll(None, samples, num_shared=0) as alone_B:
+    with frozen.response_nll(None, samples) as alone_B:
         assert not torch.equal(with_adapter_B, alone_B)
     with pytest.raises(LoragenInferError, match=r"no module 'model\.layers\.2\.self_attn\.q_proj'"):
         FrozenModel.load(str(tiny_lm), make.adapter(0).modules, device="cpu", precision="fp32")

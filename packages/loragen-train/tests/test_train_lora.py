@@ -8,7 +8,9 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from lora_tokenizer import read_adapter
-from loragen_infer.adapters import AdapterStack
+from loragen_infer.adapters import AdapterStack, reading
+from loragen_infer.adapters.reading import num_read_once
+from loragen_infer.likelihood import read_tokens
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import Example, TokenizedExample, tokenize_example
 from loragen_infer.zoo import INITIAL_NAME
@@ -238,27 +240,31 @@ def test_training_fits_the_responses_and_changes_nothing_but_the_adapters(config
 
 
 PREFIX = "You are a helpful assistant. "
+INSTRUCTED = {
+    name: [replace(row, prompt=f"{PREFIX}Task of {'x' * number}: {row.prompt}") for row in rows]
+    for number, (name, rows) in enumerate(EXAMPLES.items())
+}
 
 
 @pytest.mark.parametrize("tokens_per_pass", ["auto", 90])
-def test_reading_what_all_prompts_begin_with_once_changes_nothing(train, monkeypatch, tokens_per_pass):
-    examples = {name: [replace(row, prompt=PREFIX + row.prompt) for row in rows] for name, rows in EXAMPLES.items()}
-    seen = []
-    num_shared = FrozenModel.num_shared
+def test_reading_what_a_tasks_prompts_begin_with_once_changes_nothing(train, monkeypatch, tokens_per_pass):
+    read = []
 
-    def watch(self, tasks, *, dropout=0.0):
-        seen.append(num_shared(self, tasks, dropout=dropout))
-        return seen[-1]
+    def watch(model, sequences, **options):
+        read.append([len(sequence) for sequence in sequences])
+        return read_tokens(model, sequences, **options)
 
-    monkeypatch.setattr(FrozenModel, "num_shared", watch)
-    shared = train(examples, tokens_per_pass=tokens_per_pass)
-    assert seen == [len(PREFIX)]
-    train(examples, dropout=0.1)
-    train(examples, gradient_checkpointing=True)
-    assert seen[1:] == [0, 0]
-    monkeypatch.setattr(FrozenModel, "num_shared", lambda self, tasks, *, dropout=0.0: 0)
-    apart = train(examples)
-    for adapter in range(len(examples)):
+    monkeypatch.setattr(reading, "read_tokens", watch)
+    shared = train(INSTRUCTED, tokens_per_pass=tokens_per_pass)
+    assert min(length for lengths in read for length in lengths) >= len(PREFIX)
+    assert any(len(set(lengths)) > 1 for lengths in read) or tokens_per_pass != "auto"
+    read.clear()
+    train(INSTRUCTED, dropout=0.1)
+    train(INSTRUCTED, gradient_checkpointing=True)
+    monkeypatch.setattr(FrozenModel, "_is_shared", lambda self, dropout: False)
+    apart = train(INSTRUCTED)
+    assert not read
+    for adapter in range(len(EXAMPLES)):
         single = replace(
             apart,
             checkpoints={step: stack.select([adapter]) for step, stack in apart.checkpoints.items()},
@@ -268,20 +274,19 @@ def test_reading_what_all_prompts_begin_with_once_changes_nothing(train, monkeyp
 
 
 @pytest.mark.parametrize("counts", [(3, 3, 3), (1, 4, 2)])
-def test_gradients_pass_through_what_is_read_once(config, fabric, tmp_path, counts):
+def test_gradients_pass_through_what_is_read_once(config, fabric, tmp_path, monkeypatch, counts):
     frozen = load_frozen(config, tmp_path / "zoo", fabric)
-    samples = [
-        tokenized([replace(row, prompt=PREFIX + row.prompt) for row in rows[:count]], frozen)
-        for rows, count in zip(EXAMPLES.values(), counts, strict=True)
-    ]
+    samples = [tokenized(rows[:count], frozen) for rows, count in zip(INSTRUCTED.values(), counts, strict=True)]
+    assert len(set(num_read_once(samples))) > 1
     found = []
-    for num_shared in (0, len(PREFIX)):
+    for is_shared in (False, True):
+        monkeypatch.setattr(FrozenModel, "_is_shared", lambda self, dropout, is_shared=is_shared: is_shared)
         torch.manual_seed(1)
         adapters = train_lora._copies(read_adapter(tmp_path / "zoo" / INITIAL_NAME), len(samples), fabric.device)
         weights = [*adapters.a_Kri.values(), *adapters.b_Kor.values()]
         for weight in weights:
             weight.data += 0.3 * torch.randn(weight.shape)
-        with frozen.response_nll(adapters, samples, num_shared=num_shared) as nll_B:
+        with frozen.response_nll(adapters, samples) as nll_B:
             nll_B.sum().backward()
         found.append((nll_B.detach(), [weight.grad for weight in weights]))
     assert all(bool(gradient.any()) for gradient in found[0][1])

@@ -17,16 +17,16 @@ from lora_tokenizer.names import join_name
 from torch import Tensor
 
 from loragen_infer.adapters.batched import BatchedLora
+from loragen_infer.adapters.reading import reading_once
 from loragen_infer.adapters.stack import AdapterStack
 from loragen_infer.errors import LoragenInferError
-from loragen_infer.likelihood import read_tokens, response_nll
+from loragen_infer.likelihood import response_nll
 from loragen_infer.samples import (
     TUNE_FOLDS,
     TUNE_LEARNING_RATE,
     TUNE_STEPS,
     Example,
     TokenizedExample,
-    num_common_tokens,
     tokenize_example,
 )
 
@@ -231,8 +231,8 @@ def _left_out_nll(
     judged = [of_fold[: settings.batch_size] for of_fold in left_out]
     flat = [item for of_fold in judged for item in of_fold]
     for _ in _descend(model, batched, adapters_F, others, settings):
-        with torch.no_grad(), batched.applied(adapters_F, num_samples=[len(of_fold) for of_fold in judged]):
-            nll_B = response_nll(model, flat, padding=0)
+        with torch.no_grad(), reading_once(model, batched, adapters_F, judged) as inputs:
+            nll_B = response_nll(model, **inputs)
         yield [nll / len(item.response_ids) for nll, item in zip(nll_B.tolist(), flat, strict=True)]
 
 
@@ -270,22 +270,11 @@ def _backward(
     model: "PreTrainedModel", batched: BatchedLora, adapters: AdapterStack, batches: Sequence[list[TokenizedExample]]
 ) -> Tensor:
     """Add up the gradients; return the mean loss per response token of each adapter, ``[K]``."""
-    items = [item for batch in batches for item in batch]
-    counts = [len(batch) for batch in batches]
-    # The last token of a prompt, which predicts the response, is each sample's own.
-    prompts = [[item.input_ids[: item.num_prompt_tokens - 1] for item in batch] for batch in batches]
-    beginnings = [of_batch[0][: num_common_tokens(of_batch)] for of_batch in prompts]
-    read = None
-    if all(beginnings):
-        with batched.applied(adapters, num_samples=[1] * len(batches)):
-            read = read_tokens(model, beginnings, padding=0)
-    if read is not None:
-        read = read.rows([place for place, count in enumerate(counts) for _ in range(count)])
-    with batched.applied(adapters, num_samples=counts):
-        nll_B = response_nll(model, items, padding=0, after=read)
+    with reading_once(model, batched, adapters, batches) as inputs:
+        nll_B = response_nll(model, **inputs)
         losses = [
             nll.sum() / sum(len(item.response_ids) for item in batch)
-            for nll, batch in zip(torch.split(nll_B, counts), batches, strict=True)
+            for nll, batch in zip(torch.split(nll_B, [len(batch) for batch in batches]), batches, strict=True)
         ]
         loss_K = torch.stack(losses)
         torch.autograd.backward(loss_K.sum())

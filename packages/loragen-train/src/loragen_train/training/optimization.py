@@ -21,7 +21,10 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingCon
     if config.optimizer_type == "sgd":
         return torch.optim.SGD(values, lr=learning_rate, weight_decay=config.weight_decay, momentum=_SGD_MOMENTUM)
     kind = torch.optim.AdamW if config.optimizer_type == "adamw" else torch.optim.Adam
-    return kind(values, lr=learning_rate, weight_decay=config.weight_decay)
+    # Lightning clips no gradients of a fused optimizer in mixed precision.
+    is_mixed = config.precision.endswith("mixed") or config.precision in ("16", "bf16")
+    is_fused = not is_mixed and all(value.device.type in ("cpu", "cuda") for value in values)
+    return kind(values, lr=learning_rate, weight_decay=config.weight_decay, fused=is_fused or None)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: Sequence[int]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from loragen_train.errors import LoragenTrainError
 from loragen_train.training.samples import NONE, SampleTable, TaskBatch
 from loragen_train.training.through_lm import AdapterTokens
 from loragen_train.zoo.frozen import FrozenModel
-from loragen_train.zoo.passes import passes
 from loragen_train.zoo.tokens import Zoo
 
 __all__ = ["ExamplesTeacher", "OwnTeacher", "Teacher", "TeacherLoss", "TopTokens"]
@@ -62,7 +61,6 @@ class OwnTeacher:
         self._frozen, self._adapters, self._zoo, self._table, self._config = frozen, adapters, zoo, table, config
         last = {task: index for index, task in enumerate(zoo.tasks)}
         self._checkpoints = [last[task] for task in zoo.names]
-        self._num_shared = frozen.num_shared([table.items])
 
     def __call__(self, batch: TaskBatch) -> dict[int, TopTokens]:
         checkpoints = [self._checkpoints[task] for task in batch.regression_tasks.tolist()]
@@ -70,7 +68,7 @@ class OwnTeacher:
         samples = [[number for number in of_task if number != NONE] for of_task in batch.samples.tolist()]
         items = [[self._table.items[number] for number in of_task] for of_task in samples]
         adapters = self._adapters.stack(tokens_BNW.to(batch.samples.device))
-        answers = _ask(self._frozen, adapters, items, self._config, num_shared=self._num_shared)
+        answers = _ask(self._frozen, adapters, items, self._config)
         return dict(zip((number for of_task in samples for number in of_task), answers, strict=True))
 
 
@@ -102,8 +100,7 @@ class ExamplesTeacher:
         pairs = zip(batch.samples.flatten().tolist(), batch.shown.flatten(0, 1).tolist(), strict=True)
         asked = {number: [other for other in shown if other != NONE] for number, shown in pairs if number != NONE}
         items = [self._with_examples(number, shown) for number, shown in asked.items()]
-        num_shared = self._frozen.num_shared([items])
-        return dict(zip(asked, _ask(self._frozen, None, [items], self._config, num_shared=num_shared), strict=True))
+        return dict(zip(asked, _ask(self._frozen, None, [items], self._config), strict=True))
 
     def _with_examples(self, number: int, shown: Sequence[int]) -> TokenizedExample:
         """The sample after solved ones, with the very tokens of the response that the student is asked for."""
@@ -147,16 +144,13 @@ def _ask(
     adapters: AdapterStack | None,
     items: Sequence[Sequence[TokenizedExample]],
     config: DistillConfig,
-    *,
-    num_shared: int,
 ) -> list[TopTokens]:
     """What the model holds likely at the response of each item: of all items of the first adapter, and so on."""
     answers: list[list[TopTokens | None]] = [[None] * len(of_adapter) for of_adapter in items]
-    lengths = [[len(item.input_ids) - num_shared for item in of_adapter] for of_adapter in items]
-    for part in passes(lengths, frozen.tokens_per_pass):
+    for part in frozen.passes(items):
         chosen = [[items[index][row] for row in rows] for index, rows in zip(*part, strict=True)]
         used = None if adapters is None else adapters.select(part.adapters)
-        with frozen.response_logits(used, chosen, num_shared=num_shared) as asked:
+        with frozen.response_logits(used, chosen) as asked:
             logits_RV = asked.logits_RV / config.temperature
             top = logits_RV.topk(min(config.top_k, logits_RV.shape[1]), dim=1)
         sizes = [len(item.response_ids) for of_adapter in chosen for item in of_adapter]

@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy
 
 from loragen_train.errors import LoragenTrainError
 from loragen_train.zoo.frozen import FrozenModel
-from loragen_train.zoo.passes import passes
 
 __all__ = ["AdapterTokens", "PositionLoss", "ResponseNll", "ThroughLm"]
 
@@ -107,7 +106,6 @@ class ThroughLm:
     def __init__(self, frozen: FrozenModel, adapters: AdapterTokens, items: Sequence[TokenizedExample]) -> None:
         self._frozen, self._adapters, self._items = frozen, adapters, items
         frozen.choose_attention([items])
-        self._num_shared = frozen.num_shared([items])
 
     def __call__(
         self,
@@ -129,8 +127,7 @@ class ThroughLm:
         is_trained = torch.is_grad_enabled() and predicted_BNW.requires_grad
         leaf_BNW = predicted_BNW.detach().requires_grad_(is_trained)
         loss_B = torch.zeros(len(samples), device=predicted_BNW.device)
-        lengths = [[len(self._items[number].input_ids) - self._num_shared for number in of_task] for of_task in samples]
-        for part in passes(lengths, self._frozen.tokens_per_pass):
+        for part in self._frozen.passes([[self._items[number] for number in of_task] for of_task in samples]):
             chosen = [[samples[task][row] for row in rows] for task, rows in zip(*part, strict=True)]
             numbers = [number for of_task in chosen for number in of_task]
             task_S = torch.tensor([task for task, rows in zip(*part, strict=True) for _ in rows]).to(loss_B.device)
@@ -141,7 +138,7 @@ class ThroughLm:
             ]
             adapters = self._adapters.stack(denormalize(leaf_BNW[part.adapters]))
             items = [[self._items[number] for number in of_task] for of_task in chosen]
-            with self._frozen.response_logits(adapters, items, num_shared=self._num_shared) as found:
+            with self._frozen.response_logits(adapters, items) as found:
                 weight_R = torch.tensor(weights).to(found.row_R.device)[found.row_R]
                 weighted_R = position_loss(found.logits_RV, numbers) * weight_R
                 if is_trained:

@@ -1,16 +1,17 @@
 """A frozen language model with room for adapters, which everything that learns through one is judged and trained by."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from loragen_infer.adapters import AdapterStack, BatchedLora
+from loragen_infer.adapters.reading import num_read_once, reading_once
 from loragen_infer.errors import is_out_of_memory
-from loragen_infer.likelihood import ResponseLogits, read_tokens, response_logits, response_nll
+from loragen_infer.likelihood import ResponseLogits, response_logits, response_nll
 from loragen_infer.models.base_model import load_base_model
-from loragen_infer.samples import TokenizedExample, num_common_tokens
+from loragen_infer.samples import TokenizedExample
 from loragen_infer.zoo import TaskQuality
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loragen_train.configs.collect import Precision
 from loragen_train.errors import LoragenTrainError
-from loragen_train.zoo.passes import passes
+from loragen_train.zoo.passes import Pass, passes
 
 __all__ = ["FrozenModel", "memory_named"]
 
@@ -130,12 +131,14 @@ class FrozenModel:
         is_plain = self.model.device.type == "cpu" and longest <= _SHORT
         self.model.set_attn_implementation("eager" if is_plain else self.attention)
 
-    def num_shared(self, tasks: Iterable[Sequence[TokenizedExample]], *, dropout: float = 0.0) -> int:
-        """Return how many tokens all prompts begin with that an adapter has to read once only for all its samples."""
-        if dropout or self.is_checkpointed:
-            return 0  # each sample draws its own zeros; and checkpoints keep no keys and values
-        # The last token of a prompt, which predicts the response, is each sample's own.
-        return num_common_tokens(item.input_ids[: item.num_prompt_tokens][:-1] for task in tasks for item in task)
+    def passes(self, samples: Sequence[Sequence[TokenizedExample]], *, dropout: float = 0.0) -> list[Pass]:
+        """Return passes that have every sample once, of adapters by number, and that there is the memory for."""
+        numbers = num_read_once(samples) if self._is_shared(dropout) else [0] * len(samples)
+        lengths = [
+            [len(item.input_ids) - number for item in of_adapter]
+            for of_adapter, number in zip(samples, numbers, strict=True)
+        ]
+        return passes(lengths, self.tokens_per_pass)
 
     @contextmanager
     def response_nll(
@@ -143,51 +146,44 @@ class FrozenModel:
         adapters: AdapterStack | None,
         samples: Sequence[Sequence[TokenizedExample]],
         *,
-        num_shared: int,
         dropout: float = 0.0,
     ) -> Iterator[Tensor]:
         """Yield the summed NLL of each sample's response, ``[B]``: of all samples of the first adapter, and so on.
 
         A backward pass belongs into the block. Without adapters it is that of the model alone.
         """
-        with self._reading(adapters, samples, num_shared=num_shared, dropout=dropout) as inputs:
+        with self._reading(adapters, samples, dropout=dropout) as inputs:
             yield response_nll(self.model, **inputs)
 
     @contextmanager
     def response_logits(
-        self, adapters: AdapterStack | None, samples: Sequence[Sequence[TokenizedExample]], *, num_shared: int
+        self, adapters: AdapterStack | None, samples: Sequence[Sequence[TokenizedExample]]
     ) -> Iterator[ResponseLogits]:
         """Yield the logits of each response token; samples are counted as above."""
-        with self._reading(adapters, samples, num_shared=num_shared) as inputs:
+        with self._reading(adapters, samples) as inputs:
             yield response_logits(self.model, **inputs)
 
-    @contextmanager
     def _reading(
         self,
         adapters: AdapterStack | None,
         samples: Sequence[Sequence[TokenizedExample]],
         *,
-        num_shared: int,
         dropout: float = 0.0,
-    ) -> Iterator[dict[str, Any]]:
-        """Read what all prompts begin with, once an adapter; yield the rest as the model takes it."""
+    ) -> AbstractContextManager[dict[str, Any]]:
+        return reading_once(
+            self.model,
+            self.batched,
+            adapters,
+            samples,
+            padding=int(self.tokenizer.pad_token_id or 0),
+            dropout=dropout,
+            is_shared=self._is_shared(dropout),
+        )
 
-        def applied(num_samples: list[int]) -> AbstractContextManager[None]:
-            if adapters is None:
-                return nullcontext()
-            return self.batched.applied(adapters, num_samples=num_samples, dropout=dropout)
-
-        num_samples = [len(of_adapter) for of_adapter in samples]
-        items = [item for of_adapter in samples for item in of_adapter]
-        read = None
-        if num_shared:
-            with applied([1] * len(samples)):
-                prefixes = [items[0].input_ids[:num_shared]] * len(samples)
-                read = read_tokens(self.model, prefixes, padding=self._padding)
-        if read is not None:
-            read = read.rows([place for place, number in enumerate(num_samples) for _ in range(number)])
-        with applied(num_samples):
-            yield {"items": items, "padding": self._padding, "after": read}
+    def _is_shared(self, dropout: float) -> bool:
+        """Whether an adapter reads once what its prompts begin with."""
+        # Each sample draws its own zeros; and checkpoints keep no keys and values.
+        return not dropout and not self.is_checkpointed
 
     @torch.no_grad()  # under inference mode the buffers that a model makes could not be trained through later
     def mean_nll(
@@ -199,13 +195,11 @@ class FrozenModel:
         """
         judged = [index for index, test in enumerate(tests) if test]
         totals = dict.fromkeys(judged, 0.0)
-        num_shared = self.num_shared(tests)
-        lengths = [[len(item.input_ids) - num_shared for item in tests[index]] for index in judged]
-        for part in passes(lengths, self.tokens_per_pass):
+        for part in self.passes([tests[index] for index in judged]):
             chosen = [judged[place] for place in part.adapters]
             samples = [[tests[index][row] for row in rows] for index, rows in zip(chosen, part.rows, strict=True)]
             used = None if adapters is None else adapters.select(chosen)
-            with self.response_nll(used, samples, num_shared=num_shared) as nll_B:
+            with self.response_nll(used, samples) as nll_B:
                 of_adapters = torch.split(nll_B, [len(rows) for rows in part.rows])
             for index, of_adapter in zip(chosen, of_adapters, strict=True):
                 totals[index] += float(of_adapter.sum())
@@ -223,10 +217,6 @@ class FrozenModel:
             None if nll is None or base_nll is None else TaskQuality(nll=nll, base_nll=base_nll)
             for nll, base_nll in zip(self.mean_nll(adapters, tests), self.mean_nll(None, tests), strict=True)
         ]
-
-    @property
-    def _padding(self) -> int:
-        return int(self.tokenizer.pad_token_id or 0)
 
 
 @contextmanager

@@ -32,7 +32,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from loragen_train.configs.collect import CollectConfig
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.items import AdapterTask
-from loragen_train.zoo.passes import passes
 
 __all__ = ["TrainedAdapters", "order_of_samples", "train_adapters"]
 
@@ -121,7 +120,6 @@ class _Run:
         self._frozen, self._dropout, self._folder, self._fabric = frozen, config.lora.lora_dropout, folder, fabric
         self._num_steps, self._save_every, self._keep_last = num_steps, training.save_every, training.keep_last
         self._batches = [_batches(task.train, training.batch_size, num_steps, config.seed) for task in tasks]
-        self._num_shared = frozen.num_shared([task.train for task in tasks], dropout=self._dropout)
         torch.manual_seed(config.seed)  # of dropout
         self._adapters = _copies(initial, len(tasks), fabric.device)
         self._weights = [*self._adapters.a_Kri.values(), *self._adapters.b_Kor.values()]
@@ -177,14 +175,13 @@ class _Run:
         device, frozen = self._fabric.device, self._frozen
         num_tokens_K = torch.tensor([sum(len(item.response_ids) for item in batch) for batch in batches]).to(device)
         loss_K = torch.zeros(len(batches), device=device)
-        lengths = [[len(item.input_ids) - self._num_shared for item in batch] for batch in batches]
-        for part in passes(lengths, frozen.tokens_per_pass):
+        for part in frozen.passes(batches, dropout=self._dropout):
             samples = [[batches[index][row] for row in rows] for index, rows in zip(*part, strict=True)]
             num_samples = [len(of_adapter) for of_adapter in samples]
             adapter_B = torch.tensor(part.adapters).repeat_interleave(torch.tensor(num_samples)).to(device)
             is_whole = len(part.adapters) == len(batches)
             adapters = self._adapters if is_whole else self._adapters.select(part.adapters)
-            with frozen.response_nll(adapters, samples, num_shared=self._num_shared, dropout=self._dropout) as nll_B:
+            with frozen.response_nll(adapters, samples, dropout=self._dropout) as nll_B:
                 loss_B = nll_B / num_tokens_K[adapter_B]
                 self._fabric.backward(loss_B.sum())
             loss_K.index_add_(0, adapter_B, loss_B.detach())
