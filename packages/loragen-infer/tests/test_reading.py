@@ -49,6 +49,8 @@ def test_as_much_is_read_once_as_spares_most():
     # An instruction that is longer than the others' is read by each sample as far as the others' samples are as long.
     assert num_read_once([of(100, 20, 8), of(20, 20, 8)]) == [100, 20]
     assert num_read_once([of(100, 20, 8), of(20, 99, 8)]) == [20, 20]
+    assert num_read_once([]) == []
+    assert num_read_once([[], of(90, 20, 8)]) == [0, 0]
     # What spares less than another pass takes is not.
     assert num_read_once([of(8, 20, 8), of(8, 20, 8)]) == [0, 0]
     assert num_read_once([of(90, 20, 1), of(90, 20, 1), of(90, 20, 1), of(90, 20, 1)]) == [0, 0, 0, 0]

@@ -5,8 +5,8 @@
 SmolLM2-135M-Instruct, r 4 on q_proj and v_proj, tasks of reasoning-gym. ``collect`` trains 8 adapters at once with
 batches of 8; the objective ``lm`` takes steps of 4 tasks with 4 samples each, generator and optimizer included, for as
 many tokens. Rounds alternate between the two, and the ratio is the median over the rounds. Peak memory is that of a
-process of its own, the loaded model and all libraries included. With ``--instruction`` every prompt of a task begins with
-so many words, which count among the tokens.
+process of its own, the loaded model and all libraries included. With ``--instruction`` each prompt of a task begins
+with so many words, which count among the tokens.
 """
 
 import argparse

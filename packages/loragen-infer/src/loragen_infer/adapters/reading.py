@@ -31,8 +31,8 @@ def num_read_once(samples: Sequence[Sequence[TokenizedExample]]) -> list[int]:
 
     def num_computed(most: int) -> int:
         """How many tokens pass through the model where no beginning is longer than ``most``."""
-        rest = max(length - min(number, most) for length, number in zip(longest, common, strict=True))
-        return num_samples * rest + (len(samples) * min(most, max(common)) + _PASS if most else 0)
+        rests = (length - min(number, most) for length, number in zip(longest, common, strict=True))
+        return num_samples * max(rests, default=0) + (len(samples) * min(most, max(common)) + _PASS if most else 0)
 
     best = min([0, *sorted(set(common))] if all(common) else [0], key=num_computed)
     return [min(number, best) for number in common]

@@ -1,5 +1,6 @@
 """A frozen language model with room for adapters, which everything that learns through one is judged and trained by."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -134,8 +135,9 @@ class FrozenModel:
     def passes(self, samples: Sequence[Sequence[TokenizedExample]], *, dropout: float = 0.0) -> list[Pass]:
         """Return passes that have every sample once, of adapters by number, and that there is the memory for."""
         numbers = num_read_once(samples) if self._is_shared(dropout) else [0] * len(samples)
+        # What is read once is kept for the backward pass as well; each sample bears its share.
         lengths = [
-            [len(item.input_ids) - number for item in of_adapter]
+            [len(item.input_ids) - number + math.ceil(number / len(of_adapter)) for item in of_adapter]
             for of_adapter, number in zip(samples, numbers, strict=True)
         ]
         return passes(lengths, self.tokens_per_pass)
