@@ -136,6 +136,18 @@ def test_other_schedules_and_accumulation_come_back_too(config, undisturbed, tmp
     assert bundle(fit(config, resume="auto")) == expected
 
 
+def test_a_training_may_go_on_in_mixed_precision(config, tmp_path, monkeypatch):
+    """Its optimizer was a fused one, of which Lightning clips no gradients there."""
+    config = replace(config, output_dir=str(tmp_path))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            fit(config)
+    (folder,) = tmp_path.iterdir()
+    mixed = replace(config.training, precision="bf16-mixed", gradient_clip_val=1.0)
+    assert fit(replace(config, training=mixed), resume=str(folder)) == folder
+
+
 def as_here() -> dict[str, str]:
     """An environment with as many threads as here: sums to the bit depend on them, whatever the caller's variables."""
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
