@@ -7,6 +7,7 @@ import torch
 from lora_tokenizer import AdapterConfig, LoraAdapter, TokenLayout, TokenStats
 from loragen_infer.adapters import reading
 from loragen_infer.adapters.reading import num_read_once
+from loragen_infer.likelihood import response_nll
 from loragen_infer.samples import Example
 from loragen_train.configs.objectives import LmConfig
 from loragen_train.prompts.table import TaskPrompts
@@ -61,8 +62,9 @@ def test_a_real_model_answers_better_after_a_few_steps_through_it(monkeypatch):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    # Before the first step the adapters do nothing.
-    with torch.no_grad(), frozen.response_nll(None, [table.items]) as nll_B:
+    # Before the first step the adapters do nothing; this reads every sample by itself.
+    with torch.no_grad():
+        nll_B = response_nll(frozen.model, table.items, padding=0)
         lengths = torch.tensor([len(item.response_ids) for item in table.items])
         assert abs((nll_B / lengths).mean().item() - losses[0]) < 1e-3
     assert losses[-1] < losses[0] - 0.5
