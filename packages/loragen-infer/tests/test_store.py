@@ -240,6 +240,15 @@ def test_an_adapter_that_is_asked_for_is_not_removed_for_its_neighbours(generato
     assert all(stored.path.is_dir() for stored in both)
 
 
+def test_all_adapters_of_one_call_are_there_though_room_is_made_for_many(generator, tmp_path):
+    # From 128 on room is made for more than one at a time.
+    store = AdapterStore(tmp_path / "many", generator, max_adapters=128)
+    store.get_or_create_many([([f"say {number}"], 1.0) for number in range(128)])
+    stored = store.get_or_create_many([([f"say {number}"], 1.0) for number in range(1, 129)])
+    assert [one.is_new for one in stored] == [False] * 127 + [True]
+    assert all(one.path.is_dir() for one in stored)
+
+
 def test_a_store_stays_within_its_bound_whoever_makes_adapters(generator, tmp_path):
     stores = [AdapterStore(tmp_path / "few", generator, max_adapters=5) for _ in range(2)]
     for number in range(24):

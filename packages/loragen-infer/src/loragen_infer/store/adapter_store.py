@@ -97,7 +97,8 @@ class AdapterStore:
         """
         start = time.perf_counter()
         recipes = [self._recipe(prompts, scale) for prompts, scale in requests]
-        self._shelf.check_number(len({recipe.id for recipe in recipes}))  # also those that are there must not go
+        asked = {recipe.id for recipe in recipes}
+        self._shelf.check_number(len(asked))  # also those that are there must not go
         missing = list({recipe.id: recipe for recipe in recipes if self._shelf.use(recipe.id) is None}.values())
         made: set[str] = set()
         # A batch at a time, since each adapter that is being made is an open file.
@@ -105,7 +106,7 @@ class AdapterStore:
             batch = missing[begin : begin + _BATCH_SIZE]
             with self._shelf.making([recipe.id for recipe in batch]):
                 if todo := [recipe for recipe in batch if self._shelf.use(recipe.id) is None]:
-                    self._shelf.make_room(len(todo))
+                    self._shelf.make_room(len(todo), keep=asked)
                     for recipe, adapter in zip(todo, self._generated(todo), strict=True):
                         self._write_generated(recipe, adapter)
                         made.add(recipe.id)

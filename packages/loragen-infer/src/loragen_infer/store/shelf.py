@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +132,13 @@ class Shelf:
                 "ask for fewer, or raise max_adapters."
             )
 
-    def make_room(self, number: int) -> None:
-        """Remove those that were used least recently until ``number`` more have room; none that was tuned."""
+    def make_room(self, number: int, *, keep: Collection[str] = ()) -> None:
+        """Remove those that were used least recently until ``number`` more have room; none that was tuned, or kept."""
         with self._room_lock:
             if self._room < number:
                 with locked(self.folder / _OWN, None, name="room"), writing(self.folder):
                     self._note_bound()
-                    self._room = self._cleared(number)
+                    self._room = self._cleared(number, keep)
             self._room -= number
 
     def keep_request(self, adapter_id: str, request: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class Shelf:
             return [entry for entry in entries if _ID.fullmatch(entry.name)]
         return []
 
-    def _cleared(self, number: int) -> int:
+    def _cleared(self, number: int, keep: Collection[str]) -> int:
         """Clear away what killed processes left, remove adapters for ``number`` others, and return what has room.
 
         It makes room for more than that, since a look at the whole of a large folder takes time.
@@ -195,6 +195,8 @@ class Shelf:
         for used_at, name in sorted(used):
             if free >= stride:
                 break
+            if name in keep:
+                continue
             # The card is read anew: of an adapter that was found before it may have changed.
             if self.find(name) is None or not can_be_made_again(self.folder / name, name):
                 continue
