@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from loragen_infer.likelihood import last_logits, pad_left, read_tokens, response_nll
+from loragen_infer.likelihood import can_go_on, last_logits, pad_left, read_tokens, response_nll
 from loragen_infer.samples import Example, TokenizedExample, tokenize_example
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MptConfig
 
 PREFIX = "Answer in one word: "
 PAIRS = [("a?", "yes"), ("What is the name of the longest river?", "no"), ("bb", "a long answer, with many words")]
@@ -61,12 +61,20 @@ def test_gradients_pass_through_the_common_beginning(make, items):
         torch.testing.assert_close(found, gradients[2], atol=2e-3, rtol=1e-4)
 
 
-def test_a_model_that_forgets_reads_everything(make, items):
-    """A sliding window; what it keeps of the beginning is not all that the samples see."""
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+MISTRAL = MistralConfig(
+    vocab_size=100, num_key_value_heads=2, intermediate_size=48, sliding_window=8, initializer_range=0.2, **SIZE
+)
+MPT = MptConfig(vocab_size=100, d_model=32, n_layers=2, n_heads=4, max_seq_len=128, initializer_range=0.2)
+
+
+@pytest.mark.parametrize("config", [MISTRAL, MPT], ids=["sliding window", "counts places"])
+def test_a_model_that_cannot_go_on_reads_everything(make, items, config):
+    """What the first keeps is not all that the samples see; to the second, padding before them is a distance."""
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = MistralConfig(vocab_size=100, num_key_value_heads=2, sliding_window=8, initializer_range=0.2, **size)
-    model = MistralForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert can_go_on(make.llama())
+    assert not can_go_on(model)
     with torch.inference_mode():
         assert read_tokens(model, [items[0].input_ids[: len(PREFIX)]] * 3, padding=2) is None
         torch.testing.assert_close(

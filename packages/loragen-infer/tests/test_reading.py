@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_tokenizer import read_adapter
 from loragen_infer.adapters import AdapterStack, BatchedLora, reading
-from loragen_infer.adapters.reading import num_read_once, reading_once
+from loragen_infer.adapters.reading import Batch, num_read_once, num_tokens, reading_once
 from loragen_infer.likelihood import read_tokens, response_nll
 from loragen_infer.samples import Example, TokenizedExample, tokenize_example
 
@@ -24,36 +24,61 @@ def test_what_is_read_once_is_the_beginning_of_every_prompt_of_the_adapter_but_f
         ]
         for own in prompts
     ]
-    numbers = num_read_once(samples)
+    batches = [Batch.of(own) for own in samples]
+    numbers = num_read_once(batches)
     for own, number in zip(samples, numbers, strict=True):
         assert number < min(item.num_prompt_tokens for item in own)
         assert len({tuple(item.input_ids[:number]) for item in own}) == 1
     # All or none, and never more work than reading everything of every sample.
     assert all(numbers) or not any(numbers)
-    assert not any(numbers) or num_computed(samples, numbers) < num_computed(samples, [0] * len(samples))
+    assert not any(numbers) or num_computed(batches, numbers) < num_computed(batches, [0] * len(batches))
+    assert num_tokens(batches) >= num_computed(batches, numbers)
 
 
-def num_computed(samples, numbers) -> int:
+BATCHES = st.lists(
+    st.builds(
+        lambda num_samples, common, rest: Batch(num_samples, common + rest, common),
+        st.integers(1, 8),
+        st.integers(0, 300),
+        st.integers(1, 150),
+    ),
+    max_size=5,
+)
+
+
+@given(batches=BATCHES)
+def test_as_much_is_read_once_as_spares_most(batches):
+    costs = [num_computed(batches, [0] * len(batches))]
+    if all(batch.num_common for batch in batches):
+        for most in range(1, max((batch.num_common for batch in batches), default=0) + 1):
+            numbers = [min(batch.num_common, most) for batch in batches]
+            costs.append(num_computed(batches, numbers) + reading._PASS)
+    found = num_read_once(batches)
+    assert num_computed(batches, found) + (reading._PASS if any(found) else 0) == min(costs)
+
+
+def num_computed(batches, numbers) -> int:
     """Tokens that pass through the model, padding included."""
-    rests = [len(item.input_ids) - number for own, number in zip(samples, numbers, strict=True) for item in own]
-    return len(samples) * max(numbers) + len(rests) * max(rests)
+    rest = max((batch.longest - number for batch, number in zip(batches, numbers, strict=True)), default=0)
+    return len(batches) * max(numbers, default=0) + sum(batch.num_samples for batch in batches) * rest
 
 
-def test_as_much_is_read_once_as_spares_most():
-    def of(common, rest, count):
-        return [
-            TokenizedExample(input_ids=[1] * common + [2 + row] * rest, num_prompt_tokens=common + rest - 1)
-            for row in range(count)
-        ]
-
-    # An instruction that is longer than the others' is read by each sample as far as the others' samples are as long.
-    assert num_read_once([of(100, 20, 8), of(20, 20, 8)]) == [100, 20]
-    assert num_read_once([of(100, 20, 8), of(20, 99, 8)]) == [20, 20]
+def test_batches_that_share_nothing_or_too_little_are_read_as_they_are():
     assert num_read_once([]) == []
-    assert num_read_once([[], of(90, 20, 8)]) == [0, 0]
+    assert num_read_once([Batch(0, 0), Batch(8, 110, 90)]) == [0, 0]
     # What spares less than another pass takes is not.
-    assert num_read_once([of(8, 20, 8), of(8, 20, 8)]) == [0, 0]
-    assert num_read_once([of(90, 20, 1), of(90, 20, 1), of(90, 20, 1), of(90, 20, 1)]) == [0, 0, 0, 0]
+    assert num_read_once([Batch(8, 28, 8)] * 2) == [0, 0]
+    assert num_read_once([Batch(1, 110, 90)] * 4) == [0] * 4
+    # An instruction that is longer than the others' is read by each sample as far as the others' samples are as long.
+    assert num_read_once([Batch(8, 120, 100), Batch(8, 40, 20)]) == [100, 20]
+    assert num_read_once([Batch(8, 120, 100), Batch(8, 119, 20)]) == [21, 20]
+
+
+def test_the_copies_of_what_was_read_once_count_as_well():
+    # 20 samples of 500 tokens, 480 of them read once: 880 are computed, but 10,000 have keys and values.
+    assert num_read_once([Batch(20, 500, 480)]) == [480]
+    assert num_tokens([Batch(20, 500, 480)]) == 2500
+    assert num_tokens([Batch(20, 500)]) == 10_000
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 2), (1, 3, 2), (1, 1, 1)])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from loragen_infer import LoragenInferError
 from loragen_infer.adapters import AdapterStack
-from loragen_infer.samples import Example, tokenize_example
+from loragen_infer.samples import Example, TokenizedExample, tokenize_example
 from loragen_train.zoo.collect import collect
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.initial import load_frozen
 from loragen_train.zoo.process import fabric_of_process
+from transformers import MistralConfig, MistralForCausalLM
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -45,3 +47,30 @@ def test_a_model_is_frozen_by_its_name_alone(tiny_lm, make):
         assert not torch.equal(with_adapter_B, alone_B)
     with pytest.raises(LoragenInferError, match=r"no module 'model\.layers\.2\.self_attn\.q_proj'"):
         FrozenModel.load(str(tiny_lm), make.adapter(0).modules, device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize("sliding_window", [None, 64])
+def test_no_more_tokens_pass_at_once_than_the_budget_has(sliding_window):
+    """Also where the model cannot go on from what it has read once."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=300, num_key_value_heads=2, sliding_window=sliding_window, **size)
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    tokenizer = SimpleNamespace(pad_token_id=2)
+    model = MistralForCausalLM(config).eval()
+    frozen = FrozenModel.of(model, tokenizer, modules, precision="fp32", tokens_per_pass=1024)
+    assert frozen.reads_once == (sliding_window is None)
+    samples = [
+        [
+            TokenizedExample(input_ids=[10 + task] * 200 + [100 + row] * rest, num_prompt_tokens=200 + rest - 1)
+            for row, rest in enumerate((5, 20, 30, 20, 5, 9, 90, 20))
+        ]
+        for task in range(4)
+    ]
+    computed = list[int]()
+    model.register_forward_pre_hook(
+        lambda _, __, options: computed.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    assert frozen.mean_nll(None, samples)[0] is not None
+    assert max(computed) <= 1024
+    whole = sum(len(item.input_ids) for of_task in samples for item in of_task)
+    assert (sum(computed) < 0.6 * whole) == frozen.reads_once

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lora_tokenizer import LoraAdapter, TokenLayout, TokenStats
 from loragen_infer.adapters import AdapterStack, reading
-from loragen_infer.adapters.reading import num_read_once
+from loragen_infer.adapters.reading import Batch, num_read_once
 from loragen_infer.likelihood import response_nll
 from loragen_infer.samples import Example, tokenize_example
 from loragen_train import LoragenTrainError
@@ -139,7 +139,7 @@ def test_the_gradient_is_that_of_one_pass_without_gathering(parts):
     samples = [[number for number in row if number != NONE] for row in batch.samples.tolist()]
     items = [[parts.table.items[number] for number in row] for row in samples]
     tokens = parts.stats.mean + parts.predicted * parts.stats.std
-    assert all(num_read_once(items))
+    assert all(num_read_once([Batch.of(of_task) for of_task in items]))
     flat = [item for row in items for item in row]
     with parts.frozen.batched.applied(parts.tokens.stack(tokens), num_samples=[len(row) for row in items]):
         nll_B = response_nll(parts.frozen.model, flat, padding=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lora_tokenizer import AdapterConfig, LoraAdapter, TokenLayout, TokenStats
 from loragen_infer.adapters import reading
-from loragen_infer.adapters.reading import num_read_once
+from loragen_infer.adapters.reading import Batch, num_read_once
 from loragen_infer.likelihood import response_nll
 from loragen_infer.samples import Example
 from loragen_train.configs.objectives import LmConfig
@@ -46,7 +46,8 @@ def test_a_real_model_answers_better_after_a_few_steps_through_it(monkeypatch):
     table = SampleTable(TaskPrompts(train={}, val={}, train_samples=samples), frozen.tokenizer, LmConfig())
     # The chat template's beginning, at least, is read once an adapter.
     monkeypatch.setattr(reading, "_PASS", 0)
-    assert min(num_read_once([[table.items[number] for number in of_task] for of_task in table.train.values()])) > 10
+    items = [[table.items[number] for number in of_task] for of_task in table.train.values()]
+    assert min(num_read_once([Batch.of(of_task) for of_task in items])) > 10
     objective = LmObjective(ThroughLm(frozen, AdapterTokens(layout), table.items), table, stats)
     numbers = torch.tensor([list(numbers) for numbers in table.train.values()])
     prompts = torch.zeros(2, 1, dtype=torch.long)

@@ -9,12 +9,13 @@ import torch
 from lightning.fabric import Fabric
 from lora_tokenizer import read_adapter
 from loragen_infer.adapters import AdapterStack, reading
-from loragen_infer.adapters.reading import num_read_once
+from loragen_infer.adapters.reading import Batch, num_read_once
 from loragen_infer.likelihood import read_tokens
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import Example, TokenizedExample, tokenize_example
 from loragen_infer.zoo import INITIAL_NAME
 from loragen_train.configs.collect import CollectConfig, CollectTask, LoraSettings, LoraTraining
+from loragen_train.zoo import frozen as frozen_module
 from loragen_train.zoo import train_lora
 from loragen_train.zoo.frozen import FrozenModel
 from loragen_train.zoo.initial import load_frozen
@@ -262,7 +263,7 @@ def test_reading_what_a_tasks_prompts_begin_with_once_changes_nothing(train, mon
     read.clear()
     train(INSTRUCTED, dropout=0.1)
     train(INSTRUCTED, gradient_checkpointing=True)
-    monkeypatch.setattr(FrozenModel, "_is_shared", lambda self, dropout: False)
+    monkeypatch.setattr(frozen_module, "can_go_on", lambda model: False)
     apart = train(INSTRUCTED)
     assert not read
     for adapter in range(len(EXAMPLES)):
@@ -275,19 +276,18 @@ def test_reading_what_a_tasks_prompts_begin_with_once_changes_nothing(train, mon
 
 
 @pytest.mark.parametrize("counts", [(3, 3, 3), (1, 4, 2)])
-def test_gradients_pass_through_what_is_read_once(config, fabric, tmp_path, monkeypatch, counts):
+def test_gradients_pass_through_what_is_read_once(config, fabric, tmp_path, counts):
     frozen = load_frozen(config, tmp_path / "zoo", fabric)
     samples = [tokenized(rows[:count], frozen) for rows, count in zip(INSTRUCTED.values(), counts, strict=True)]
-    assert len(set(num_read_once(samples))) > 1
+    assert len(set(num_read_once([Batch.of(of_task) for of_task in samples]))) > 1
     found = []
     for is_shared in (False, True):
-        monkeypatch.setattr(FrozenModel, "_is_shared", lambda self, dropout, is_shared=is_shared: is_shared)
         torch.manual_seed(1)
         adapters = train_lora._copies(read_adapter(tmp_path / "zoo" / INITIAL_NAME), len(samples), fabric.device)
         weights = [*adapters.a_Kri.values(), *adapters.b_Kor.values()]
         for weight in weights:
             weight.data += 0.3 * torch.randn(weight.shape)
-        with frozen.response_nll(adapters, samples) as nll_B:
+        with replace(frozen, reads_once=is_shared).response_nll(adapters, samples) as nll_B:
             nll_B.sum().backward()
         found.append((nll_B.detach(), [weight.grad for weight in weights]))
     assert all(bool(gradient.any()) for gradient in found[0][1])

@@ -17,7 +17,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loragen_infer.samples import TokenizedExample
 
-__all__ = ["ReadTokens", "ResponseLogits", "last_logits", "pad_left", "read_tokens", "response_logits", "response_nll"]
+__all__ = [
+    "ReadTokens",
+    "ResponseLogits",
+    "can_go_on",
+    "last_logits",
+    "pad_left",
+    "read_tokens",
+    "response_logits",
+    "response_nll",
+]
+
+# Models to which padding between what was read and what goes on from there is a distance (ALiBi without the mask).
+_COUNT_PLACES = ("mpt",)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +49,8 @@ class ReadTokens:
         cache = copy.copy(self.cache)
         # A model puts new tensors into the layers that it is given, and leaves the tensors there as they are.
         cache.layers = [copy.copy(layer) for layer in cache.layers]
-        cache.batch_select_indices(places_B)
+        for layer in cache.layers:  # which may be on several devices
+            layer.batch_select_indices(places_B.to(layer.keys.device))
         return ReadTokens(
             cache=cache, mask_BS=self.mask_BS[places_B], num_tokens=tuple(self.num_tokens[place] for place in places)
         )
@@ -98,7 +111,7 @@ def read_tokens(
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
-    if not any(sequences):
+    if not any(sequences) or model.config.model_type in _COUNT_PLACES:
         return None
     inputs: dict[str, Any] = dict(pad_left(sequences, padding=padding, device=model.device, after=after))
     mask_BS = inputs["attention_mask"]
@@ -114,6 +127,12 @@ def read_tokens(
     before = (0,) * len(sequences) if after is None else after.num_tokens
     num_tokens = tuple(number + len(ids) for number, ids in zip(before, sequences, strict=True))
     return ReadTokens(cache=cache, mask_BS=mask_BS, num_tokens=num_tokens)
+
+
+def can_go_on(model: Any) -> bool:
+    """Return whether a model can go on from what it has read (:func:`read_tokens`)."""
+    with torch.no_grad():
+        return read_tokens(model, [[0]], padding=0) is not None
 
 
 def response_logits(

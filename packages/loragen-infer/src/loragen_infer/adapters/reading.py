@@ -2,40 +2,63 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from loragen_infer.adapters.batched import BatchedLora
 from loragen_infer.adapters.stack import AdapterStack
 from loragen_infer.likelihood import read_tokens
 from loragen_infer.samples import TokenizedExample, num_common_tokens
 
-__all__ = ["num_read_once", "reading_once"]
-
+__all__ = ["Batch", "num_read_once", "num_tokens", "reading_once"]
 
 # Tokens; what reading apart takes beside its own tokens (two CPU cores, a model of 135 M parameters, with gradients).
 _PASS = 180
+# As many tokens whose keys and values a sample goes on from take the memory of one that is computed, at most.
+_KEPT_PER_TOKEN = 4
 
 
-def num_read_once(samples: Sequence[Sequence[TokenizedExample]]) -> list[int]:
-    """Return of each adapter's samples how many tokens their prompts begin with that are read once for all of them.
+class Batch(NamedTuple):
+    """Samples that are read with one adapter, by their numbers of tokens."""
+
+    num_samples: int
+    longest: int
+    """Tokens of the longest sample."""
+    num_common: int = 0
+    """Tokens that all prompts begin with, and that may be read once."""
+
+    @classmethod
+    def of(cls, samples: Sequence[TokenizedExample]) -> "Batch":
+        """Measure ``samples``."""
+        # The last token of a prompt, which predicts the response, is each sample's own.
+        prompts = [item.input_ids[: item.num_prompt_tokens][:-1] for item in samples]
+        longest = max((len(item.input_ids) for item in samples), default=0)
+        return cls(num_samples=len(samples), longest=longest, num_common=num_common_tokens(prompts))
+
+
+def num_read_once(batches: Sequence[Batch]) -> list[int]:
+    """Return of each adapter's batch how many tokens the prompts begin with that are read once for all of them.
 
     What all tasks share (a chat template), and of what those of one task do (an instruction) as much as spares most,
-    padding counted. All are 0 where nothing is spared, or where one adapter's prompts begin with nothing in common: a
-    row of no tokens cannot be read beside others.
+    padding counted. All are 0 where less is spared than another pass through the model takes, or where one adapter's
+    prompts begin with nothing in common: a row of no tokens cannot be read beside others.
     """
-    # The last token of a prompt, which predicts the response, is each sample's own.
-    prompts = [[item.input_ids[: item.num_prompt_tokens][:-1] for item in of_adapter] for of_adapter in samples]
-    common = [num_common_tokens(of_adapter) for of_adapter in prompts]
-    longest = [max((len(item.input_ids) for item in of_adapter), default=0) for of_adapter in samples]
-    num_samples = sum(map(len, samples))
+    if not batches or not all(batch.num_common for batch in batches):
+        return [0] * len(batches)
+    # The samples that have most of their own are what all are padded to; whoever reads more once than brings it there
+    # only makes the other beginnings longer, by padding.
+    most = max(batch.longest for batch in batches) - max(batch.longest - batch.num_common for batch in batches)
+    num_spared = (sum(batch.num_samples for batch in batches) - len(batches)) * most
+    return [min(batch.num_common, most) if num_spared > _PASS else 0 for batch in batches]
 
-    def num_computed(most: int) -> int:
-        """How many tokens pass through the model where no beginning is longer than ``most``."""
-        rests = (length - min(number, most) for length, number in zip(longest, common, strict=True))
-        return num_samples * max(rests, default=0) + (len(samples) * min(most, max(common)) + _PASS if most else 0)
 
-    best = min([0, *sorted(set(common))] if all(common) else [0], key=num_computed)
-    return [min(number, best) for number in common]
+def num_tokens(batches: Sequence[Batch]) -> int:
+    """Return for how many tokens reading all batches together takes the memory, padding included."""
+    numbers = num_read_once(batches)
+    num_samples = sum(batch.num_samples for batch in batches)
+    rest = max((batch.longest - number for batch, number in zip(batches, numbers, strict=True)), default=0)
+    # Every sample has a copy of what was read for it.
+    num_kept = num_samples * max((batch.longest for batch in batches), default=0)
+    return max(num_samples * rest + len(batches) * max(numbers, default=0), -(-num_kept // _KEPT_PER_TOKEN))
 
 
 @contextmanager
@@ -59,7 +82,8 @@ def reading_once(
         adapters: The adapters; None: the model alone reads all.
         samples: The samples of each adapter.
         padding: Token id that shorter sequences are filled up with.
-        dropout: Probability of zeroing an input of A, as ``lora_dropout``.
+        dropout: Probability of zeroing an input of A, as ``lora_dropout``. Each sample draws its own zeros, so with any
+            nothing is read once.
         is_shared: Whether to read beginnings once; or else each sample reads all of it.
     """
 
@@ -68,7 +92,7 @@ def reading_once(
             return nullcontext()
         return batched.applied(adapters, num_samples=num_samples, dropout=dropout)
 
-    numbers = num_read_once(samples) if is_shared else [0] * len(samples)
+    numbers = num_read_once([Batch.of(of_adapter) for of_adapter in samples]) if is_shared and not dropout else []
     read = None
     if any(numbers):
         beginnings = [of_adapter[0].input_ids[:number] for of_adapter, number in zip(samples, numbers, strict=True)]

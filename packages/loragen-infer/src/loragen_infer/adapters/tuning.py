@@ -231,9 +231,17 @@ def _left_out_nll(
     judged = [of_fold[: settings.batch_size] for of_fold in left_out]
     flat = [item for of_fold in judged for item in of_fold]
     for _ in _descend(model, batched, adapters_F, others, settings):
-        with torch.no_grad(), reading_once(model, batched, adapters_F, judged) as inputs:
-            nll_B = response_nll(model, **inputs)
+        nll_B = _nll(model, batched, adapters_F, judged)
         yield [nll / len(item.response_ids) for nll, item in zip(nll_B.tolist(), flat, strict=True)]
+
+
+@torch.no_grad()
+def _nll(
+    model: "PreTrainedModel", batched: BatchedLora, adapters: AdapterStack, samples: Sequence[list[TokenizedExample]]
+) -> Tensor:
+    # In a function of its own, so that what the model keeps of its reading is gone while other folds take their steps.
+    with reading_once(model, batched, adapters, samples) as inputs:
+        return response_nll(model, **inputs)
 
 
 def _tokenize(

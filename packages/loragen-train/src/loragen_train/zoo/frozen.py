@@ -1,6 +1,5 @@
 """A frozen language model with room for adapters, which everything that learns through one is judged and trained by."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -8,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from loragen_infer.adapters import AdapterStack, BatchedLora
-from loragen_infer.adapters.reading import num_read_once, reading_once
+from loragen_infer.adapters.reading import Batch, reading_once
 from loragen_infer.errors import is_out_of_memory
-from loragen_infer.likelihood import ResponseLogits, response_logits, response_nll
+from loragen_infer.likelihood import ResponseLogits, can_go_on, response_logits, response_nll
 from loragen_infer.models.base_model import load_base_model
 from loragen_infer.samples import TokenizedExample
 from loragen_infer.zoo import TaskQuality
@@ -40,8 +39,8 @@ class FrozenModel:
     """Most tokens, padding included, that go through the model at once."""
     attention: str
     """The implementation of attention that the model came with."""
-    is_checkpointed: bool = False
-    """Whether activations are computed again in the backward pass."""
+    reads_once: bool = True
+    """Whether an adapter reads once what its prompts begin with."""
 
     @classmethod
     def load(
@@ -116,7 +115,8 @@ class FrozenModel:
             batched=BatchedLora(model, modules),
             tokens_per_pass=tokens_per_pass,
             attention=model.config._attn_implementation,
-            is_checkpointed=gradient_checkpointing,
+            # Checkpoints keep no keys and values.
+            reads_once=not gradient_checkpointing and can_go_on(model),
         )
 
     @property
@@ -134,13 +134,10 @@ class FrozenModel:
 
     def passes(self, samples: Sequence[Sequence[TokenizedExample]], *, dropout: float = 0.0) -> list[Pass]:
         """Return passes that have every sample once, of adapters by number, and that there is the memory for."""
-        numbers = num_read_once(samples) if self._is_shared(dropout) else [0] * len(samples)
-        # What is read once is kept for the backward pass as well; each sample bears its share.
-        lengths = [
-            [len(item.input_ids) - number + math.ceil(number / len(of_adapter)) for item in of_adapter]
-            for of_adapter, number in zip(samples, numbers, strict=True)
-        ]
-        return passes(lengths, self.tokens_per_pass)
+        is_shared = self.reads_once and not dropout
+        num_common = [Batch.of(of_adapter).num_common for of_adapter in samples] if is_shared else None
+        lengths = [[len(item.input_ids) for item in of_adapter] for of_adapter in samples]
+        return passes(lengths, self.tokens_per_pass, num_common=num_common)
 
     @contextmanager
     def response_nll(
@@ -179,13 +176,8 @@ class FrozenModel:
             samples,
             padding=int(self.tokenizer.pad_token_id or 0),
             dropout=dropout,
-            is_shared=self._is_shared(dropout),
+            is_shared=self.reads_once,
         )
-
-    def _is_shared(self, dropout: float) -> bool:
-        """Whether an adapter reads once what its prompts begin with."""
-        # Each sample draws its own zeros; and checkpoints keep no keys and values.
-        return not dropout and not self.is_checkpointed
 
     @torch.no_grad()  # under inference mode the buffers that a model makes could not be trained through later
     def mean_nll(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from loragen_infer.adapters.reading import Batch, num_tokens
+
 __all__ = ["Pass", "passes"]
 
 
@@ -15,7 +17,7 @@ class Pass(NamedTuple):
     """For each of them, which samples of its batch."""
 
 
-def passes(lengths: Sequence[Sequence[int]], max_tokens: int) -> list[Pass]:
+def passes(lengths: Sequence[Sequence[int]], max_tokens: int, *, num_common: Sequence[int] | None = None) -> list[Pass]:
     """Return passes of at most ``max_tokens`` tokens, padding included, that have every sample once.
 
     Adapters of like length stand together, and each is in one pass with its whole batch where that fits; the samples of
@@ -23,23 +25,23 @@ def passes(lengths: Sequence[Sequence[int]], max_tokens: int) -> list[Pass]:
 
     Args:
         lengths: Of every adapter's batch, the length of each sample in tokens.
-        max_tokens: Number of samples times the longest one.
+        max_tokens: Most tokens of a pass, as :func:`num_tokens` counts them; where nothing is read once, the number of
+            samples times the longest one.
+        num_common: Of every adapter's batch, how many tokens may be read once; by default none.
     """
+    common = num_common or [0] * len(lengths)
+    batches = [Batch(len(batch), max(batch), common[index]) for index, batch in enumerate(lengths)]
     found: list[Pass] = []
     adapters: list[int] = []
-    num_rows = longest = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -max(lengths[index])):
-        batch = lengths[index]
-        if len(batch) * max(batch) > max_tokens:
-            found += [Pass(adapters=[index], rows=[rows]) for rows in _cut(batch, max_tokens)]
+    for index in sorted(range(len(batches)), key=lambda index: batches[index].num_common - batches[index].longest):
+        if num_tokens([batches[index]]) > max_tokens:
+            rows = _cut(lengths[index], common[index], max_tokens)
+            found += [Pass(adapters=[index], rows=[of_pass]) for of_pass in rows]
             continue
-        if adapters and (num_rows + len(batch)) * longest > max_tokens:
+        if num_tokens([batches[other] for other in (*adapters, index)]) > max_tokens:
             found.append(_whole(adapters, lengths))
-            adapters, num_rows = [], 0
-        # The first of a pass is its longest.
-        longest = longest if adapters else max(batch)
+            adapters = []
         adapters.append(index)
-        num_rows += len(batch)
     return [*found, _whole(adapters, lengths)] if adapters else found
 
 
@@ -48,11 +50,11 @@ def _whole(adapters: list[int], lengths: Sequence[Sequence[int]]) -> Pass:
     return Pass(adapters=ordered, rows=[list(range(len(lengths[index]))) for index in ordered])
 
 
-def _cut(batch: Sequence[int], max_tokens: int) -> list[list[int]]:
+def _cut(batch: Sequence[int], num_common: int, max_tokens: int) -> list[list[int]]:
     parts: list[list[int]] = []
     for row in sorted(range(len(batch)), key=lambda row: -batch[row]):
         # The first of a part is its longest.
-        if parts and (len(parts[-1]) + 1) * batch[parts[-1][0]] <= max_tokens:
+        if parts and num_tokens([Batch(len(parts[-1]) + 1, batch[parts[-1][0]], num_common)]) <= max_tokens:
             parts[-1].append(row)
         else:
             parts.append([row])
