@@ -68,12 +68,14 @@ def main() -> None:
             f"generate {answered - plain:.1f} ms (bar: 5), over get_or_create {answered - written:.1f} ms; one that is "
             f"there: {again:.1f} ms"
         )
+        if wrong:
+            sys.exit("Some requests failed.")
 
 
-def load(url: str, num_clients: int, seconds: float, name: str) -> tuple[list[float], Counter[int]]:
-    """The seconds of every answered request, and how often each status came."""
+def load(url: str, num_clients: int, seconds: float, name: str) -> tuple[list[float], Counter[int | str]]:
+    """The seconds of every answered request, and how often each status came, or what else."""
     taken: list[float] = []
-    codes: Counter[int] = Counter()
+    codes: Counter[int | str] = Counter()
     end = time.perf_counter() + seconds
 
     def ask(client: int) -> None:
@@ -81,7 +83,12 @@ def load(url: str, num_clients: int, seconds: float, name: str) -> tuple[list[fl
         number = 0
         while time.perf_counter() < end:
             start = time.perf_counter()
-            status = post(connection, f"{PROMPT} {name} {client} {number}")
+            status: int | str
+            try:
+                status = post(connection, f"{PROMPT} {name} {client} {number}")
+            except (OSError, http.client.HTTPException) as error:  # no answer
+                status = type(error).__name__
+                connection.close()
             codes[status] += 1
             if status == 200:
                 taken.append(time.perf_counter() - start)

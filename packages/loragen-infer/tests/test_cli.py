@@ -305,7 +305,11 @@ def test_generate_without_a_prompt(zoo, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([name, "--help"] for name in ("generate", "verify", "evaluate", "info", "compare", "demo"))]
+    "words",
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("generate", "verify", "evaluate", "info", "compare", "merge", "serve", "demo")),
+    ],
 )
 def test_help_loads_nothing_heavy(words):
     code = (
@@ -317,6 +321,16 @@ def test_help_loads_nothing_heavy(words):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert words == ["--help"] or "example:" in done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys\nimport loragen_infer\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'huggingface_hub', 'gradio', 'ray'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 MODULES = [module.name for module in pkgutil.walk_packages(loragen_infer.__path__, "loragen_infer.")]

@@ -87,6 +87,7 @@ def finished(ray, zoo, source, tmp_path_factory):
     """The folder of a run of which one worker was killed in the middle, and what was finished at that moment."""
     output = tmp_path_factory.mktemp("finished") / "out"
     before: dict[str, bytes] = {}
+    killed: list[psutil.Process] = []
 
     def kill_a_worker():
         while len(list(output.glob("shards/*.parquet"))) < 3:
@@ -98,11 +99,14 @@ def finished(ray, zoo, source, tmp_path_factory):
         ]
         before.update((path.name, path.read_bytes()) for path in output.glob("shards/*.parquet"))
         workers[0].kill()
+        killed.append(workers[0])
 
     killer = threading.Thread(target=kill_a_worker, daemon=True)
     killer.start()
     outcome = run_sharded(sharded(options_of(zoo, source, output)))
     killer.join(timeout=10)
+    assert len(killed) == 1  # what the thread could not do, it does not tell
+    assert not killed[0].is_running()
     assert (outcome.num_made, outcome.num_kept) == (NUM_TASKS, 0)
     return output, before
 

@@ -240,6 +240,14 @@ def test_an_adapter_that_is_asked_for_is_not_removed_for_its_neighbours(generato
     assert all(stored.path.is_dir() for stored in both)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_never_registered(generator, tmp_path, scale):
+    store = AdapterStore(tmp_path / "store", generator)
+    with pytest.raises(LoragenInferError, match=r"The scale is (nan|inf), where a finite number belongs\."):
+        store.register(["say ab"], scale=scale)
+    assert not (tmp_path / "store").exists()
+
+
 def test_all_adapters_of_one_call_are_there_though_room_is_made_for_many(generator, tmp_path):
     # From 128 on room is made for more than one at a time.
     store = AdapterStore(tmp_path / "many", generator, max_adapters=128)

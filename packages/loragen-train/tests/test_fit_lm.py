@@ -25,6 +25,7 @@ from loragen_train.training.resume import Interrupted
 from loragen_train.training.samples import NONE
 from loragen_train.training.unseen import UNSEEN_NLL, UnseenTasks
 from loragen_train.training.visits import Visit
+from loragen_train.zoo.frozen import FrozenModel
 
 TASKS = ("sums", "spelling", "capitals", "more", "last")
 LM = LmConfig(tasks_per_step=2, samples_per_task=2, precision="fp32")
@@ -247,6 +248,13 @@ def test_a_teacher_is_distilled(config, tmp_path, teacher):
     assert trained == (("sums", "spelling") if teacher == "own" else ("sums", "spelling", "capitals"))
 
 
+def test_what_a_phase_of_distilling_leaves_out_is_named(config, tmp_path, caplog):
+    phases = [PhaseConfig(objective=name, max_epochs=1, learning_rate=1e-3) for name in ("lm", "distill")]
+    training = replace(config.training, phases=phases, distill=DistillConfig(teacher="own", top_k=4))
+    build_setup(replace(config, training=training), tmp_path)
+    assert "Not distilled, for want of an adapter: capitals." in caplog.text
+
+
 def test_tasks_of_a_configuration_join_with_their_prompts_alone(config, tmp_path, tiny_lm):
     zoo = Path(config.data.zoo)
     tasks = [
@@ -337,7 +345,7 @@ def test_a_base_model_that_is_not_there_or_of_another_shape_is_one_sentence(conf
         fit(changed(replace(config, data=data), tmp_path / "out", lm=replace(LM, base_model=str(tiny_lm))))
 
 
-def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_rate(config, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_at_once_and_what_was_best_by_then_is_kept(config, tmp_path, monkeypatch):
     def spoil(self, batch, batch_idx):
         if self.current_epoch == 1:
             with torch.no_grad():
@@ -345,13 +353,30 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_rate(config, tmp_
 
     monkeypatch.setattr(GeneratorModule, "on_train_batch_start", spoil)
     said = (
-        r"^The training diverged \(in step 3 the loss of lm is nan\); lower training\.learning_rate, which is 0\.001\.$"
+        r"^The training diverged \(in step 3 the loss of lm is nan\); lower training\.learning_rate, which is 0\.001\. "
+        r"What was best by then \(best val_unseen_nll [\d.]+\) is in .*final_model\.$"
     )
     with pytest.raises(LoragenTrainError, match=said):
         fit(changed(config, tmp_path))
     (folder,) = tmp_path.iterdir()
-    with pytest.raises(LoragenTrainError, match="this experiment has failed: The training diverged"):
+    kept = GeneratorBundle.load(folder).generator
+    assert all(value.isfinite().all() for value in kept.parameters())
+    with pytest.raises(LoragenTrainError, match="this experiment is finished"):
         fit(changed(config, tmp_path), resume=str(folder))
+
+
+def test_a_loss_that_is_not_finite_from_the_start_is_not_the_learning_rates_fault(config, tmp_path, monkeypatch):
+    of = FrozenModel.of.__func__
+
+    def spoiled(cls, model, *arguments, **options):
+        with torch.no_grad():
+            model.get_input_embeddings().weight.fill_(torch.nan)
+        return of(cls, model, *arguments, **options)
+
+    monkeypatch.setattr(FrozenModel, "of", classmethod(spoiled))
+    with pytest.raises(LoragenTrainError, match=r"^The loss of lm is nan in the first step, .* check the base model"):
+        fit(changed(config, tmp_path, unseen=UnseenConfig(enabled=False)))
+    assert not list(tmp_path.rglob("generator.safetensors"))
 
 
 def test_the_precision_that_was_measured_is_that_of_a_resumed_training(config, tmp_path, monkeypatch):

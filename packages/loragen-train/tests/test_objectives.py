@@ -18,7 +18,7 @@ from loragen_train.prompts.table import TaskPrompts
 from loragen_train.training import teachers
 from loragen_train.training.objectives import DistillObjective, LmObjective
 from loragen_train.training.samples import NONE, SampleTable, TaskBatch
-from loragen_train.training.tasks import _task_visits
+from loragen_train.training.tasks import _task_visits, _with_examples
 from loragen_train.training.teachers import ExamplesTeacher, OwnTeacher, TeacherLoss, TopTokens
 from loragen_train.training.through_lm import AdapterTokens, ThroughLm
 from loragen_train.training.visits import Visit
@@ -274,6 +274,15 @@ def test_a_teacher_sees_solved_samples_cut_off_as_the_training_does(parts, monke
     ExamplesTeacher(parts.frozen, table, config)(batch)
     # A blank line, and no end of an answer, after each solved one.
     assert [len(item.input_ids) for item in seen] == [sum(len(item.input_ids) for item in table.items[:3]) + 2]
+
+
+def test_tasks_that_a_teacher_can_be_shown_nothing_of_are_left_out_and_few_samples_named(caplog):
+    table = SimpleNamespace(train={"one": range(1), "two": range(1, 3), "more": range(3, 9)})
+    assert _with_examples(table, 2) == ["two", "more"]
+    assert "Not distilled, for want of a second sample: one." in caplog.text
+    assert "The teacher is shown fewer than 2 samples of: two." in caplog.text
+    with pytest.raises(LoragenTrainError, match="no task has two; add samples"):
+        _with_examples(SimpleNamespace(train={"one": range(1)}), 2)
 
 
 def test_the_distance_from_a_teacher_is_the_divergence_over_its_likely_tokens():

@@ -68,6 +68,13 @@ def test_what_was_pulled_is_found_in_the_cache_without_the_hub(hub, generator, e
     assert len(hub.requests) == asked
 
 
+def test_what_is_here_has_no_revision(zoo):
+    with pytest.raises(
+        LoragenInferError, match=r"is here and not on the hub, so it has no revision 'main'; leave it out"
+    ):
+        LoraGenerator.from_pretrained(zoo.file, revision="main")
+
+
 def test_a_revision_is_a_branch_or_a_commit(hub, zoo, encoder, encoder_at_hand):
     first = LoraGenerator(zoo.bundle, encoder)
     second = LoraGenerator(zoo.bundle.with_base_model("lab/another"), encoder)
@@ -132,7 +139,8 @@ def test_generate_pushes_the_adapter(hub, zoo, generator, monkeypatch, tmp_path,
     assert main([*options, "--push-to-hub", "ada/ab", "--private"]) == 0
     said = capsys.readouterr().out
     assert f"Pushed: {hub.url}/ada/ab/commit/{hub.commit_of('ada/ab', 'main')[0]}" in said
-    (tmp_path / "a" / "notes.pkl").write_bytes(b"no part of an adapter")
+    for name in ("notes.pkl", "notes.md", "verified.json"):
+        (tmp_path / "a" / name).write_bytes(b"no part of an adapter")
     assert main([*options, "--push-to-hub", "ada/ab"]) == 0  # which is there already, as is the adapter
     assert "1 were there already" in capsys.readouterr().out
     files = hub.files("ada/ab")

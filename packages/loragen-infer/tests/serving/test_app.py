@@ -63,7 +63,6 @@ def test_health_metrics_and_the_description_of_the_interface(client):
     schema = client.get("/openapi.json").json()
     assert {"/adapters", "/adapters/{adapter_id}", "/health", "/metrics"} <= set(schema["paths"])
     assert schema["components"]["schemas"]["AdapterRequest"]["properties"]["prompts"]["maxItems"] == 4
-    assert client.get("/docs").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,9 @@ def test_health_metrics_and_the_description_of_the_interface(client):
         (b'{"prompts": ["a"], "path": "/etc"}', 422, "path: Extra inputs"),
         (json.dumps({"prompts": ["x" * 51]}).encode(), 422, "at most 50 characters"),
         (b" " * 2001, 413, "The body is over 2,000 bytes"),
-        (b"[" * 1900, 400, ""),
+        (b"[" * 1900, 400, 'The body cannot be read as JSON; send {"prompts": ["\u2026"]}.'),
+        (b'{"prompts": ["a",]}', 422, "cannot be read as JSON; send"),
+        (b"{'prompts': ['a']}", 422, "(Expecting property name enclosed in double quotes, character 1)"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(client, body, status, sentence):
@@ -234,11 +235,11 @@ def test_a_body_that_does_not_come_counts_as_open_and_is_given_up(monkeypatch):
     assert asyncio.run(status()) == 408  # the place in the queue was given back
 
 
-def test_a_token_is_asked_for_everywhere_but_for_health(store):
+def test_a_token_is_asked_for_by_all_that_tells_of_adapters(store):
     with TestClient(make_app(store, ServeConfig(model="m", token="secret"))) as client:
         assert client.get("/health").status_code == 200
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
-            for path in ("/metrics", "/openapi.json", f"/adapters/{'0' * 16}"):
+            for path in ("/metrics", f"/adapters/{'0' * 16}"):
                 assert client.get(path, headers=headers).status_code == 401
             answer = client.post("/adapters", json={"prompts": ["a"]}, headers=headers)
             assert answer.status_code == 401

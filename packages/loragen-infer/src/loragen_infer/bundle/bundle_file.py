@@ -69,6 +69,10 @@ def find_bundle(path: str | Path, *, revision: str | None = None, token: str | N
     """
     place = Path(path).expanduser()
     with reading(place):
+        if revision is not None and place.exists():
+            raise LoragenInferError(
+                f"{path} is here and not on the hub, so it has no revision {revision!r}; leave it out."
+            )
         if place.is_file():
             return place
         for folder in (place, place / "results" / "final_model"):

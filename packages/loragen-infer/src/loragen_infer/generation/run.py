@@ -21,7 +21,7 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import check_writable, is_free, locked, write_jsonl
 from loragen_infer.generation.config import GenerateConfig
 from loragen_infer.generation.prompt_file import PromptFile, Request, opened_prompt_file, settings_of
-from loragen_infer.hub.pushing import check_push, push_folder
+from loragen_infer.hub.pushing import ADAPTER_FILES, check_push, push_folder
 from loragen_infer.progress import ProgressBar
 from loragen_infer.samples import Example, iter_jsonl, read_examples
 from loragen_infer.words import counted
@@ -88,7 +88,13 @@ def run_generate(config: GenerateConfig) -> Outcome:
     if config.push_to_hub is None:
         return outcome
     message = f"Push an adapter generated from {counted(len(request.prompts), 'prompt')}"
-    url = push_folder(outcome.path, config.push_to_hub, private=config.private or None, commit_message=message)
+    url = push_folder(
+        outcome.path,
+        config.push_to_hub,
+        files=ADAPTER_FILES,
+        private=config.private or None,
+        commit_message=message,
+    )
     return replace(outcome, commit_url=url)
 
 

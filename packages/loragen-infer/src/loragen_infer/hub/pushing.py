@@ -4,17 +4,17 @@ That is why ``HfApi.create_commit`` is called: ``upload_folder``, which huggingf
 commit a part of the files at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from loragen_infer.errors import LoragenInferError, reason_of
 from loragen_infer.models.locate import hub_is_forbidden
 
-__all__ = ["check_push", "push_folder"]
+__all__ = ["ADAPTER_FILES", "check_push", "push_folder"]
 
-# What a model or an adapter consists of; nothing that is unpickled, and nothing that lies there by chance.
-_PUSHED = {".json", ".md", ".png", ".safetensors"}
+ADAPTER_FILES = frozenset({"README.md", "adapter_config.json", "adapter_model.safetensors"})
+"""What an adapter consists of; nothing that lies in its folder by chance."""
 
 
 def check_push(repo_id: str) -> None:
@@ -43,6 +43,7 @@ def push_folder(
     folder: Path,
     repo_id: str,
     *,
+    files: Collection[str] | None = None,
     private: bool | None = None,
     revision: str | None = None,
     commit_message: str,
@@ -51,8 +52,9 @@ def push_folder(
     """Push the model or adapter in ``folder`` to ``repo_id``, made where it is missing, and return the commit's URL.
 
     Args:
-        folder: Where it lies; its safetensors files, JSON files, card and picture are pushed.
+        folder: Where it lies.
         repo_id: ``user/name``, or the name alone for the one who is logged in.
+        files: Names of the files that are pushed; None: all.
         private: Whether a repository that is made is private; None: as the hub has it for the user.
         revision: The branch to push to, which is made where it is missing; None: the main one.
         commit_message: What the commit says.
@@ -64,7 +66,7 @@ def push_folder(
     check_push(repo_id)
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _PUSHED)
+    pushed = sorted(path for path in folder.iterdir() if path.is_file() and (files is None or path.name in files))
     api = HfApi(token=token)
     with _refusals(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -77,7 +79,7 @@ def push_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files],
+            [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in pushed],
             commit_message=commit_message,
             revision=revision,
         )

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loragen_infer.serving.config import ServeConfig
+from loragen_infer.serving.interface import is_open_to_all
 
 __all__ = ["Metrics", "RequestGuard"]
 
@@ -93,7 +94,7 @@ class RequestGuard:
         await self._app(scope, _replayed(body, receive), send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        if self._config.token is None or scope["path"] == "/health":
+        if self._config.token is None or is_open_to_all(scope["path"]):
             return True
         given = dict(scope["headers"]).get(b"authorization", b"")
         return secrets.compare_digest(given, f"Bearer {self._config.token}".encode())

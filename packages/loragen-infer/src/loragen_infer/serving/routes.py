@@ -25,6 +25,7 @@ __all__ = ["add_routes"]
 
 _WEIGHTS = "adapter_model.safetensors"
 _PIECE_BYTES = 1 << 18
+_NO_JSON = 'cannot be read as JSON; send {"prompts": ["…"]}'
 
 
 def add_routes(app: FastAPI, store: AdapterStore, metrics: Metrics) -> None:
@@ -57,7 +58,8 @@ def add_routes(app: FastAPI, store: AdapterStore, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(_request: Request, error: HTTPException) -> Response:
-        return _sentence(error.status_code, str(error.detail))
+        # What Python's parser gives up on, such as lists in lists in lists, FastAPI does not name.
+        return _sentence(error.status_code, f"The body {_NO_JSON}." if error.status_code == 400 else str(error.detail))
 
 
 def _packed(folder: Path, kind: str) -> Response:
@@ -99,6 +101,8 @@ def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _what_is_wrong(found: Any) -> str:
+    if found["type"] == "json_invalid":
+        return f"The body {_NO_JSON} ({found['ctx']['error']}, character {found['loc'][-1]})"
     place = ".".join(str(part)[:40] for part in found["loc"] if part != "body") or "The body"
     return f"{place}: {found['msg'].rstrip('.')}"
 

@@ -23,6 +23,7 @@ from litserve.utils import WorkerSetupStatus
 from loragen_infer.serving.api import make_api
 from loragen_infer.serving.config import ServeConfig
 from loragen_infer.serving.guard import Metrics, RequestGuard
+from loragen_infer.serving.interface import show_interface
 from loragen_infer.serving.routes import add_routes
 from loragen_infer.store import AdapterStore
 from loragen_infer.vllm.client import VllmClient
@@ -119,4 +120,5 @@ def make_app(store: AdapterStore, config: ServeConfig, vllm: VllmClient | None =
     app: FastAPI = server.app
     app.title = "loragen-infer"
     add_routes(app, store, metrics)
+    show_interface(app, config)
     return app

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -175,6 +176,8 @@ class AdapterStore:
         if isinstance(prompts, str):
             raise LoragenInferError(f"The prompts of a task are the text {prompts[:40]!r}; give a list of texts.")
         check_prompts(prompts)
+        if not math.isfinite(scale):
+            raise LoragenInferError(f"The scale is {scale}, where a finite number belongs.")
         request = Request(id="adapter", prompts=tuple(prompts))
         settings = settings_of(kind="peft", scale=scale, base_model=generator.base_model, omit_prompts=False)
         return _Recipe(id=request.fingerprint(self._fingerprint, settings), request=request, scale=float(scale))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 from loragen_infer.files import locked
@@ -91,9 +92,9 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
             run_trainer(trainer, setup, config, checkpoint)
             val_loss = _check_converged(saving, setup, config)
         except TrainingDivergedError as error:
-            if trainer.is_global_zero:
-                mark_failed(folder, str(error))
-            raise
+            if not trainer.is_global_zero:
+                raise
+            raise _failed(error, config, setup, folder, best, trainer.strategy.root_device) from error
         if not trainer.is_global_zero:
             return None
         chosen, said = _choose_weights(config, setup, folder, best) or (None, f"last val_loss {val_loss:.4f}")
@@ -134,6 +135,23 @@ def _choose_weights(
         chosen, score = folder / START_CHECKPOINT, setup.unseen.start_nll
         logger.warning("No validation was better than the start, whose weights are the best.")
     return chosen, f"best {best.monitor} {score:.4f}"
+
+
+def _failed(
+    error: TrainingDivergedError,
+    config: FitConfig,
+    setup: TrainingSetup,
+    folder: Path,
+    best: BestWeights,
+    device: torch.device,
+) -> TrainingDivergedError:
+    """Mark the experiment, export what was best by then, and return the error that says so."""
+    mark_failed(folder, str(error))
+    kept = _choose_weights(config, setup, folder, best)
+    if kept is None:
+        return error
+    write_results(setup, config, folder, weights=kept[0], device=device)
+    return TrainingDivergedError(f"{error} What was best by then ({kept[1]}) is in {folder / FINAL_MODEL}.")
 
 
 def _held(folder: Path) -> AbstractContextManager[None]:

@@ -142,6 +142,11 @@ class GeneratorModule(LightningModule):
         if self._trainer is not None and self.trainer.world_size > 1:
             loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         if not loss.isfinite():
+            if self.global_step == 0:
+                raise TrainingDivergedError(
+                    f"The loss of {self.phase.objective} is {loss.item()} in the first step, before anything was "
+                    "learned; check the base model and the adapters of the zoo for values that are not finite."
+                )
             raise TrainingDivergedError(
                 f"The training diverged (in step {self.global_step + 1} the loss of {self.phase.objective} is "
                 f"{loss.item()}); lower {self.config.rate_key}, which is {self.phase.learning_rate}."

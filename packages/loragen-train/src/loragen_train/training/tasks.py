@@ -1,7 +1,7 @@
 """Which tasks each objective is trained on, and what it lacks where there is none."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from loragen_infer.words import counted
 
@@ -58,13 +58,14 @@ def objectives_of(
         objectives["lm"] = LmObjective(through, samples, zoo.stats)
         visits["lm"] = _task_visits(training, data, zoo, table, samples, list(samples.train), fold_of or {})
     if "distill" in names:
-        tasks, num_shown = list(samples.train), 0
+        num_shown = 0
         if training.distill.teacher == "own":
-            tasks = _with_adapter(tasks, zoo)
+            tasks = _with_adapter(list(samples.train), zoo)
             teacher: Teacher = OwnTeacher(frozen, adapters, zoo, samples, training.distill)
         else:
-            teacher = ExamplesTeacher(frozen, samples, training.distill)
             num_shown = training.distill.num_examples
+            tasks = _with_examples(samples, num_shown)
+            teacher = ExamplesTeacher(frozen, samples, training.distill)
         temperature = training.distill.temperature
         objectives["distill"] = DistillObjective(through, samples, zoo.stats, teacher, temperature)
         visits["distill"] = _task_visits(training, data, zoo, table, samples, tasks, fold_of or {}, num_shown=num_shown)
@@ -126,11 +127,31 @@ def _check_samples(samples: SampleTable, tasks: list[str]) -> None:
         )
 
 
-def _with_adapter(tasks: Iterable[str], zoo: Zoo) -> list[str]:
+def _with_adapter(tasks: Sequence[str], zoo: Zoo) -> list[str]:
     found = [task for task in tasks if task in zoo.tasks]
     if not found:
         raise LoragenTrainError(
             "training.distill.teacher own needs tasks with an adapter and samples, and none has both; set it to "
             "examples."
         )
+    _say_left_out(tasks, found, "an adapter")
     return found
+
+
+def _with_examples(samples: SampleTable, num_shown: int) -> list[str]:
+    """The tasks that a teacher can be shown a sample of beside the one that it is asked."""
+    found = [task for task, numbers in samples.train.items() if len(numbers) > 1]
+    if not found:
+        raise LoragenTrainError(
+            "training.distill.teacher examples shows samples of a task beside the one that is asked, and no task has "
+            "two; add samples, or set it to own."
+        )
+    _say_left_out(samples.train, found, "a second sample")
+    if fewer := [task for task in found if len(samples.train[task]) <= num_shown]:
+        logger.warning("The teacher is shown fewer than %d samples of: %s.", num_shown, ", ".join(fewer))
+    return found
+
+
+def _say_left_out(tasks: Iterable[str], found: Sequence[str], lack: str) -> None:
+    if without := [task for task in tasks if task not in found]:
+        logger.warning("Not distilled, for want of %s: %s.", lack, ", ".join(without))
