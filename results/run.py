@@ -5,7 +5,7 @@ short tasks that lend their samples only, trains generators with several seeds a
 and writes results/: JSON, PNG, HTML, and from the JSON the tables in the README and docs/results.md. Every step is a
 command that a user would type, two of them at a time on a CPU; what is finished is used again.
 
-    python -m results.run                  hours on two CPU cores, minutes on a GPU
+    python -m results.run                  hours on two CPU cores; a GPU is picked up by itself
     python -m results.run --quick          tiny numbers, written elsewhere, to see that everything works
     python -m results.run --write-tables   those tables anew, from results/results.json
 """
