@@ -24,7 +24,7 @@ def run_serve(config: ServeConfig, *, say: Callable[[str], None]) -> None:
     Raises:
         LoragenInferError: The extra is not installed, the model does not load, or the address is taken.
     """
-    for name in ("litserve", "prometheus_client"):
+    for name in ("litserve", "fastapi_swagger", "prometheus_client"):
         if find_spec(name) is None:
             raise LoragenInferError(f'serve needs {name}; install it with: pip install "loragen-infer[serve]".')
     vllm = VllmClient(config.vllm, os.environ.get("VLLM_API_KEY")) if config.vllm is not None else None
