@@ -33,6 +33,7 @@ TRAINED = {
     "spelling": ["Spell cat backward."] * 9,
     "letters": ["How many letters has the word house?"] * 9,
 }
+EXPERIMENTS = ["all-seed-0", "all-seed-1", "all-seed-2", "part-2", "part-3"]
 HELD_OUT = {"capitals": [f"What is the capital of {name}?" for name in ("Peru", "Cuba", "Chile")]}
 
 
@@ -62,6 +63,13 @@ def zoo_at(folder: Path, prompts: dict[str, list[str]]) -> ZooManifest:
     manifest.write()
     write_json(folder / INITIAL_NAME / "settings.json", {"precision": "bf16"})
     return manifest
+
+
+def level_of(experiment: str, config: EvaluateConfig) -> float:
+    """Another number for every generator, number of examples, and of samples and steps of tuning."""
+    return float(
+        f"{1 + EXPERIMENTS.index(experiment)}.{config.num_examples:02}{config.num_shots:02}{config.tune_steps:02}"
+    )
 
 
 class Commands:
@@ -98,8 +106,8 @@ class Commands:
         write_json(Path(self._plan.work / "evaluation" / "evaluation.json"), {})
         names = HELD_OUT if config.zoo_tasks == "held-out" else TRAINED
         rows = config.rows or ROWS
-        # A likelihood that tells which generator was scored, where all else is alike.
-        level = len(Path(config.model).name)
+        # A likelihood that tells what was scored, and how.
+        level = level_of(Path(config.model).name, config)
         alike = ExampleScores(answer_nll=(level, level), num_tokens=(1, 1), exact=(1.0, 0.0), correct=None)
         worse = replace(alike, answer_nll=(level + 1, level + 1))
         results = [
@@ -137,13 +145,8 @@ def test_a_run_takes_every_step_and_writes_what_it_found(plan, monkeypatch, caps
     assert (first.joint, whole.joint_steps, whole.joint_folds) == (False, plan.joint_steps, 2)
     assert sorted(len(part.tasks) for part in parts) == [2, 3]
     assert {part.joint_steps for part in parts} == {plan.part_joint_steps}
-    assert sorted(config.name for config in commands.fitted) == [
-        *(f"all-seed-{seed}" for seed in plan.seeds),
-        "part-2",
-        "part-3",
-    ]
+    assert sorted(config.name for config in commands.fitted) == EXPERIMENTS
     assert {config.training.lm.precision for config in commands.fitted} == {"bf16"}
-    assert {(config.num_shots, config.tune_steps) for config in commands.evaluated} >= set(plan.tuning)
     assert {config.dtype for config in commands.evaluated} == {"bfloat16"}
     assert {Path(config.model).name for config in commands.evaluated} == {config.name for config in commands.fitted}
 
@@ -156,8 +159,13 @@ def test_a_run_takes_every_step_and_writes_what_it_found(plan, monkeypatch, caps
     assert list(found["seen"]) == list(recorded["seen"])
     assert set(found["by_seed"]) == {"0", "1", "2"}
     assert list(found["per_task"]) == list(HELD_OUT)
-    assert found["held_out"]["own"]["nll"]["mean"] == len("all-seed-0")
-    assert found["curve"][0]["rows"]["ridge"]["nll"]["mean"] == len("part-2")
+    # Default: four shots, sixteen steps.
+    assert [found["by_seed"][seed]["own"]["nll"] for seed in "012"] == [1.160416, 2.160416, 3.160416]
+    assert found["held_out"]["own"]["nll"]["mean"] == pytest.approx(2.160416)
+    assert [one["rows"]["ridge"]["nll"]["mean"] for one in found["curve"]] == [4.160416, 5.160416]
+    assert found["seen"]["own"]["nll"]["mean"] == 1.080416
+    tuned = [one["rows"]["tuned"]["nll"]["mean"] for one in found["tuning"]]
+    assert tuned == [1.160404, 1.160416, 1.161604, 1.161616, 1.166404, 1.166416]
     assert found["seconds"].keys() >= {
         "collect",
         "collect-all",

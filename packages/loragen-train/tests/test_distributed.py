@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,17 +24,27 @@ def content(tmp_path_factory, make) -> dict:
     }
 
 
-def run(content: dict, folder: Path, *words: str, launcher: tuple[str, ...] = (sys.executable,)) -> Path:
+def run(
+    content: dict,
+    folder: Path,
+    *words: str,
+    launcher: tuple[str, ...] = (sys.executable,),
+    failed: str | None = None,
+) -> Path:
     folder.mkdir()
     config = folder / "fit.yaml"
     config.write_text(yaml.safe_dump({**content, "output_dir": str(folder / "out")}))
     command = [*launcher, "-m", "loragen_train.cli", "fit", "--config", str(config), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
     (experiment,) = (folder / "out").iterdir()
-    # The one line on standard output is the writer's.
-    assert done.stdout.splitlines() == [str(experiment)]
+    if failed is None:
+        assert done.returncode == 0, done.stderr
+        # The one line on standard output is the writer's.
+        assert done.stdout.splitlines() == [str(experiment)]
+    else:
+        assert done.returncode != 0
+        assert re.search(failed, done.stderr), done.stderr
     return experiment
 
 
@@ -83,6 +94,37 @@ def test_two_processes_are_one_with_the_same_global_batch(content, alone, tmp_pa
     one, other = (GeneratorBundle.load(folder).generator.state_dict() for folder in (alone, two))
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=1e-2, atol=1e-3)
+
+
+# The command, whose weights are spoiled in the second epoch.
+SPOILED = """
+import sys
+import torch
+from loragen_train.cli.main import main
+from loragen_train.training.module import GeneratorModule
+
+def spoil(self, batch, batch_idx):
+    if self.current_epoch == 1:
+        with torch.no_grad():
+            next(self.generator.parameters()).fill_(torch.nan)
+
+GeneratorModule.on_train_batch_start = spoil
+sys.exit(main(sys.argv[sys.argv.index("fit"):]))
+"""
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_what_was_best_before_two_processes_diverged_is_exported(content, tmp_path, launcher):
+    script = tmp_path / "spoiled.py"
+    script.write_text(SPOILED)
+    words = (sys.executable, str(script))
+    if launcher == "torchrun":
+        words = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script))
+    said = r"The training diverged \(.*What was best by then \(best val_loss [\d.]+\) is in "
+    experiment = run(content, tmp_path / "run", *TWO, launcher=words, failed=said)
+    weights = GeneratorBundle.load(experiment).generator.state_dict()
+    assert all(value.isfinite().all() for value in weights.values())
+    assert (experiment / "failed.txt").is_file()
 
 
 def test_a_trained_encoder_goes_into_the_bundle_and_the_processes_agree(content, tmp_path):

@@ -17,6 +17,7 @@ from loragen_train.configs.fit import DataConfig, FitConfig, ModelConfig, TaskCo
 from loragen_train.configs.objectives import DistillConfig, LmConfig, PhaseConfig
 from loragen_train.configs.training import TrainingConfig
 from loragen_train.configs.unseen import UnseenConfig
+from loragen_train.experiments.reader import read_experiments
 from loragen_train.training.build import build_setup
 from loragen_train.training.dry_run import dry_run
 from loragen_train.training.fit import fit
@@ -361,8 +362,11 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_what_was_best_by_then_is_ke
     (folder,) = tmp_path.iterdir()
     kept = GeneratorBundle.load(folder).generator
     assert all(value.isfinite().all() for value in kept.parameters())
-    with pytest.raises(LoragenTrainError, match="this experiment is finished"):
+    with pytest.raises(
+        LoragenTrainError, match=r"has failed: The training diverged .* What was best by then is in .*fin"
+    ):
         fit(changed(config, tmp_path), resume=str(folder))
+    assert read_experiments([folder])[0].missing[0].startswith("It has failed: The training diverged (in step 3")
 
 
 def test_a_loss_that_is_not_finite_from_the_start_is_not_the_learning_rates_fault(config, tmp_path, monkeypatch):

@@ -49,8 +49,9 @@ class ReadTokens:
         cache = copy.copy(self.cache)
         # A model puts new tensors into the layers that it is given, and leaves the tensors there as they are.
         cache.layers = [copy.copy(layer) for layer in cache.layers]
-        for layer in cache.layers:  # which may be on several devices
-            layer.batch_select_indices(places_B.to(layer.keys.device))
+        for layer in cache.layers:
+            if layer.get_seq_length():  # of a layer without attention nothing is kept; others may be on several devices
+                layer.batch_select_indices(places_B.to(layer.keys.device))
         return ReadTokens(
             cache=cache, mask_BS=self.mask_BS[places_B], num_tokens=tuple(self.num_tokens[place] for place in places)
         )

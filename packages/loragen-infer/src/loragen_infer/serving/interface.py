@@ -56,6 +56,7 @@ def show_interface(app: FastAPI, config: ServeConfig) -> None:
         swagger_js_url=f"{_DOCS}/swagger-ui-bundle.js",
         swagger_css_url=f"{_DOCS}/swagger-ui.css",
         swagger_favicon_url=f"{_DOCS}/favicon.png",
+        swagger_ui_parameters={"tryItOutEnabled": True},  # by default a browser would also keep the token
     )
 
 
@@ -67,7 +68,7 @@ def _describe(schema: dict[str, Any], config: ServeConfig) -> None:
     schemas["Problem"] = _PROBLEM
     codes = {
         ("post", "/adapters"): (400, 408, 413, 422, 429, 503, 507, *([502] if config.vllm else [])),
-        ("get", "/adapters/{adapter_id}"): (404, 422, 503),
+        ("get", "/adapters/{adapter_id}"): (404, 422, 503, 507),  # the last where there is no room to pack it
     }
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():

@@ -25,6 +25,7 @@ from loragen_train.configs.fit import FitConfig
 from loragen_train.errors import LoragenTrainError
 
 __all__ = [
+    "FAILED",
     "FINAL_MODEL",
     "LAST_CHECKPOINT",
     "START_CHECKPOINT",
@@ -43,7 +44,8 @@ logger = logging.getLogger(__name__)
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 START_CHECKPOINT = Path("checkpoints") / "start.ckpt"
 FINAL_MODEL = Path("results") / "final_model"
-_FAILED = "failed.txt"
+FAILED = Path("failed.txt")
+"""Says why a training is not to be continued."""
 # What a training may be continued with, since it decides nothing of its result.
 _FREE_TO_CHANGE = (
     "data.cache_dir",
@@ -129,7 +131,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 def mark_failed(folder: Path, reason: str) -> None:
     """Note that the experiment is not to be continued, and why."""
-    with atomic_file(folder / _FAILED) as part:
+    with atomic_file(folder / FAILED) as part:
         part.write_text(reason + "\n", encoding="utf-8")
 
 
@@ -159,11 +161,13 @@ def find_unfinished(resume: str, output_dir: Path, name: str) -> Path | None:
 def _why_not_to_continue(folder: Path) -> str | None:
     if not (folder / LAST_CHECKPOINT).is_file():
         return f" holds no {LAST_CHECKPOINT}; give an experiment folder or auto."
-    if (folder / FINAL_MODEL).is_dir():
-        return f": this experiment is finished; its model is {folder / FINAL_MODEL}."
-    if (folder / _FAILED).is_file():
-        reason = (folder / _FAILED).read_text(encoding="utf-8").strip()
-        return f": this experiment has failed: {reason} Start a new one."
+    model = folder / FINAL_MODEL
+    if (folder / FAILED).is_file():
+        reason = (folder / FAILED).read_text(encoding="utf-8").strip()
+        kept = f" What was best by then is in {model}." if model.is_dir() else ""
+        return f": this experiment has failed: {reason}{kept} Start a new one."
+    if model.is_dir():
+        return f": this experiment is finished; its model is {model}."
     return None
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from loragen_train.errors import LoragenTrainError
+from loragen_train.experiments.folder import FAILED
 
 __all__ = ["Experiment", "Series", "read_experiments"]
 
@@ -64,6 +65,8 @@ def _read_experiment(folder: Path, names: Counter[str]) -> Experiment:
     name = folder.absolute().name
     names[name] += 1
     experiment = Experiment(name=f"{name} ({names[name]})" if names[name] > 1 else name, folder=folder)
+    if (folder / FAILED).is_file():
+        experiment.missing.append(f"It has failed: {(folder / FAILED).read_text(encoding='utf-8').strip()}")
     for file, read in ((_CONFIG, _read_config), (_METRICS, _read_metrics), (_VALIDATION, _read_validation)):
         try:
             read(experiment, folder / file)

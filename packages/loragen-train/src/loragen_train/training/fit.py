@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
+from loragen_infer.errors import LoragenInferError
 from loragen_infer.files import locked
 
 from loragen_train.configs.fit import FitConfig
@@ -92,9 +92,13 @@ def fit(config: FitConfig, *, resume: str | None = None, callbacks: Sequence[Cal
             run_trainer(trainer, setup, config, checkpoint)
             val_loss = _check_converged(saving, setup, config)
         except TrainingDivergedError as error:
-            if not trainer.is_global_zero:
+            try:
+                kept = _keep_best(error, config, setup, folder, best, trainer) if trainer.is_global_zero else None
+            finally:
+                trainer.strategy.barrier()  # of several processes, one that ends with an error ends the others
+            if kept is None:
                 raise
-            raise _failed(error, config, setup, folder, best, trainer.strategy.root_device) from error
+            raise TrainingDivergedError(f"{error} {kept}") from error
         if not trainer.is_global_zero:
             return None
         chosen, said = _choose_weights(config, setup, folder, best) or (None, f"last val_loss {val_loss:.4f}")
@@ -137,21 +141,23 @@ def _choose_weights(
     return chosen, f"best {best.monitor} {score:.4f}"
 
 
-def _failed(
+def _keep_best(
     error: TrainingDivergedError,
     config: FitConfig,
     setup: TrainingSetup,
     folder: Path,
     best: BestWeights,
-    device: torch.device,
-) -> TrainingDivergedError:
-    """Mark the experiment, export what was best by then, and return the error that says so."""
+    trainer: Trainer,
+) -> str | None:
+    """Mark the experiment as failed, export what was best by then, and return what to say of it."""
     mark_failed(folder, str(error))
-    kept = _choose_weights(config, setup, folder, best)
-    if kept is None:
-        return error
-    write_results(setup, config, folder, weights=kept[0], device=device)
-    return TrainingDivergedError(f"{error} What was best by then ({kept[1]}) is in {folder / FINAL_MODEL}.")
+    if (chosen := _choose_weights(config, setup, folder, best)) is None:
+        return None
+    try:
+        write_results(setup, config, folder, weights=chosen[0], device=trainer.strategy.root_device)
+    except (LoragenInferError, OSError) as problem:
+        return f"What was best by then ({chosen[1]}) is {chosen[0]}, and could not be exported: {problem}"
+    return f"What was best by then ({chosen[1]}) is in {folder / FINAL_MODEL}."
 
 
 def _held(folder: Path) -> AbstractContextManager[None]:
