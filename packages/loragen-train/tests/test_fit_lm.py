@@ -226,9 +226,12 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
 
 
 # In the phase of one step, at its end; within an epoch of the next, at that epoch's end, and in the last.
-@pytest.mark.parametrize("num_batches", [1, 2, 3, 5])
-def test_a_stopped_training_through_the_language_model_ends_the_same(config, tmp_path, monkeypatch, num_batches):
-    config = changed(config, tmp_path / "stopped", phases=PHASES, gradient_clip_val=1.0, condition_noise=0.1)
+@pytest.mark.parametrize(("num_batches", "precision"), [*((number, "fp32") for number in (1, 2, 3, 5)), (3, "bf16")])
+def test_a_stopped_training_through_the_language_model_ends_the_same(
+    config, tmp_path, monkeypatch, num_batches, precision
+):
+    lm = replace(LM, precision=precision)
+    config = changed(config, tmp_path / "stopped", phases=PHASES, lm=lm, gradient_clip_val=1.0, condition_noise=0.1)
     expected = weights(fit(replace(config, output_dir=str(tmp_path / "undisturbed"))))
     with monkeypatch.context() as patch:
         stop_after(patch, num_batches)
