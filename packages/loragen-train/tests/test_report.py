@@ -198,6 +198,7 @@ def test_a_missing_piece_is_named_and_stops_nothing(tmp_path, piece):
         ("results/validation.json", "[]"),
         ("results/validation.json", '{"modules": [{"module": "x"}], "sample": {}}'),
         ("results/validation.json", '{"modules": [], "sample": {"task": ["a"]}}'),
+        ("failed.txt", b"\xff\xfe"),
     ],
 )
 def test_a_damaged_piece_is_named(tmp_path, piece, content):

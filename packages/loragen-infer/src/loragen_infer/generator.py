@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["LoraGenerator", "scale_adapter"]
+__all__ = ["LoraGenerator", "check_scale", "scale_adapter"]
 
 logger = logging.getLogger(__name__)
 
@@ -296,6 +296,12 @@ class LoraGenerator:
             raise LoragenInferError(f"torch.compile failed ({reason_of(error)}); leave --compile away.") from error
 
 
+def check_scale(scale: float) -> None:
+    """Raise LoragenInferError if ``scale`` is not finite."""
+    if not math.isfinite(scale):
+        raise LoragenInferError(f"The scale is {scale}, where a finite number belongs.")
+
+
 def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:
     """Return ``adapter`` with ``scale`` times the effect: every B (and the bias of B, where there is one) times it.
 
@@ -304,8 +310,7 @@ def scale_adapter(adapter: LoraAdapter, scale: float) -> LoraAdapter:
     """
     if scale == 1:
         return adapter
-    if not math.isfinite(scale):
-        raise LoragenInferError(f"The scale is {scale}, where a finite number belongs.")
+    check_scale(scale)
     if adapter.config.use_dora:
         raise LoragenInferError(f"A DoRA adapter cannot be scaled by {scale}: its magnitudes act too; use scale 1.")
     tensors = {

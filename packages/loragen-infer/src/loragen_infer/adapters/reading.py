@@ -9,12 +9,12 @@ from loragen_infer.adapters.stack import AdapterStack
 from loragen_infer.likelihood import read_tokens
 from loragen_infer.samples import TokenizedExample, num_common_tokens
 
-__all__ = ["Batch", "num_read_once", "num_tokens", "reading_once"]
+__all__ = ["KEPT_PER_TOKEN", "Batch", "num_read_once", "num_tokens", "reading_once"]
 
 # Tokens; what reading apart takes beside its own tokens (two CPU cores, a model of 135 M parameters, with gradients).
 _PASS = 180
-# As many tokens whose keys and values a sample goes on from take the memory of one that is computed, at most.
-_KEPT_PER_TOKEN = 4
+KEPT_PER_TOKEN = 4
+"""As many tokens whose keys and values a sample goes on from count as one that passes through the model."""
 
 
 class Batch(NamedTuple):
@@ -58,7 +58,7 @@ def num_tokens(batches: Sequence[Batch]) -> int:
     rest = max((batch.longest - number for batch, number in zip(batches, numbers, strict=True)), default=0)
     # Every sample has a copy of what was read for it.
     num_kept = num_samples * max((batch.longest for batch in batches), default=0)
-    return max(num_samples * rest + len(batches) * max(numbers, default=0), -(-num_kept // _KEPT_PER_TOKEN))
+    return max(num_samples * rest + len(batches) * max(numbers, default=0), -(-num_kept // KEPT_PER_TOKEN))
 
 
 @contextmanager

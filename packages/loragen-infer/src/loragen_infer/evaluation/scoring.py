@@ -25,6 +25,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from loragen_infer.adapters import AdapterStack, BatchedLora
+from loragen_infer.adapters.reading import KEPT_PER_TOKEN
 from loragen_infer.errors import LoragenInferError
 from loragen_infer.evaluation.examples import TestExample
 from loragen_infer.likelihood import ReadTokens, read_tokens, response_logits
@@ -45,8 +46,6 @@ SCORING_VERSION = 1
 """Stands for the way of scoring in the names of finished rows. Raise it with every change of what the same model and
 token ids score beyond rounding (what counts as an answer's token, as exact, as the likeliest choice), or old rows are
 taken for new ones."""
-# As many times the tokens of a pass may be kept for those that go on from them.
-_KEPT_PER_PASS = 4
 
 _Applied = Callable[[int], AbstractContextManager[None]]
 
@@ -130,7 +129,7 @@ class Scorer:
         widest = self._num_common + max(map(len, self._beginnings), default=0)
         kept = max(widest * len(self._beginnings), longest)
         news = [len(item.input_ids) - self._num_read(index) for index, item in enumerate(self._items)]
-        self.num_together = max(1, min(_KEPT_PER_PASS * tokens_per_pass // kept, tokens_per_pass // max(news)))
+        self.num_together = max(1, min(KEPT_PER_TOKEN * tokens_per_pass // kept, tokens_per_pass // max(news)))
         """How many adapters at once make the best of a pass."""
 
     @cached_property
@@ -201,7 +200,7 @@ class Scorer:
         most_new = most = 0
         for index in sorted(indices, key=lambda index: (-news[index], -len(self._items[index].response_ids))):
             rows, longest = (len(samples) + 1) * num_adapters, max(most, sizes[index])
-            is_full = rows * most_new > self._tokens_per_pass or rows * longest > _KEPT_PER_PASS * self._tokens_per_pass
+            is_full = rows * most_new > self._tokens_per_pass or rows * longest > KEPT_PER_TOKEN * self._tokens_per_pass
             if samples and is_full:
                 yield samples
                 samples, longest = [], sizes[index]

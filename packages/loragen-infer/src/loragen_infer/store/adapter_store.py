@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from loragen_infer.errors import LoragenInferError
 from loragen_infer.generation.card import merged_card, model_card
 from loragen_infer.generation.prompt_file import Request, settings_of
 from loragen_infer.generation.writer import write_peft_folder
-from loragen_infer.generator import LoraGenerator
+from loragen_infer.generator import LoraGenerator, check_scale
 from loragen_infer.store.shelf import Shelf, StoredAdapter, check_id
 
 __all__ = ["AdapterStore"]
@@ -176,8 +175,7 @@ class AdapterStore:
         if isinstance(prompts, str):
             raise LoragenInferError(f"The prompts of a task are the text {prompts[:40]!r}; give a list of texts.")
         check_prompts(prompts)
-        if not math.isfinite(scale):
-            raise LoragenInferError(f"The scale is {scale}, where a finite number belongs.")
+        check_scale(scale)
         request = Request(id="adapter", prompts=tuple(prompts))
         settings = settings_of(kind="peft", scale=scale, base_model=generator.base_model, omit_prompts=False)
         return _Recipe(id=request.fingerprint(self._fingerprint, settings), request=request, scale=float(scale))

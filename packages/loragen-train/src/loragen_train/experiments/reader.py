@@ -65,9 +65,12 @@ def _read_experiment(folder: Path, names: Counter[str]) -> Experiment:
     name = folder.absolute().name
     names[name] += 1
     experiment = Experiment(name=f"{name} ({names[name]})" if names[name] > 1 else name, folder=folder)
-    if (folder / FAILED).is_file():
-        experiment.missing.append(f"It has failed: {(folder / FAILED).read_text(encoding='utf-8').strip()}")
-    for file, read in ((_CONFIG, _read_config), (_METRICS, _read_metrics), (_VALIDATION, _read_validation)):
+    for file, read in (
+        (FAILED, _read_failed),
+        (_CONFIG, _read_config),
+        (_METRICS, _read_metrics),
+        (_VALIDATION, _read_validation),
+    ):
         try:
             read(experiment, folder / file)
         except FileNotFoundError:
@@ -76,6 +79,11 @@ def _read_experiment(folder: Path, names: Counter[str]) -> Experiment:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             experiment.missing.append(f"{file} cannot be read ({reason}).")
     return experiment
+
+
+def _read_failed(experiment: Experiment, file: Path) -> None:
+    if file.is_file():
+        experiment.missing.append(f"It has failed: {file.read_text(encoding='utf-8').strip()}")
 
 
 def _read_config(experiment: Experiment, file: Path) -> None:
