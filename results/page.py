@@ -27,8 +27,6 @@ _COLOURS = {
     "tuned from scratch": "#c5221f",
 }
 _OTHERS = "#80868b"
-# Where the rows that are tuned start; without a step the initialisation changes nothing in the base model.
-_STARTS = {"tuned": "generated", "tuned from mean": "mean", "tuned from scratch": "base"}
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto; }
@@ -50,6 +48,7 @@ def main_table(found: Found | None) -> str:
         f"Mean over the held-out tasks ({_counts(found)}; `[…]` are 95 % intervals over tasks):",
         "",
         *_markdown(*_row_table(found["held_out"])),
+        *_remarks(found),
     ]
     return "\n".join(lines) + "\n"
 
@@ -66,18 +65,36 @@ def further_tables(found: Found | None) -> str:
             for row, table in found["differences"].items()
             for line in [*_markdown(*_difference_table(row, table)), ""]
         ),
+        *(
+            line
+            for kind, of_kind in found["by_kind"].items()
+            for line in (
+                f"The {of_kind['num_tasks']} held-out tasks {kind} alone:",
+                "",
+                *_markdown(*_kind_table(of_kind)),
+                "",
+            )
+        ),
         f"By the number of training tasks (seed {found['seeds'][0]}; NLL / exact match, %):",
         "",
         *_markdown(*_curve_table(found["curve"])),
         "",
-        f"After a fixed number of gradient steps on a few answers (seed {found['seeds'][0]}; NLL / exact match, %):",
+        f"After a fixed number of gradient steps on a few answers ({_tuned_tasks(found)}; NLL / exact match, %):",
         "",
-        *_markdown(*_tuning_table(found)),
+        *_markdown(*_tuning_table(found["tuning"])),
         "",
         *_markdown(*_row_table(found["seen"], caption="row, on training tasks")),
-        *(line for remark in found["remarks"] for line in ("", remark)),
+        *_remarks(found),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _remarks(found: Found) -> list[str]:
+    return [line for remark in found["remarks"] for line in ("", remark)]
+
+
+def _tuned_tasks(found: Found) -> str:
+    return f"{found['num_tuned_tasks']} held-out tasks of reasoning-gym, seed {found['seeds'][0]}"
 
 
 def _training_tasks(found: Found) -> str:
@@ -113,7 +130,7 @@ def draw(found: Found, path: Path) -> None:
     ):
         _draw_rows(axes[0, column], found["held_out"], name, label, factor)
         _draw_curve(axes[1, column], found["curve"], name, label, factor)
-        _draw_tuning(axes[2, column], _tuning_points(found), column, label, factor)
+        _draw_tuning(axes[2, column], found["tuning"], name, label, factor)
     with atomic_file(path) as part:
         figure.savefig(part, format="png", dpi=140)
 
@@ -144,13 +161,18 @@ def write_page(found: Found, picture: Path, configs: Sequence[Path], path: Path)
         "<h2>Held-out tasks</h2>",
         _html(*_row_table(found["held_out"])),
         *(_html(*_difference_table(row, table)) for row, table in found["differences"].items()),
+        *(
+            part
+            for kind, of_kind in found["by_kind"].items()
+            for part in (f"<h2>The held-out tasks {kind} alone</h2>", _html(*_kind_table(of_kind)))
+        ),
         "<h2>By the number of training tasks</h2>",
         f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %.</p>",
         _html(*_curve_table(found["curve"])),
         "<h2>After a fixed number of gradient steps on a few answers</h2>",
-        f"<p>Seed {found['seeds'][0]}. NLL per answer token / exact match, %. The rows of all held-out tasks take as "
-        "many as leaving answers out chooses.</p>",
-        _html(*_tuning_table(found)),
+        f"<p>{_tuned_tasks(found)}. NLL per answer token / exact match, %. The rows of all held-out tasks take as many "
+        "as leaving answers out chooses.</p>",
+        _html(*_tuning_table(found["tuning"])),
         "<h2>Training tasks</h2>",
         _html(*_row_table(found["seen"])),
         "<h2>Every held-out task</h2><p>NLL per answer token / exact match, %.</p>",
@@ -186,6 +208,18 @@ def _row_table(table: Found, caption: str = "row") -> Table:
     return head, lines
 
 
+def _kind_table(of_kind: Found) -> Table:
+    """The rows of one kind of held-out tasks, and how far generated adapters are from each."""
+    head, lines = _row_table(of_kind["rows"])
+    differences = of_kind["differences"]
+    return [*head, "generated minus row, NLL", "better on"], [
+        [*line, *(_cell(differences[row]["nll"], "+.3f"), str(differences[row]["nll"]["num_better"]))]
+        if (row := line[0]) in differences
+        else [*line, "", ""]
+        for line in lines
+    ]
+
+
 def _difference_table(name: str, table: Found) -> Table:
     head = [f"{name} minus", "NLL", "better on", "exact match, points", "better on "]
     return head, [
@@ -215,28 +249,19 @@ def _curve_table(curve: list[Found]) -> Table:
     ]
 
 
-def _tuning_table(found: Found) -> Table:
-    points = _tuning_points(found)
-    rows = list(points[0]["rows"])
+def _tuning_table(tuning: list[Found]) -> Table:
+    rows = list(tuning[0]["rows"])
     return ["samples", "steps", *rows], [
         [
             str(point["num_samples"]),
             str(point["num_steps"]),
-            *(f"{nll:.3f} / {100 * exact_match:.1f}" for nll, exact_match in point["rows"].values()),
+            *(
+                f"{scores['nll']['mean']:.3f} / {100 * scores['exact_match']['mean']:.1f}"
+                for scores in point["rows"].values()
+            ),
         ]
-        for point in points
+        for point in tuning
     ]
-
-
-def _tuning_points(found: Found) -> list[Found]:
-    """What tuning has given by numbers of samples and steps, beginning with what it starts from."""
-    start = found["by_seed"][str(found["seeds"][0])]
-    none = {row: (start[source]["nll"], start[source]["exact_match"]) for row, source in _STARTS.items()}
-    points = [{"num_samples": 0, "num_steps": 0, "rows": none}]
-    for point in found["tuning"]:
-        means = {row: (scores["nll"]["mean"], scores["exact_match"]["mean"]) for row, scores in point["rows"].items()}
-        points.append({**point, "rows": means})
-    return points
 
 
 def _cell(score: Found, form: str, factor: float = 1) -> str:
@@ -290,16 +315,16 @@ def _draw_curve(axes: Axes, curve: list[Found], name: str, label: str, factor: f
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_tuning(axes: Axes, points: list[Found], score: int, label: str, factor: float) -> None:
+def _draw_tuning(axes: Axes, points: list[Found], name: str, label: str, factor: float) -> None:
     start, *tuned = points
     numbers = sorted({point["num_samples"] for point in points})
     *fewer, most = sorted({point["num_steps"] for point in tuned})
-    for row, marker in zip(_STARTS, "os^", strict=True):
+    for row, marker in zip(start["rows"], "os^", strict=True):
         for num_steps in (*fewer, most):
             line = [start, *(point for point in tuned if point["num_steps"] == num_steps)]
             axes.plot(
                 [numbers.index(point["num_samples"]) for point in line],
-                [factor * point["rows"][row][score] for point in line],
+                [factor * point["rows"][row][name]["mean"] for point in line],
                 marker=marker,
                 markersize=4,
                 linestyle="-" if num_steps == most else ":",
@@ -310,6 +335,6 @@ def _draw_tuning(axes: Axes, points: list[Found], score: int, label: str, factor
     axes.set_xlabel("answers", fontsize=8)
     axes.set_title(label, fontsize=9)
     axes.tick_params(labelsize=8)
-    if score == 0:  # it would hide lines of the other, and is the same
+    if name == "nll":  # it would hide lines of the other, and is the same
         axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -19,7 +19,9 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the trainings on all tasks."""
     num_short_tasks: int | None = None
-    """Most tasks that lend their samples only; None: all that are unlike the held-out ones."""
+    """Most short tasks that are made beside those of reasoning-gym; None: all."""
+    num_held_out_short: int = 16
+    """Held-out ones among them: those whose prompts are least like any other task's."""
     part_sizes: tuple[int, ...] = (10, 20, 42, 80, 120)
     """Numbers of training tasks of the further trainings, with the first seed; the last one is on all of them."""
     tuning: tuple[tuple[int, int], ...] = ((4, 4), (4, 16), (16, 4), (16, 16), (64, 4), (64, 16))
@@ -40,7 +42,8 @@ QUICK = Plan(
     work=Path("results_output/quick"),
     output=Path("results_output/quick/results"),
     seeds=(0, 1),
-    num_short_tasks=3,
+    num_short_tasks=6,
+    num_held_out_short=1,
     part_sizes=(4,),
     tuning=((2, 1), (2, 2)),
     joint_steps=4,

@@ -22,19 +22,25 @@ from typing import Any
 
 import torch
 from loragen_infer.files import write_json
+from loragen_infer.zoo import ZooManifest
 
 from demo.steps import ROOT
 from results import page, summary, twins
 from results.measure import Measured, measure
 from results.plan import FULL, QUICK, Plan
-from results.work import trained_on
+from results.work import is_drawn, trained_on
 
 __all__ = ["main"]
 
 RULE = (
     f"No training task is drawn from the generator of a held-out task, whatever its settings, and the mean embeddings "
-    f"of the prompts of a held-out and a training task have a cosine below {twins.MAX_COSINE}."
+    f"of the prompts of a held-out and a training task have a cosine below {twins.MAX_COSINE}. Of the short tasks "
+    "those are held out whose nearest other task is least like them."
 )
+# Where the rows that are tuned start; without a step the initialisation changes nothing in the base model.
+_STARTS = {"tuned": "generated", "tuned from mean": "mean", "tuned from scratch": "base"}
+# The two kinds of held-out tasks, by whether they are drawn from reasoning-gym.
+_KINDS = {True: "of reasoning-gym", False: "short"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,6 +86,7 @@ def _found(measured: Measured, plan: Plan, device: str) -> dict[str, Any]:
         "joint_steps": plan.joint_steps,
         "held_out": summary.group_table(scores),
         "differences": {row: table for row in ("generated", "tuned") if (table := summary.compared(scores, row))},
+        "by_kind": _by_kind(scores, manifest),
         "seen": summary.group_table(summary.scores_by_task([measured.seen], held_out=False)),
         "curve": [
             {
@@ -90,10 +97,8 @@ def _found(measured: Measured, plan: Plan, device: str) -> dict[str, Any]:
             }
             for zoo, one in measured.curve
         ],
-        "tuning": [
-            {"num_samples": num_samples, "num_steps": num_steps, "rows": _of_held_out(one)}
-            for (num_samples, num_steps), one in zip(plan.tuning, measured.tuning, strict=True)
-        ],
+        "num_tuned_tasks": len(summary.scores_by_task(measured.tuning[:1], held_out=True)),
+        "tuning": _tuning(measured, plan),
         "by_seed": {
             str(seed): {
                 row: {name: value["mean"] for name, value in table.items() if name != "gap_closed"}
@@ -107,6 +112,34 @@ def _found(measured: Measured, plan: Plan, device: str) -> dict[str, Any]:
         "made_with": _made_with(device, measured.precision),
         "remarks": [],  # whoever measures a part anew says so here
     }
+
+
+def _by_kind(scores: summary.Scores, manifest: ZooManifest) -> dict[str, Any]:
+    """The rows of each kind of held-out tasks, and how far generated adapters are from the others."""
+    kinds = {
+        kind: {task: scores[task] for task in scores if is_drawn(manifest.task(task)) is drawn}
+        for drawn, kind in _KINDS.items()
+    }
+    return {
+        kind: {
+            "num_tasks": len(of_kind),
+            "rows": summary.group_table(of_kind),
+            "differences": summary.compared(of_kind, "generated"),
+        }
+        for kind, of_kind in kinds.items()
+        if of_kind
+    }
+
+
+def _tuning(measured: Measured, plan: Plan) -> list[dict[str, Any]]:
+    """What tuning has given by numbers of samples and steps, beginning with what it starts from."""
+    tuned = [summary.scores_by_task([one], held_out=True) for one in measured.tuning]
+    untuned = summary.scores_by_task([measured.by_seed[plan.seeds[0]]], held_out=True)
+    starts = {task: {row: untuned[task][start] for row, start in _STARTS.items()} for task in tuned[0]}
+    return [
+        {"num_samples": num_samples, "num_steps": num_steps, "rows": summary.group_table(scores)}
+        for (num_samples, num_steps), scores in zip([(0, 0), *plan.tuning], [starts, *tuned], strict=True)
+    ]
 
 
 def _of_held_out(evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from loragen_infer.encoder.encoder import PromptEncoder
 from loragen_infer.samples import read_examples
 from loragen_infer.zoo import ZooManifest, ZooTask
 
-__all__ = ["MAX_COSINE", "Neighbour", "generators", "neighbours", "twins", "unlike_held_out"]
+__all__ = ["MAX_COSINE", "Neighbour", "generators", "held_out_among", "neighbours", "twins"]
 
 MAX_COSINE = 0.7
 _NUM_PROMPTS = 64
@@ -70,18 +70,27 @@ def twins(found: Sequence[Neighbour], max_cosine: float = MAX_COSINE) -> list[st
     return sentences
 
 
-def unlike_held_out(manifest: ZooManifest, prompts: Mapping[str, Sequence[str]], most: int | None = None) -> list[str]:
-    """Return the names of the first ``most`` further tasks whose ``prompts`` are not worded like a held-out task's."""
+def held_out_among(
+    manifest: ZooManifest, prompts: Mapping[str, Sequence[str]], num_held_out: int
+) -> tuple[list[str], list[str]]:
+    """Divide further tasks into held-out and training tasks, by their ``prompts``.
+
+    Held out are the ``num_held_out`` tasks whose nearest other task, of the zoo or of the further ones, is least like
+    them. Training tasks are those of the others that are not worded like any held-out task.
+    """
     encoder = PromptEncoder()
-    means_TD = torch.stack([_mean_embedding(manifest, task, encoder) for task in manifest.held_out_tasks])
-    unlike = []
-    for name, texts in prompts.items():
-        mean_D = encoder.encode(texts[:_NUM_PROMPTS]).mean(dim=0)
-        if torch.cosine_similarity(mean_D[None], means_TD).max() < MAX_COSINE:
-            unlike.append(name)
-        if len(unlike) == most:
-            break
-    return unlike
+    known = [task for task in manifest.tasks if task.name not in prompts]
+    known_TD = torch.stack([_mean_embedding(manifest, task, encoder) for task in known])
+    means_FD = torch.stack([encoder.encode(texts[:_NUM_PROMPTS]).mean(dim=0) for texts in prompts.values()])
+    unit_AD = torch.nn.functional.normalize(torch.cat([means_FD, known_TD]), dim=1)
+    cosines_FA = unit_AD[: len(means_FD)] @ unit_AD.T
+    cosines_FA.fill_diagonal_(-1)
+    held_out = cosines_FA.amax(dim=1).argsort(stable=True)[:num_held_out].tolist()
+    of_held_out = [*held_out, *(len(means_FD) + i for i, task in enumerate(known) if task.held_out)]
+    is_like_F = cosines_FA[:, of_held_out].amax(dim=1) >= MAX_COSINE
+    names = list(prompts)
+    training = [name for i, name in enumerate(names) if i not in held_out and not is_like_F[i]]
+    return [names[i] for i in sorted(held_out)], training
 
 
 def _mean_embedding(manifest: ZooManifest, task: ZooTask, encoder: PromptEncoder) -> torch.Tensor:

@@ -20,10 +20,12 @@ from results import twins
 from results.plan import Plan
 from results.short_tasks import short_tasks
 
-__all__ = ["Run", "trained_on"]
+__all__ = ["Run", "is_drawn", "trained_on"]
 
-# Samples of a short task; the test samples are there for who wants to look at them.
+# Samples of a short task that is trained on; the test samples are there for who wants to look at them.
 _NUM_TRAIN, _NUM_TEST = 56, 4
+# Of a held-out one, which has an adapter of its own to be compared with: as many as there are, and those scored.
+_MOST_SAMPLES, _NUM_SCORED = 144, 16
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -51,15 +53,22 @@ class Run:
         return ZooManifest.read(zoo)
 
     def _with_short_tasks(self, config: Path, manifest: ZooManifest) -> tuple[Path, list[Path]]:
-        """Write samples of short tasks, which no adapter is trained on, and the settings of a zoo that has them."""
-        samples = {task.name: task.samples(_NUM_TRAIN + _NUM_TEST) for task in short_tasks()}
+        """Write samples of short tasks, and the settings of a zoo that has them: some held out, with an own adapter,
+        and the others without."""
+        further = {task.name: task for task in short_tasks()[: self._plan.num_short_tasks]}
+        samples = {name: task.samples(_NUM_TRAIN + _NUM_TEST) for name, task in further.items()}
         prompts = {name: [sample.prompt for sample in of_task] for name, of_task in samples.items()}
+        held_out, training = twins.held_out_among(manifest, prompts, self._plan.num_held_out_short)
         folder, tasks, files = self._plan.work / "short_tasks", [], list[Path]()
-        for name in twins.unlike_held_out(manifest, prompts, self._plan.num_short_tasks):
+        for name in [*held_out, *training]:
+            is_held_out = name in held_out
+            of_task = further[name].samples(_MOST_SAMPLES) if is_held_out else samples[name]
+            num_test = _NUM_SCORED if is_held_out else _NUM_TEST
             files.append(folder / f"{name}.jsonl")
-            write_jsonl(files[-1], map(asdict, samples[name]))
-            sizes = {"num_train": _NUM_TRAIN, "num_test": _NUM_TEST}
-            tasks.append({"name": name, "source": str(files[-1]), **sizes, "own_adapter": False})
+            write_jsonl(files[-1], map(asdict, of_task))
+            sizes = {"num_train": len(of_task) - num_test, "num_test": num_test}
+            kind = {"held_out": is_held_out, "own_adapter": is_held_out}
+            tasks.append({"name": name, "source": str(files[-1]), **sizes, **kind})
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
         settings["tasks"] += tasks
         return self._with_joint(settings, self._plan.work / "collect.yaml", self._plan.joint_steps), files
@@ -143,11 +152,11 @@ class Run:
         return ZooManifest.read(folder)
 
     def part_of(
-        self, manifest: ZooManifest, tasks: Sequence[ZooTask], *, joint: ZooManifest | None = None
+        self, manifest: ZooManifest, name: str, tasks: Sequence[ZooTask], *, joint: ZooManifest | None = None
     ) -> ZooManifest:
-        """Return the zoo with only some of its training tasks, and the joint adapter of another, with its folds."""
+        """Return a zoo with only some tasks of another, and the joint adapter of a third, with its folds."""
         names = {task.name for task in tasks}
-        folder = self._plan.work / f"zoo-{len(tasks)}"
+        folder = self._plan.work / name
         folder.mkdir(parents=True, exist_ok=True)
 
         def elsewhere(path: str, zoo: ZooManifest = manifest) -> str:
@@ -169,7 +178,7 @@ class Run:
                     test=task.test and replace(task.test, path=elsewhere(task.test.path)),
                 )
                 for task in manifest.tasks
-                if task.held_out or task.name in names
+                if task.name in names
             ],
         )
         part.write()
@@ -190,3 +199,8 @@ def trained_on(manifest: ZooManifest) -> list[ZooTask]:
     # A digest of the name shuffles the tasks, which are listed by kind.
     tasks = [task for task in manifest.tasks if not task.held_out]
     return sorted(tasks, key=lambda task: hashlib.sha256(task.name.encode()).hexdigest())
+
+
+def is_drawn(task: ZooTask) -> bool:
+    """Return whether a task is one of reasoning-gym, and not a short one."""
+    return any(source.startswith("reasoning-gym:") for source in task.sources)

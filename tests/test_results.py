@@ -18,7 +18,7 @@ from loragen_train.prompts.splits import read_all_samples
 
 from demo.steps import ROOT
 from results import page, run, summary, twins, work
-from results.plan import QUICK
+from results.plan import FULL, QUICK
 from results.short_tasks import ShortTask, short_tasks
 from results.side_by_side import SideBySide
 
@@ -89,8 +89,10 @@ def test_the_full_run_has_enough_tasks_and_none_of_a_held_out_generator_to_train
     assert f"{num_own} of them with adapters, and {len(kinds[True])} held-out ones" in told
     further = len(short_tasks())
     assert f"adds {further} short tasks" in told
+    assert f"{FULL.num_held_out_short} of these are held out" in told
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"({len(kinds[False]) + further} training tasks, " in readme
+    assert f"({len(kinds[False]) + further - FULL.num_held_out_short} training tasks, " in readme
+    assert f", {len(kinds[True]) + FULL.num_held_out_short} held-out tasks, " in readme
 
 
 def test_every_task_of_the_full_run_has_the_samples_that_it_asks_for():
@@ -105,7 +107,10 @@ def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path)
     plan = replace(QUICK, work=tmp_path / "work")
     tasks = work.trained_on(zoo)
     assert {task.name for task in tasks} == {"sums", "spelling"}
-    parts = [work.Run(plan, "cpu").part_of(zoo, tasks[:num_tasks]) for num_tasks in (1, 2)]
+    parts = [
+        work.Run(plan, "cpu").part_of(zoo, f"part-{num_tasks}", [*zoo.held_out_tasks, *tasks[:num_tasks]])
+        for num_tasks in (1, 2)
+    ]
     names = [{task.name for task in part.training_tasks} for part in parts]
     assert [len(one) for one in names] == [1, 2]
     assert names[0] < names[1]
@@ -116,7 +121,8 @@ def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path)
         for task in read.tasks:
             assert read.samples(task.prompts).read_bytes() == zoo.samples(zoo.task(task.name).prompts).read_bytes()
             assert read.path(task.adapters[0]).samefile(zoo.folder / "adapters" / task.name)
-    with_joint = ZooManifest.read(work.Run(plan, "cpu").part_of(parts[1], tasks, joint=zoo).folder)
+    with_joint = ZooManifest.read(work.Run(plan, "cpu").part_of(parts[1], "with-joint", tasks, joint=zoo).folder)
+    assert with_joint.held_out_tasks == []
     assert with_joint.path(with_joint.joint).samefile(zoo.folder / "adapters/sums")
     for fold, original in zip(with_joint.joint_folds, zoo.joint_folds, strict=True):
         assert fold.tasks == original.tasks
@@ -124,7 +130,7 @@ def test_parts_of_the_zoo_hold_each_other_and_name_the_same_files(zoo, tmp_path)
 
 
 def test_a_zoo_is_collected_again_when_the_samples_of_its_short_tasks_have_changed(zoo, tmp_path, monkeypatch):
-    plan = replace(QUICK, work=tmp_path / "work")
+    plan = replace(QUICK, work=tmp_path / "work", num_held_out_short=0)
     shutil.copytree(zoo.folder, plan.work / "zoo")
     keys = []
 
@@ -229,7 +235,8 @@ def found() -> dict:
     scores = summary.scores_by_task([evaluation(0)], held_out=True)
     table = summary.group_table(scores)
     means = {row: {name: table[row][name]["mean"] for name in ("nll", "exact_match")} for row in table}
-    tuned = dict.fromkeys(("tuned", "tuned from mean", "tuned from scratch"), table["own"])
+    start = {"tuned": table["generated"], "tuned from mean": table["base"], "tuned from scratch": table["base"]}
+    tuned = dict.fromkeys(start, table["own"])
     return {
         "quick": True,
         "rule": run.RULE,
@@ -239,12 +246,15 @@ def found() -> dict:
         "joint_steps": 1296,
         "held_out": table,
         "differences": {"generated": summary.compared(scores, "generated")},
+        "by_kind": {"short": {"num_tasks": 6, "rows": table, "differences": summary.compared(scores, "generated")}},
         "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
         "curve": [
             {"num_tasks": number, "num_with_adapters": 5, "joint_steps": 216, "rows": table} for number in (10, 70)
         ],
+        "num_tuned_tasks": 6,
         "tuning": [
-            {"num_samples": number, "num_steps": steps, "rows": tuned} for number in (4, 8) for steps in (2, 16)
+            {"num_samples": number, "num_steps": steps, "rows": start if steps == 0 else tuned}
+            for number, steps in ((0, 0), (4, 2), (4, 16), (8, 2), (8, 16))
         ],
         "by_seed": {"0": {**means, "mean": means["base"]}},
         "per_task": scores,
@@ -274,11 +284,14 @@ def test_the_tables_have_the_numbers(found):
     table = page.main_table(found)
     assert re.search(r"\| generated \| 4\.000 \[\d\.\d{3}, \d\.\d{3}\] \| 25\.0 \[25\.0, 25\.0\] \| 83 \|", table)
     assert "a joint adapter of 1,296 steps" in table
+    assert table.endswith("|\n\nOne <part> was measured anew.\n")  # the picture has all of it
     further = page.further_tables(found)
     assert "| ridge | -0.500 [-0.500, -0.500] | 6 |" in further
     assert "| 0 | 0 | 4.000 / 25.0 | 6.500 / 0.0 | 6.500 / 0.0 |" in further
     assert "| 4 | 16 | 3.500 / 30.0 |" in further
     assert "| 70, 5 with adapters | 216 |" in further
+    assert "The 6 held-out tasks short alone:" in further
+    assert re.search(r"\| ridge \| .* \| -0\.500 \[-0\.500, -0\.500\] \| 6 \|", further)
     assert further.endswith("|\n\nOne <part> was measured anew.\n")
 
 
@@ -350,9 +363,19 @@ def test_short_tasks_have_their_inputs_where_an_instruction_has_a_place_for_them
         assert (sample.prompt, sample.response) == (wanted, "1")
 
 
-def test_short_tasks_that_are_worded_like_a_held_out_one_are_left_out(zoo):
-    further = {"adding": [f"What is {a} + {a + 2}?" for a in range(9)], "flags": ["Which flag has Peru?", "And Cuba?"]}
-    assert twins.unlike_held_out(zoo, further) == ["flags"]
-    further["music"] = ["Who composed Fidelio?", "Who composed Carmen?"]
-    assert twins.unlike_held_out(zoo, further) == ["flags", "music"]
-    assert twins.unlike_held_out(zoo, further, 1) == ["flags"]
+def test_the_further_tasks_that_are_least_like_any_other_are_held_out_and_those_like_a_held_out_one_left_out(zoo):
+    further = {
+        "adding": [f"What is {a} + {a + 2}?" for a in range(9)],
+        "flags": ["Which flag has Peru?", "Which flag has Cuba?"],
+        "banners": ["Which flag has Chile?", "Which flag has Ghana?"],
+        "music": ["Who composed Fidelio?", "Who composed Carmen?"],
+    }
+    # Adding is worded like a held-out task of the zoo, and the flags are each other's twins.
+    assert twins.held_out_among(zoo, further, 0) == ([], ["flags", "banners", "music"])
+    assert twins.held_out_among(zoo, further, 1) == (["music"], ["flags", "banners"])
+    held_out, training = twins.held_out_among(zoo, further, 3)
+    assert {*further} - {*held_out} < {"flags", "banners"}
+    assert training == []
+    # As in a run that goes on, where the zoo has the further tasks already.
+    known = replace(zoo, tasks=[*zoo.tasks, replace(zoo.task("sums"), name="music")])
+    assert twins.held_out_among(known, further, 1) == (["music"], ["flags", "banners"])

@@ -135,7 +135,9 @@ class Commands:
 def plan(tmp_path: Path) -> Plan:
     work = tmp_path / "work"
     zoo_at(work / "zoo", TRAINED | HELD_OUT)
-    return replace(FULL, work=work, output=tmp_path / "results", num_short_tasks=1, part_sizes=(2,))
+    return replace(
+        FULL, work=work, output=tmp_path / "results", num_short_tasks=2, num_held_out_short=1, part_sizes=(2,)
+    )
 
 
 def test_a_run_takes_every_step_and_writes_what_it_found(plan, monkeypatch, capsys):
@@ -148,7 +150,10 @@ def test_a_run_takes_every_step_and_writes_what_it_found(plan, monkeypatch, caps
     run._write(run._found(measure(plan, "cpu", 1), plan, "cpu"), plan)
 
     first, whole, *parts = commands.collected
-    assert len(whole.tasks) == len(first.tasks) + 1
+    *_, held_out, trained = whole.tasks
+    assert len(whole.tasks) == len(first.tasks) + 2
+    assert (held_out.held_out, held_out.own_adapter, held_out.num_test) == (True, True, 16)
+    assert (trained.held_out, trained.own_adapter, trained.num_train, trained.num_test) == (False, False, 56, 4)
     assert (first.joint, whole.joint_steps, whole.joint_folds) == (False, plan.joint_steps, 2)
     assert sorted(len(part.tasks) for part in parts) == [2, 3]
     assert {part.joint_steps for part in parts} == {plan.part_joint_steps}
@@ -161,10 +166,11 @@ def test_a_run_takes_every_step_and_writes_what_it_found(plan, monkeypatch, caps
     recorded = json.loads((ROOT / "results/results.json").read_text(encoding="utf-8"))
     assert found.keys() >= recorded.keys()  # of which the tables are made
     assert list(found["held_out"]) == list(ROWS)
-    assert [list(one["rows"]) for one in found["tuning"]] == [rows_of("tuning")] * len(plan.tuning)
+    assert [list(one["rows"]) for one in found["tuning"]] == [rows_of("tuning")] * (1 + len(plan.tuning))
     assert [list(one["rows"]) for one in found["curve"]] == [rows_of("curve")] * 2
     assert list(found["seen"]) == rows_of("seen")
     assert set(found["by_seed"]) == {"0", "1", "2"}
+    assert list(found["by_kind"]) == ["of reasoning-gym"]  # as the only held-out task of this zoo is
     assert list(found["per_task"]) == list(HELD_OUT)
     # Default: four shots, sixteen steps.
     assert [found["by_seed"][seed]["own"]["nll"] for seed in "012"] == [1.160416, 2.160416, 3.160416]
@@ -172,7 +178,8 @@ def test_a_run_takes_every_step_and_writes_what_it_found(plan, monkeypatch, caps
     assert [one["rows"]["ridge"]["nll"]["mean"] for one in found["curve"]] == [4.160416, 5.160416]
     assert found["seen"]["own"]["nll"]["mean"] == 1.080416
     tuned = [one["rows"]["tuned"]["nll"]["mean"] for one in found["tuning"]]
-    assert tuned == [1.160404, 1.160416, 1.161604, 1.161616, 1.166404, 1.166416]
+    assert found["tuning"][0]["rows"]["tuned from scratch"]["nll"]["mean"] == pytest.approx(2.160416)  # the base model
+    assert tuned == [1.160416, 1.160404, 1.160416, 1.161604, 1.161616, 1.166404, 1.166416]
     assert found["seconds"].keys() >= {
         "collect",
         "collect-all",
