@@ -1,9 +1,10 @@
 """Measures what generated adapters are worth on tasks never seen, from nothing but installed packages.
 
 Collects a zoo of short tasks of reasoning-gym, of which some are held out that have no twin among the others, adds
-short tasks that lend their samples only, trains generators with several seeds and on fewer tasks, evaluates all rows,
-and writes results/: JSON, PNG, HTML, and from the JSON the tables in the README and docs/results.md. Every step is a
-command that a user would type, two of them at a time on a CPU; what is finished is used again.
+further short tasks, of which some are held out as well and the others lend their samples only, trains generators with
+several seeds and on fewer tasks, evaluates all rows, and writes results/: JSON, PNG, HTML, and from the JSON the tables
+in the README and docs/results.md. Every step is a command that a user would type, two of them at a time on a CPU; what
+is finished is used again.
 
     python -m results.run                  hours on two CPU cores; a GPU is picked up by itself
     python -m results.run --quick          tiny numbers, written elsewhere, to see that everything works

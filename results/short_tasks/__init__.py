@@ -1,7 +1,7 @@
 """Makes short tasks of words, numbers, lists, sentences and codes, from templates and what a few small packages know.
 
-They have samples and no adapters: a generator learns from them through the language model. Nothing is downloaded, and
-the same versions of the packages give the same samples.
+Those that are trained on have samples and no adapters: a generator learns from them through the language model. Nothing
+is downloaded, and the same versions of the packages give the same samples.
 """
 
 import random
