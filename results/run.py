@@ -41,7 +41,7 @@ RULE = (
 # Where the rows that are tuned start; without a step the initialisation changes nothing in the base model.
 _STARTS = {"tuned": "generated", "tuned from mean": "mean", "tuned from scratch": "base"}
 # The two kinds of held-out tasks, by whether they are drawn from reasoning-gym.
-_KINDS = {True: "of reasoning-gym", False: "short"}
+_KINDS = {True: "of reasoning-gym", False: "of results/short_tasks"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

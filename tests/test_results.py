@@ -246,7 +246,7 @@ def found() -> dict:
         "joint_steps": 1296,
         "held_out": table,
         "differences": {"generated": summary.compared(scores, "generated")},
-        "by_kind": {"short": {"num_tasks": 6, "rows": table, "differences": summary.compared(scores, "generated")}},
+        "by_kind": {"of a kind": {"num_tasks": 6, "rows": table, "differences": summary.compared(scores, "generated")}},
         "seen": summary.group_table(summary.scores_by_task([evaluation(0)], held_out=False)),
         "curve": [
             {"num_tasks": number, "num_with_adapters": 5, "joint_steps": 216, "rows": table} for number in (10, 70)
@@ -290,7 +290,7 @@ def test_the_tables_have_the_numbers(found):
     assert "| 0 | 0 | 4.000 / 25.0 | 6.500 / 0.0 | 6.500 / 0.0 |" in further
     assert "| 4 | 16 | 3.500 / 30.0 |" in further
     assert "| 70, 5 with adapters | 216 |" in further
-    assert "The 6 held-out tasks short alone:" in further
+    assert "The 6 held-out tasks of a kind alone:" in further
     assert re.search(r"\| ridge \| .* \| -0\.500 \[-0\.500, -0\.500\] \| 6 \|", further)
     assert further.endswith("|\n\nOne <part> was measured anew.\n")
 
